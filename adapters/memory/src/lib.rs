@@ -1,0 +1,1 @@
+//! Memory broker of anybroker

@@ -1,0 +1,1 @@
+//! Derives for anybroker: Event and Command

@@ -1,0 +1,1 @@
+//! Conformance suite, broker launchers and test helpers of anybroker

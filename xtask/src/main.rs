@@ -1,0 +1,2 @@
+//! Tasks of the workspace: tests, brokers, benchmarks.
+fn main() {}
