@@ -1,0 +1,145 @@
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{
+    Capabilities, Confirmation, DeadLetterFilter, Delivery, Depth, Destination, Envelope, Peek,
+    Redrive, Result, Settler, Subscription,
+};
+
+/// A connection to a broker. Applications hold it as `Arc<dyn Broker>`.
+///
+/// Everything it declares, it declares idempotently and durably.
+#[async_trait]
+pub trait Broker: Any + Send + Sync + fmt::Debug {
+    /// What this broker can do, and with what limits.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// A handle to publish with; cheap.
+    fn producer(&self) -> Arc<dyn Producer>;
+
+    /// Creates the destination, or checks that it exists in this shape, as the `declare` option
+    /// says.
+    async fn declare_destination(&self, destination: &Destination) -> Result<()>;
+
+    /// Creates destination, group and dead-letter queue, or checks them. Messages published from
+    /// here on reach the group.
+    async fn declare(&self, subscription: &Subscription) -> Result<()>;
+
+    /// Declares the subscription and starts to consume it. At most `prefetch` deliveries are
+    /// unsettled at a time; each holds a place until it is settled or dropped.
+    async fn consume(
+        &self,
+        subscription: &Subscription,
+        prefetch: usize,
+    ) -> Result<Box<dyn Consumer>>;
+
+    /// Counts the group's messages; what the broker cannot tell is `None`.
+    async fn depth(&self, subscription: &Subscription) -> Result<Depth>;
+
+    /// Looks at up to `limit` dead letters of the group, the oldest first, and changes nothing.
+    async fn dead_letters(
+        &self,
+        subscription: &Subscription,
+        filter: &DeadLetterFilter,
+        limit: usize,
+    ) -> Result<Peek>;
+
+    /// Sends dead letters back to their group, and to it only; answers how many. What was sent
+    /// back is no longer in the dead-letter queue, so that a second call sends nothing twice.
+    async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64>;
+
+    /// Removes the dead letters that are there now; answers how many.
+    async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64>;
+
+    /// Answers whether the broker answers.
+    async fn health(&self) -> Result<()>;
+
+    /// Flushes what was accepted and closes the connection. Later calls answer
+    /// [`Closed`](crate::ErrorKind::Closed).
+    async fn close(&self) -> Result<()>;
+}
+
+/// Publishes envelopes.
+pub trait Producer: Send + Sync + fmt::Debug {
+    /// Publishes; resolves when the broker has the message durably.
+    ///
+    /// Many sends may be in flight; they are coalesced into the broker's own batches.
+    ///
+    /// # Ordering
+    /// Messages of one producer and key are stored in the order of the calls.
+    ///
+    /// # Cancel safety
+    /// The send goes on when the confirmation is dropped.
+    ///
+    /// # Errors
+    /// `Unroutable`, `TooLarge`, `Invalid`, `Closed`, `Timeout`, `Unavailable`; the retry class
+    /// is `Ambiguous` where the broker may have the message.
+    fn send(&self, outgoing: Outgoing) -> Confirmation;
+}
+
+/// Receives the deliveries of one subscription.
+#[async_trait]
+pub trait Consumer: Send + fmt::Debug {
+    /// Appends up to `max` deliveries to `out`; pending while there are none.
+    ///
+    /// # Cancel safety
+    /// Nothing is held back between polls: what was not handed out is handed out next.
+    ///
+    /// # Errors
+    /// A transient error ends nothing: poll again. `Closed` and permanent errors end the consumer.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        out: &mut Vec<Delivery>,
+    ) -> Poll<Result<()>>;
+
+    /// The settler to renew with, and how long a lease lasts; `None` where deliveries are not
+    /// leased.
+    fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
+        None
+    }
+
+    /// Stops receiving, gives back what was not handed out, and ends once the settlements so far
+    /// are with the broker. Dropping does the same without waiting.
+    async fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// What a producer sends: an envelope, where to, and when.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Where it goes.
+    pub destination: Destination,
+    /// What goes there.
+    pub envelope: Envelope,
+    /// How long no handler may see it.
+    pub delay: Option<Duration>,
+    /// Whether a topic without groups may swallow it; otherwise that is `Unroutable` where the
+    /// broker can tell.
+    pub allow_unrouted: bool,
+}
+
+impl Outgoing {
+    /// An envelope for a destination, without delay.
+    pub fn new(destination: impl Into<Destination>, envelope: Envelope) -> Self {
+        Self { destination: destination.into(), envelope, delay: None, allow_unrouted: false }
+    }
+
+    /// Delays it.
+    pub fn with_delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay);
+        self
+    }
+}
+
+impl dyn Broker {
+    /// The adapter's own type, for what only it can do.
+    pub fn downcast_ref<B: Broker>(&self) -> Option<&B> {
+        (self as &dyn Any).downcast_ref()
+    }
+}

@@ -1,0 +1,73 @@
+use std::time::Duration;
+
+/// What a broker can do natively, and with what limits, as data.
+///
+/// [`Capabilities::new`] states the broker that can do everything the library offers; an adapter
+/// lowers what differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// The adapter (`"rabbitmq"`).
+    pub broker: &'static str,
+    /// The largest payload in bytes, with room kept back for what retry and dead-lettering add.
+    pub max_payload: usize,
+    /// Whether deliveries are leased and must be renewed.
+    pub leased: bool,
+    /// How long a delivery can be held at most, however often it is renewed.
+    pub longest_hold: Option<Duration>,
+    /// Whether [`Start::Earliest`](crate::Start::Earliest) works for a new group of a topic.
+    pub start_earliest: bool,
+    /// Whether publishing to a topic without groups is seen.
+    pub detects_unrouted: bool,
+    /// Whether a delivery that comes back after a crash counts as an attempt.
+    pub counts_crashes: bool,
+    /// Whether looking at dead letters shows all of them, or a sample.
+    pub complete_peek: bool,
+    /// What an `Ok` settlement proves.
+    pub settlement: SettlementProof,
+}
+
+/// What `Ok` of a settlement means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SettlementProof {
+    /// The broker has confirmed it.
+    Confirmed,
+    /// It was written on the live connection; the broker does not answer settlements.
+    Written,
+    /// The broker has accepted it, and the lease had not run out by the local clock.
+    WithinLease,
+}
+
+impl Capabilities {
+    /// The broker that can do everything, with payloads up to `max_payload` bytes.
+    pub fn new(broker: &'static str, max_payload: usize) -> Self {
+        Self {
+            broker,
+            max_payload,
+            leased: false,
+            longest_hold: None,
+            start_earliest: true,
+            detects_unrouted: true,
+            counts_crashes: true,
+            complete_peek: true,
+            settlement: SettlementProof::Confirmed,
+        }
+    }
+}
+
+/// How many messages a group has; `None` where the broker cannot tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Depth {
+    /// Waiting to be delivered.
+    pub ready: Option<u64>,
+    /// Delivered, not settled.
+    pub in_flight: Option<u64>,
+    /// Waiting for their time.
+    pub delayed: Option<u64>,
+    /// In the dead-letter queue.
+    pub dead_lettered: Option<u64>,
+    /// Age of the oldest message that waits to be delivered.
+    pub oldest: Option<Duration>,
+}

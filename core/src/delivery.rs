@@ -1,0 +1,115 @@
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{Confirmation, Envelope, Hop, Outcome};
+
+/// One envelope handed to one consumer, with its attempt number and its settlement.
+///
+/// Settlement is by value and happens once. A delivery that is dropped unsettled comes back.
+pub struct Delivery {
+    envelope: Arc<Envelope>,
+    hop: Option<Box<Hop>>,
+    attempt: u32,
+    tag: u64,
+    settler: Option<Arc<dyn Settler>>,
+}
+
+/// Settles the deliveries of one consumer; adapters implement it.
+///
+/// Calls take effect in their order, and at once: they run whether or not the confirmation is
+/// polled. What `Ok` means is a capability ([`SettlementProof`](crate::SettlementProof)).
+///
+/// # Errors
+/// [`StaleDelivery`](crate::ErrorKind::StaleDelivery) wherever the broker can tell that the
+/// delivery is no longer this consumer's. When the copy for a retry or a dead-letter queue cannot
+/// be stored, the delivery is not acknowledged, and comes back.
+pub trait Settler: Send + Sync + fmt::Debug {
+    /// Settles a delivery. Whatever new copy the outcome needs is stored, with the broker's
+    /// confirmation, before the delivery is acknowledged.
+    fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation;
+
+    /// Extends the leases of the deliveries with these tags. Tags that are settled, abandoned or
+    /// lost already are skipped. Does nothing where deliveries are not leased.
+    fn renew(&self, tags: &[u64]) -> Confirmation {
+        let _ = tags;
+        Confirmation::ready(Ok(()))
+    }
+
+    /// Gives back a delivery that was dropped unsettled, as soon as the broker can.
+    fn abandon(&self, tag: u64);
+}
+
+impl Delivery {
+    /// Makes a delivery; adapters call it.
+    ///
+    /// `returned` is how often the broker saw this stored copy come back; `tag` means something to
+    /// the settler alone.
+    pub fn new(
+        envelope: Arc<Envelope>,
+        hop: Option<Box<Hop>>,
+        returned: u32,
+        tag: u64,
+        settler: Arc<dyn Settler>,
+    ) -> Self {
+        let earlier = hop.as_ref().map_or(0, |hop| hop.attempts);
+        let attempt = earlier.saturating_add(returned).saturating_add(1);
+        Self { envelope, hop, attempt, tag, settler: Some(settler) }
+    }
+
+    /// What was published.
+    pub fn envelope(&self) -> &Arc<Envelope> {
+        &self.envelope
+    }
+
+    /// What travels beside the envelope.
+    pub fn hop(&self) -> &Hop {
+        static PUBLISHED: Hop =
+            Hop { id: None, attempts: 0, not_before: None, first_failure: None, failure: None };
+        self.hop.as_deref().unwrap_or(&PUBLISHED)
+    }
+
+    /// The attempt, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// What the settler knows the delivery by.
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// Settles it. See [`Settler`] for errors.
+    pub fn settle(mut self, outcome: Outcome) -> Confirmation {
+        match self.settler.take() {
+            Some(settler) => settler.settle(self, outcome),
+            // Only a settler sees a delivery without one, and it has settled it.
+            None => Confirmation::ready(Ok(())),
+        }
+    }
+
+    /// Counts a failed attempt that will be repeated in this process.
+    pub(crate) fn count_attempt(&mut self) {
+        self.attempt = self.attempt.saturating_add(1);
+        let hop = self.hop.get_or_insert_default();
+        hop.first_failure.get_or_insert_with(crate::now);
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(settler) = self.settler.take() {
+            settler.abandon(self.tag);
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("id", &self.envelope.id)
+            .field("type", &self.envelope.r#type)
+            .field("attempt", &self.attempt)
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
+    }
+}

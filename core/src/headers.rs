@@ -1,0 +1,116 @@
+use std::fmt;
+
+use crate::{Error, ErrorKind, Result};
+
+/// Extension attributes of an envelope: names `[a-z0-9]` of at most 20 characters, values UTF-8
+/// text, no name twice, none that the envelope's own fields or the library use.
+///
+/// ```
+/// # use anybroker_core::Headers;
+/// let mut headers = Headers::new();
+/// headers.insert("tenant", "acme")?;
+/// assert_eq!(headers.get("tenant"), Some("acme"));
+/// assert!(headers.insert("Tenant-Id", "acme").is_err());
+/// # Ok::<(), anybroker_core::Error>(())
+/// ```
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(Box<str>, Box<str>)>);
+
+/// Attributes that have a field of their own, or that the library writes.
+pub(crate) const RESERVED: &[&str] = &[
+    "id",
+    "source",
+    "type",
+    "specversion",
+    "datacontenttype",
+    "data",
+    "database64",
+    "time",
+    "schemaversion",
+    "partitionkey",
+    "correlationid",
+    "causationid",
+    "expirytime",
+    "notbefore",
+    "abhop",
+    "abattempts",
+    "abfirstfailure",
+    "ablastfailure",
+    "abreason",
+    "aberror",
+    "aborigin",
+    "abgroup",
+];
+
+/// The longest name of a header, in bytes.
+pub(crate) const LONGEST_NAME: usize = 20;
+
+impl Headers {
+    /// Makes an empty set.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Sets `name` to `value` and returns the value it had.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a name that breaks the rules above.
+    pub fn insert(&mut self, name: &str, value: impl Into<String>) -> Result<Option<String>> {
+        check_name(name)?;
+        let value = value.into().into_boxed_str();
+        match self.0.iter_mut().find(|(known, _)| &**known == name) {
+            Some((_, slot)) => Ok(Some(std::mem::replace(slot, value).into_string())),
+            None => {
+                self.0.push((name.into(), value));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The value of `name`.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find_map(|(known, value)| (known == name).then_some(value))
+    }
+
+    /// Takes `name` out and returns the value it had.
+    pub fn remove(&mut self, name: &str) -> Option<String> {
+        let index = self.0.iter().position(|(known, _)| &**known == name)?;
+        Some(self.0.remove(index).1.into_string())
+    }
+
+    /// Names and values in the order of insertion.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let problem = if name.is_empty() {
+        "is empty"
+    } else if name.len() > LONGEST_NAME {
+        "is longer than 20 characters"
+    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
+        "may contain only a-z and 0-9, as CloudEvents attributes do"
+    } else if RESERVED.contains(&name) {
+        "is reserved: the envelope has a field for it, or the library writes it"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Invalid, format!("header {name:?} {problem}")))
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}

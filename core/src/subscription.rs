@@ -1,0 +1,242 @@
+use std::borrow::Cow;
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use crate::{Destination, Error, ErrorKind, Queue, Result, Topic, name};
+
+/// What a worker consumes: a queue, or a topic as a member of a group; and how.
+///
+/// ```
+/// # use anybroker_core::{Queue, Subscription};
+/// Subscription::topic("order.created").group("email").validate()?;
+/// Subscription::queue("order.place").validate()?;
+/// Subscription::queue(Queue::new("payments").ordered()).max_deliveries(5).validate()?;
+/// assert!(Subscription::topic("order.created").validate().is_err(), "a topic needs a group");
+/// # Ok::<(), anybroker_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    destination: Destination,
+    group: Option<Cow<'static, str>>,
+    ordered: bool,
+    partitions: NonZeroU16,
+    start: Start,
+    expired: Expired,
+    lease: Duration,
+    max_deliveries: Option<u32>,
+}
+
+/// Where a new group of a topic begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With the first message published after the group was created.
+    #[default]
+    New,
+    /// With the oldest message that the topic still keeps; a capability.
+    Earliest,
+}
+
+/// What becomes of a message whose `expires` is in the past.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expired {
+    /// It goes to the dead-letter queue with the reason `expired`.
+    #[default]
+    DeadLetter,
+    /// It is acknowledged, and counted in the worker's report.
+    Discard,
+}
+
+impl Subscription {
+    /// Consumes a queue; its group has the queue's name.
+    pub fn queue(queue: impl Into<Queue>) -> Self {
+        let queue = Destination::Queue(queue.into());
+        let partitions = NonZeroU16::new(queue.partition_count()).unwrap_or(NonZeroU16::MIN);
+        Self { ordered: queue.is_ordered(), partitions, ..Self::new(queue) }
+    }
+
+    /// Consumes a topic; name its [`group`](Self::group) too.
+    pub fn topic(topic: impl Into<Topic>) -> Self {
+        Self::new(Destination::Topic(topic.into()))
+    }
+
+    fn new(destination: Destination) -> Self {
+        Self {
+            destination,
+            group: None,
+            ordered: false,
+            partitions: NonZeroU16::MIN,
+            start: Start::New,
+            expired: Expired::DeadLetter,
+            lease: Duration::from_secs(30),
+            max_deliveries: Some(20),
+        }
+    }
+
+    /// Names the group that shares the topic's deliveries.
+    pub fn group(mut self, group: impl Into<Cow<'static, str>>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Keeps a topic's messages of one key in order within the group. A queue says it itself.
+    pub fn ordered(mut self) -> Self {
+        self.ordered = true;
+        self
+    }
+
+    /// Sets how many partitions share the keys of an ordered group of a topic; 1 unless set.
+    pub fn partitions(mut self, partitions: u16) -> Self {
+        self.partitions = NonZeroU16::new(partitions).unwrap_or(NonZeroU16::MIN);
+        self
+    }
+
+    /// Sets where a new group of a topic begins; [`Start::New`] unless set.
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Sets what becomes of expired messages; [`Expired::DeadLetter`] unless set.
+    pub fn expired(mut self, expired: Expired) -> Self {
+        self.expired = expired;
+        self
+    }
+
+    /// Sets how long a delivery is hidden from other consumers before it must be renewed, on
+    /// brokers that lease; 30 s unless set, at least 1 s. The worker renews it.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease.max(Duration::from_secs(1));
+        self
+    }
+
+    /// Sets after how many deliveries a message goes to the dead-letter queue before a handler
+    /// sees it again; 20 unless set. It stops messages that kill the process.
+    pub fn max_deliveries(mut self, max_deliveries: u32) -> Self {
+        self.max_deliveries = Some(max_deliveries.max(1));
+        self
+    }
+
+    /// Delivers a message that kills the process again and again, for ever.
+    pub fn unlimited_deliveries(mut self) -> Self {
+        self.max_deliveries = None;
+        self
+    }
+
+    /// What is consumed.
+    pub fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
+    /// The group; a queue's is the queue's name.
+    pub fn group_name(&self) -> &str {
+        self.group.as_deref().unwrap_or_else(|| self.destination.name())
+    }
+
+    /// Whether messages of one key are handled in order.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
+    /// How many partitions share the keys.
+    pub fn partition_count(&self) -> u16 {
+        self.partitions.get()
+    }
+
+    /// Where a new group begins.
+    pub fn start_position(&self) -> Start {
+        self.start
+    }
+
+    /// What becomes of expired messages.
+    pub fn expired_policy(&self) -> Expired {
+        self.expired
+    }
+
+    /// How long a delivery is hidden before it must be renewed.
+    pub fn lease_time(&self) -> Duration {
+        self.lease
+    }
+
+    /// After how many deliveries a message is given up unseen.
+    pub fn delivery_limit(&self) -> Option<u32> {
+        self.max_deliveries
+    }
+
+    /// The name of what the broker stores for the group, without prefix: the queue's name, or
+    /// `topic--group`.
+    pub fn stored_name(&self) -> String {
+        match &self.destination {
+            Destination::Queue(_) => self.destination.name().to_owned(),
+            Destination::Topic(_) => {
+                [self.destination.name(), self.group_name()].join(name::SEPARATOR)
+            }
+        }
+    }
+
+    /// The name of something derived from the group's own (`order.created--email--dlq`).
+    pub fn derived_name(&self, suffix: &str) -> String {
+        [&self.stored_name(), suffix].join(name::SEPARATOR)
+    }
+
+    /// Checks names and combinations.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with what to write instead.
+    pub fn validate(&self) -> Result<()> {
+        self.destination.validate()?;
+        match (&self.destination, &self.group) {
+            (Destination::Topic(_), None) => Err(invalid(format!(
+                "a subscription of topic {:?} needs a group: write .group(\"name\")",
+                self.destination.name()
+            ))),
+            (Destination::Queue(_), Some(group)) => Err(invalid(format!(
+                "queue {:?} has no groups besides its own: drop .group({group:?}) or use a topic",
+                self.destination.name()
+            ))),
+            (Destination::Queue(_), None) if self.ordered != self.destination.is_ordered() => {
+                Err(invalid("write .ordered() on the queue, not on its subscription".to_owned()))
+            }
+            (Destination::Queue(_), None) => Ok(()),
+            (Destination::Topic(_), Some(group)) => {
+                name::check("group", group)?;
+                let total = self.destination.name().len() + group.len();
+                if !self.destination.is_native() && total > name::LONGEST {
+                    return Err(invalid(format!(
+                        "topic {:?} and group {group:?} together take {total} bytes; at most {} are portable",
+                        self.destination.name(),
+                        name::LONGEST
+                    )));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn invalid(context: String) -> Error {
+    Error::new(ErrorKind::Invalid, context).operation("subscribe")
+}
+
+impl From<&'static str> for Queue {
+    fn from(name: &'static str) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<String> for Queue {
+    fn from(name: String) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<&'static str> for Topic {
+    fn from(name: &'static str) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<String> for Topic {
+    fn from(name: String) -> Self {
+        Self::new(name)
+    }
+}
