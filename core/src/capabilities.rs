@@ -6,6 +6,7 @@ use std::time::Duration;
 /// lowers what differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about a broker")]
 pub struct Capabilities {
     /// The adapter (`"rabbitmq"`).
     pub broker: &'static str,
