@@ -3,7 +3,7 @@
 mod brokers;
 mod containers;
 mod results;
-mod tests;
+mod test;
 
 use std::process::ExitCode;
 
@@ -30,7 +30,7 @@ enum Task {
 fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
     let done = match task {
-        Task::Test => tests::run(),
+        Task::Test => test::run(),
         Task::Brokers { action } => brokers::run(&action),
     };
     done.unwrap_or_else(|error| {

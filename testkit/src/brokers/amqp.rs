@@ -22,6 +22,7 @@ const CLOSE: Method = (10, 50);
 const CLOSE_OK: Method = (10, 51);
 const CHANNEL_OPEN: Method = (20, 10);
 const CHANNEL_OPEN_OK: Method = (20, 11);
+const CHANNEL_CLOSE: Method = (20, 40);
 const QUEUE_DECLARE: Method = (50, 10);
 const QUEUE_DECLARE_OK: Method = (50, 11);
 
@@ -133,10 +134,11 @@ fn expect(stream: &mut TcpStream, wanted: Method) -> io::Result<Vec<u8>> {
         if method == wanted {
             return Ok(arguments);
         }
-        if method.1 == CLOSE.1 || method == (20, 40) {
-            let reason = arguments.get(3..).unwrap_or_default();
-            let text = String::from_utf8_lossy(reason);
-            return Err(io::Error::other(text.trim_end_matches('\0').to_owned()));
+        if method == CLOSE || method == CHANNEL_CLOSE {
+            // A code, then the reason with its length before it.
+            let reason = arguments.get(2).zip(arguments.get(3..)).unwrap_or((&0, &[]));
+            let reason = &reason.1[..reason.1.len().min(usize::from(*reason.0))];
+            return Err(io::Error::other(String::from_utf8_lossy(reason).into_owned()));
         }
         return Err(io::Error::other(format!("it answered {method:?} instead of {wanted:?}")));
     }

@@ -6,7 +6,7 @@ use super::{Error, Server, container};
 
 /// A server from the environment, or one of our own.
 pub(super) fn find<R: Recipe + Clone + 'static>(recipe: &R) -> Result<Server, Error> {
-    match in_environment(recipe)? {
+    match in_environment(recipe, |name| env::var(name).ok())? {
         Some((url, version)) => Ok(Server::foreign(Box::new(recipe.clone()), url, version)),
         None => launch(recipe),
     }
@@ -43,22 +43,25 @@ pub(super) fn launch<R: Recipe + Clone + 'static>(recipe: &R) -> Result<Server, 
 }
 
 /// URL and version of the server that the environment names, if it is of the wanted version.
-fn in_environment(recipe: &dyn Recipe) -> Result<Option<(String, String)>, Error> {
+pub(super) fn in_environment(
+    recipe: &dyn Recipe,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Option<(String, String)>, Error> {
     let variables = recipe.variables();
-    for (position, variable) in variables.iter().enumerate() {
-        let Some(url) = env::var(variable).ok().filter(|url| !url.is_empty()) else {
+    for (position, name) in variables.iter().enumerate() {
+        let Some(url) = variable(name).filter(|url| !url.is_empty()) else {
             continue;
         };
         let version = recipe
             .probe(&url)
-            .map_err(|error| Error::new(format!("{variable} is set, but {error}")))?;
+            .map_err(|error| Error::new(format!("{name} is set, but {error}")))?;
         if recipe.accepts(&version) {
             return Ok(Some((url, version)));
         }
         let is_general = position + 1 == variables.len();
         if !is_general {
             return Err(Error::new(format!(
-                "{variable} is set, but version {version} answers there instead of {}",
+                "{name} is set, but version {version} answers there instead of {}",
                 recipe.name()
             )));
         }

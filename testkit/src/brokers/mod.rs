@@ -37,6 +37,8 @@ mod reaper;
 mod recipe;
 mod server;
 mod site;
+#[cfg(test)]
+mod tests;
 
 pub use self::container::docker_answers;
 pub use self::detached::Detached;

@@ -52,8 +52,8 @@ impl Reaper {
 
     /// Lets the server live on.
     pub(super) fn dismiss(mut self) {
+        // Before its input ends, or else it does its work.
         let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -61,5 +61,33 @@ impl Drop for Reaper {
     fn drop(&mut self) {
         drop(self.input.take());
         let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::process::Command;
+
+    use super::Reaper;
+    use crate::brokers::site::Site;
+
+    #[test]
+    fn dropped_reaper_takes_process_group_and_folder() {
+        let site = Site::new().unwrap();
+        let mut server = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
+        fs::write(site.folder.join("group"), format!("{}\n", server.id())).unwrap();
+        drop(Reaper::new(&site.folder, None).unwrap());
+        assert_eq!(server.wait().unwrap().signal(), Some(9));
+        assert!(!site.folder.exists());
+    }
+
+    #[test]
+    fn dismissed_reaper_leaves_everything() {
+        let site = Site::new().unwrap();
+        Reaper::new(&site.folder, None).unwrap().dismiss();
+        assert!(site.folder.exists());
+        fs::remove_dir(&site.folder).unwrap();
     }
 }
