@@ -196,7 +196,7 @@ mod tests {
         .await;
         assert_eq!((value, answer.unwrap()), ("second", Ok(2)));
         assert_eq!(slots.running(), 1);
-        drop(first);
+        drop(first.0);
     }
 
     #[test]
