@@ -6,6 +6,7 @@
 mod broker;
 mod capabilities;
 mod clock;
+pub mod cloudevents;
 mod confirmation;
 mod dead_letters;
 mod delivery;
