@@ -7,6 +7,7 @@ mod backoff_tmp;
 mod broker;
 mod capabilities;
 mod clock;
+pub mod cloudevents;
 mod confirmation;
 mod dead_letters;
 mod delivery;
