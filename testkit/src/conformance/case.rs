@@ -27,7 +27,7 @@ pub(super) enum Need {
     Of(fn(&Capabilities) -> bool, &'static str),
     /// A connection that only checks what it uses.
     Verifying,
-    /// A broker that can be killed. Such a case runs alone.
+    /// A broker that may be killed.
     Restart,
 }
 
@@ -41,7 +41,7 @@ impl Need {
             Self::Verifying if target.verifying.is_none() => {
                 Some("the target offers no connection with declare=verify".to_owned())
             }
-            Self::Restart if target.restart.is_none() => {
+            Self::Restart if target.mortal.is_none() => {
                 Some("the target does not say how to kill its broker and start it again".to_owned())
             }
             _ => None,

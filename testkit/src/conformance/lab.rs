@@ -43,16 +43,8 @@ impl Lab {
         &self.broker
     }
 
-    /// Whether messages live and die with the connection.
-    pub(super) fn is_in_process(&self) -> bool {
-        self.target.in_process
-    }
-
     /// Opens another connection to the same messages.
     pub(super) async fn connect(&self) -> Checked<Arc<dyn Broker>> {
-        if self.target.in_process {
-            return Ok(self.broker.clone());
-        }
         (self.target.connect)().await
     }
 
@@ -69,23 +61,13 @@ impl Lab {
 
     /// Kills the broker and starts it again.
     pub(super) async fn restart(&self) -> Checked {
-        let restart = self.target.restart.as_ref().ok_or("the target has no restart hook")?;
+        let restart = &self.target.mortal.as_ref().ok_or("the target cannot be killed")?.restart;
         restart().await
     }
 
     /// Notes where the case stands, for the message of its failure.
     pub(super) fn step(&self, step: impl Into<String>) {
         *self.steps.0.lock().unwrap_or_else(PoisonError::into_inner) = step.into();
-    }
-
-    /// A queue that nobody else uses.
-    pub(super) fn queue(&self) -> Queue {
-        Queue::new(fresh("q"))
-    }
-
-    /// A topic that nobody else uses.
-    pub(super) fn topic(&self) -> Topic {
-        Topic::new(fresh("t"))
     }
 
     /// Publishes, all at once, and waits for each confirmation.
@@ -136,6 +118,16 @@ impl fmt::Display for Steps {
         let step = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         f.write_str(if step.is_empty() { "the beginning" } else { &step })
     }
+}
+
+/// A queue that nobody else uses.
+pub(super) fn queue() -> Queue {
+    Queue::new(fresh("q"))
+}
+
+/// A topic that nobody else uses.
+pub(super) fn topic() -> Topic {
+    Topic::new(fresh("t"))
 }
 
 /// A name that no other case and no other run uses.

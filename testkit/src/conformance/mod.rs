@@ -38,6 +38,7 @@ mod receiver;
 mod results;
 mod run;
 mod target;
+mod worked;
 
 pub use run::main;
 pub use target::Target;

@@ -10,24 +10,18 @@ use super::receiver::Receiver;
 pub(super) struct Process {
     broker: Arc<dyn Broker>,
     pub(super) receiver: Receiver,
-    in_process: bool,
 }
 
 impl Process {
     pub(super) async fn start(lab: &Lab, subscription: &Subscription) -> Checked<Self> {
         let broker = lab.connect().await?;
         let receiver = Receiver::open(&broker, subscription, 16).await?;
-        Ok(Self { broker, receiver, in_process: lab.is_in_process() })
+        Ok(Self { broker, receiver })
     }
 
     /// Ends as a killed process does, as far as the broker can see: its connection goes, and
     /// nobody settles or gives back what it held.
     pub(super) async fn crash(self, held: Vec<Delivery>) -> Checked {
-        if self.in_process {
-            drop(self.receiver.into_consumer());
-            drop(held);
-            return Ok(());
-        }
         held.into_iter().for_each(std::mem::forget);
         self.broker.close().await?;
         Ok(())

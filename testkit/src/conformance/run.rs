@@ -1,5 +1,6 @@
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -30,15 +31,13 @@ pub fn main(targets: impl IntoIterator<Item = Target>) -> ExitCode {
 }
 
 fn trial(target: &Target, case: Case) -> Result<Completion, Failed> {
-    let outcome = {
-        let (_alone, _shared);
-        // A case that panicked has left nothing half done in a lock without contents.
-        if matches!(case.need, Need::Restart) {
-            _alone = target.undisturbed.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        } else {
-            _shared = target.undisturbed.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let outcome = match &target.mortal {
+        Some(mortal) if matches!(case.need, Need::Restart) => {
+            // A case that panicked has left nothing half done in a lock without contents.
+            let _alone = mortal.alone.lock().unwrap_or_else(PoisonError::into_inner);
+            outcome(&Target { connect: mortal.connect.clone(), ..target.clone() }, case)
         }
-        outcome(target, case)
+        _ => outcome(target, case),
     };
     results::append(&target.name, case.name, &outcome);
     match outcome {

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex};
 
 use anybroker_core::{BoxError, Broker};
 
@@ -12,10 +12,16 @@ pub struct Target {
     pub(super) name: Cow<'static, str>,
     pub(super) connect: Arc<Connect>,
     pub(super) verifying: Option<Arc<Connect>>,
-    pub(super) restart: Option<Arc<Restart>>,
-    pub(super) in_process: bool,
-    /// Held shared by each case, and alone by those that restart the broker.
-    pub(super) undisturbed: Arc<RwLock<()>>,
+    pub(super) mortal: Option<Mortal>,
+}
+
+/// A broker that may be killed.
+#[derive(Clone)]
+pub(super) struct Mortal {
+    pub(super) connect: Arc<Connect>,
+    pub(super) restart: Arc<Restart>,
+    /// Held by the case that kills it.
+    pub(super) alone: Arc<Mutex<()>>,
 }
 
 pub(super) type Connect = dyn Fn() -> Connecting + Send + Sync;
@@ -27,8 +33,8 @@ pub(super) type Restart =
 impl Target {
     /// Names a broker as its results show it (`rabbitmq-4.3`), and how to open a connection to it.
     ///
-    /// A case opens several connections: all must see the same messages, and each must be its own,
-    /// so that closing one is as good as a crash.
+    /// A case opens several connections, from runtimes of its own. All must see the same messages;
+    /// closing one must disturb no other.
     pub fn new<F, E>(
         name: impl Into<Cow<'static, str>>,
         connect: impl Fn() -> F + Send + Sync + 'static,
@@ -37,21 +43,7 @@ impl Target {
         F: Future<Output = Result<Arc<dyn Broker>, E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        Self {
-            name: name.into(),
-            connect: boxed(connect),
-            verifying: None,
-            restart: None,
-            in_process: false,
-            undisturbed: Arc::default(),
-        }
-    }
-
-    /// States that the messages live and die with their connection: each case then opens one, and
-    /// a crash is a consumer that is dropped.
-    pub fn in_process(mut self) -> Self {
-        self.in_process = true;
-        self
+        Self { name: name.into(), connect: boxed(connect), verifying: None, mortal: None }
     }
 
     /// Says how to open a connection with `declare=verify`. Without it, the cases about missing
@@ -65,17 +57,27 @@ impl Target {
         self
     }
 
-    /// Says how to kill the broker's process (`kill -9`) and start it again on the same data and
-    /// port; ends when it answers. Without it, the cases about a killed broker are ignored.
-    pub fn restart<F, E>(mut self, restart: impl Fn() -> F + Send + Sync + 'static) -> Self
+    /// Says how to open a connection to a broker that may be killed, and how to kill its process
+    /// (`kill -9`) and start it again on the same data and address, until it answers. It may be a
+    /// server of its own. Without it, the cases about a killed broker are ignored.
+    pub fn killed<C, R, E>(
+        mut self,
+        connect: impl Fn() -> C + Send + Sync + 'static,
+        restart: impl Fn() -> R + Send + Sync + 'static,
+    ) -> Self
     where
-        F: Future<Output = Result<(), E>> + Send + 'static,
+        C: Future<Output = Result<Arc<dyn Broker>, E>> + Send + 'static,
+        R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        self.restart = Some(Arc::new(move || {
-            let restarted = restart();
-            Box::pin(async move { restarted.await.map_err(Into::into) })
-        }));
+        self.mortal = Some(Mortal {
+            connect: boxed(connect),
+            restart: Arc::new(move || {
+                let restarted = restart();
+                Box::pin(async move { restarted.await.map_err(Into::into) })
+            }),
+            alone: Arc::default(),
+        });
         self
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anybroker_core::{Outcome, Subscription};
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{Lab, QUIET, messages};
+use crate::conformance::lab::{self, Lab, QUIET, messages};
 use crate::conformance::process::Process;
 
 cases! {
@@ -26,7 +26,7 @@ const AT_ONCE: Duration = Duration::ZERO;
 const LATER: Duration = Duration::from_millis(1300);
 
 async fn a_message_whose_consumer_crashes_thirty_times_is_still_there(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription =
         Subscription::queue(queue.clone()).unlimited_deliveries().lease(Duration::from_secs(1));
     lab.publish(queue, messages(1)).await?;
@@ -51,7 +51,7 @@ async fn a_message_whose_consumer_crashes_thirty_times_is_still_there(lab: Lab) 
 }
 
 async fn attempts_count_retries_and_crashes_but_no_releases(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let subscription =
         Subscription::topic(topic.clone()).group("one").lease(Duration::from_secs(1));
     lab.broker().declare(&subscription).await?;
@@ -91,7 +91,7 @@ async fn attempts_count_retries_and_crashes_but_no_releases(lab: Lab) -> Checked
 }
 
 async fn a_crash_counts_for_the_message_that_was_held(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1));
     lab.publish(queue, messages(1)).await?;
     let mut process = Process::start(&lab, &subscription).await?;
@@ -106,7 +106,7 @@ async fn a_crash_counts_for_the_message_that_was_held(lab: Lab) -> Checked {
 }
 
 async fn a_crash_brings_the_message_back_with_its_attempt(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1));
     lab.publish(queue, messages(1)).await?;
     let mut process = Process::start(&lab, &subscription).await?;

@@ -6,7 +6,7 @@ use anybroker_core::{DeadLetterFilter, Outcome, Peek, Reason, Redrive, Subscript
 use tokio::time::Instant;
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{Lab, QUIET, ids, message, messages, sorted};
+use crate::conformance::lab::{self, Lab, QUIET, ids, message, messages, sorted};
 use crate::conformance::receiver::{Receiver, settle_all};
 
 cases! {
@@ -35,7 +35,7 @@ cases! {
 
 /// A group with so many dead letters, `m0` and on, alternately for reason `even` and `odd`.
 async fn given_up(lab: &Lab, count: usize) -> Checked<(Topic, Subscription, Receiver)> {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let subscription = Subscription::topic(topic.clone()).group("one");
     let mut receiver = lab.consume(&subscription).await?;
     lab.publish(topic.clone(), messages(count)).await?;
@@ -67,7 +67,7 @@ async fn listed(
 }
 
 async fn a_dead_letter_says_why(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let subscription = Subscription::topic(topic.clone()).group("email");
     let mut receiver = lab.consume(&subscription).await?;
     lab.publish(topic.clone(), messages(1)).await?;
@@ -92,7 +92,7 @@ async fn a_dead_letter_says_why(lab: Lab) -> Checked {
 }
 
 async fn dead_letters_belong_to_one_group(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let (one, two) = (
         Subscription::topic(topic.clone()).group("one"),
         Subscription::topic(topic.clone()).group("two"),
@@ -132,7 +132,7 @@ async fn a_peek_says_whether_it_is_complete(lab: Lab) -> Checked {
     let whole = lab.broker().dead_letters(&subscription, &all, 5).await?;
     assert_eq!(whole.entries.len(), 5);
     assert!(whole.complete);
-    let none = Subscription::topic(lab.topic()).group("none");
+    let none = Subscription::topic(lab::topic()).group("none");
     lab.broker().declare(&none).await?;
     let empty = lab.broker().dead_letters(&none, &all, 5).await?;
     assert!(empty.entries.is_empty() && empty.complete);
@@ -267,9 +267,7 @@ async fn dead_letters_outlive_their_connection(lab: Lab) -> Checked {
     let other = lab.reconnected().await?;
     let (_topic, subscription, receiver) = given_up(&other, 3).await?;
     receiver.close().await?;
-    if !lab.is_in_process() {
-        other.broker().close().await?;
-    }
+    other.broker().close().await?;
     assert_eq!(listed(&lab, &subscription, DeadLetterFilter::all()).await?, ids(3));
     assert_eq!(lab.broker().redrive(&subscription, &Redrive::all()).await?, 3);
     assert_eq!(lab.consume(&subscription).await?.ack(3).await?, ids(3));

@@ -7,7 +7,7 @@ use anybroker_core::{Outcome, Outgoing, Subscription};
 use tokio::time::Instant;
 
 use crate::conformance::case::{Checked, cases};
-use crate::conformance::lab::{Lab, QUIET, ids, message, messages};
+use crate::conformance::lab::{self, Lab, QUIET, ids, message, messages};
 use crate::conformance::process::Process;
 use crate::conformance::receiver::Receiver;
 
@@ -53,7 +53,7 @@ async fn on_time(
 }
 
 async fn a_delayed_publish_is_neither_early_nor_late(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let mut receiver = lab.consume(&Subscription::queue(queue.clone())).await?;
     let producer = lab.broker().producer();
     let (mut begun, mut sends) = (HashMap::new(), Vec::new());
@@ -78,7 +78,7 @@ async fn a_release_is_neither_early_nor_late(lab: Lab) -> Checked {
 }
 
 async fn settled(lab: Lab, outcome: fn(Duration) -> Outcome, attempt: u32) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     lab.publish(queue.clone(), DELAYS.map(|delay| message(&delay.to_string()))).await?;
     let mut receiver = lab.consume(&Subscription::queue(queue)).await?;
     let (mut begun, mut settled) = (HashMap::new(), Vec::new());
@@ -94,7 +94,7 @@ async fn settled(lab: Lab, outcome: fn(Duration) -> Outcome, attempt: u32) -> Ch
 }
 
 async fn a_longer_delay_blocks_no_shorter_one(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let mut receiver = lab.consume(&Subscription::queue(queue.clone())).await?;
     let producer = lab.broker().producer();
     let mut begun = HashMap::new();
@@ -110,7 +110,7 @@ async fn a_longer_delay_blocks_no_shorter_one(lab: Lab) -> Checked {
 }
 
 async fn a_delayed_publish_reaches_every_group_once(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let mut one = lab.consume(&Subscription::topic(topic.clone()).group("one")).await?;
     let mut two = lab.consume(&Subscription::topic(topic.clone()).group("two")).await?;
     let sent = Instant::now();
@@ -127,7 +127,7 @@ async fn a_delayed_publish_reaches_every_group_once(lab: Lab) -> Checked {
 }
 
 async fn a_delayed_retry_reaches_only_its_own_group(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let mut retrying = lab.consume(&Subscription::topic(topic.clone()).group("retrying")).await?;
     let mut other = lab.consume(&Subscription::topic(topic.clone()).group("other")).await?;
     lab.publish(topic, messages(3)).await?;
@@ -145,7 +145,7 @@ async fn a_delayed_retry_reaches_only_its_own_group(lab: Lab) -> Checked {
 }
 
 async fn a_delayed_retry_blocks_nobody(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     let mut receiver = Receiver::open(lab.broker(), &subscription, 4).await?;
     lab.publish(queue.clone(), (0..8).map(|number| message(&format!("late{number}")))).await?;
@@ -164,7 +164,7 @@ async fn a_delayed_retry_blocks_nobody(lab: Lab) -> Checked {
 }
 
 async fn delayed_messages_outlive_their_connection(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     let mut process = Process::start(&lab, &subscription).await?;
     lab.publish(queue.clone(), [message("retried")]).await?;
@@ -174,9 +174,7 @@ async fn delayed_messages_outlive_their_connection(lab: Lab) -> Checked {
     let outgoing = Outgoing::new(queue, message("delayed")).with_delay(Duration::from_secs(2));
     other.producer().send(outgoing).await?;
     process.crash(Vec::new()).await?;
-    if !lab.is_in_process() {
-        other.close().await?;
-    }
+    other.close().await?;
     lab.step("wait for both");
     let mut receiver = lab.consume(&subscription).await?;
     assert_eq!(receiver.ack(2).await?, ["delayed", "retried"]);

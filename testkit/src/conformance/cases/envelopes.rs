@@ -8,7 +8,7 @@ use anybroker_core::{
 };
 
 use crate::conformance::case::{Checked, cases};
-use crate::conformance::lab::{Lab, QUIET, message, refused};
+use crate::conformance::lab::{self, Lab, QUIET, message, refused};
 
 cases! {
     every_field_arrives_as_it_was_sent;
@@ -37,7 +37,7 @@ fn full() -> Checked<Envelope> {
 
 /// Sends an envelope to a queue and to a group, and compares what arrives.
 async fn arrives(lab: &Lab, envelope: Envelope) -> Checked {
-    let (queue, topic) = (lab.queue(), lab.topic());
+    let (queue, topic) = (lab::queue(), lab::topic());
     let group = Subscription::topic(topic.clone()).group("all");
     lab.broker().declare(&group).await?;
     for (destination, subscription) in [
@@ -97,7 +97,7 @@ async fn texts_at_their_limits_arrive(lab: Lab) -> Checked {
 }
 
 async fn an_envelope_survives_retry_dead_letter_and_redrive(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     let envelope = full()?;
     lab.publish(queue, [envelope.clone()]).await?;
@@ -127,7 +127,7 @@ async fn an_envelope_survives_retry_dead_letter_and_redrive(lab: Lab) -> Checked
 }
 
 async fn an_invalid_envelope_is_refused(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     let mut receiver = lab.consume(&subscription).await?;
     let producer = lab.broker().producer();

@@ -7,7 +7,7 @@ use anybroker_core::{
 };
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{Lab, QUIET, ids, message, messages, refused};
+use crate::conformance::lab::{self, Lab, QUIET, ids, message, messages, refused};
 
 cases! {
     publishing_to_a_topic_without_groups_is_unroutable: Need::Of(
@@ -31,7 +31,7 @@ cases! {
 }
 
 async fn publishing_to_a_topic_without_groups_is_unroutable(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let producer = lab.broker().producer();
     let error =
         refused(ErrorKind::Unroutable, producer.send(Outgoing::new(topic.clone(), message("m0"))))
@@ -45,18 +45,18 @@ async fn publishing_to_a_topic_without_groups_is_unroutable(lab: Lab) -> Checked
 }
 
 async fn publishing_to_a_topic_without_groups_is_not_seen(lab: Lab) -> Checked {
-    lab.publish(lab.topic(), [message("m0")]).await
+    lab.publish(lab::topic(), [message("m0")]).await
 }
 
 async fn unrouted_messages_may_be_allowed(lab: Lab) -> Checked {
-    let mut outgoing = Outgoing::new(lab.topic(), message("m0"));
+    let mut outgoing = Outgoing::new(lab::topic(), message("m0"));
     outgoing.allow_unrouted = true;
     lab.broker().producer().send(outgoing).await?;
     Ok(())
 }
 
 async fn unroutable_messages_between_others_are_told_apart(lab: Lab) -> Checked {
-    let (routed, unrouted) = (lab.topic(), lab.topic());
+    let (routed, unrouted) = (lab::topic(), lab::topic());
     let seen = lab.broker().capabilities().detects_unrouted;
     let mut receiver = lab.consume(&Subscription::topic(routed.clone()).group("one")).await?;
     let producer = lab.broker().producer();
@@ -78,7 +78,7 @@ async fn unroutable_messages_between_others_are_told_apart(lab: Lab) -> Checked 
 }
 
 async fn the_largest_payload_passes_and_one_byte_more_does_not(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     let largest = lab.broker().capabilities().max_payload;
     let payload: Vec<u8> =
@@ -120,7 +120,7 @@ async fn names_that_break_the_rules_are_refused(lab: Lab) -> Checked {
         for subscription in [
             Subscription::queue(queue),
             Subscription::topic(topic).group("one"),
-            Subscription::topic(lab.topic()).group(name.to_owned()),
+            Subscription::topic(lab::topic()).group(name.to_owned()),
         ] {
             refused(ErrorKind::Invalid, lab.broker().declare(&subscription)).await?;
             refused(ErrorKind::Invalid, lab.broker().consume(&subscription, 1)).await?;
@@ -131,9 +131,9 @@ async fn names_that_break_the_rules_are_refused(lab: Lab) -> Checked {
 
 async fn a_subscription_that_makes_no_sense_is_refused(lab: Lab) -> Checked {
     for subscription in [
-        Subscription::topic(lab.topic()),
-        Subscription::queue(lab.queue()).group("one"),
-        Subscription::queue(lab.queue()).ordered(),
+        Subscription::topic(lab::topic()),
+        Subscription::queue(lab::queue()).group("one"),
+        Subscription::queue(lab::queue()).ordered(),
     ] {
         lab.step(format!("{subscription:?}"));
         refused(ErrorKind::Invalid, lab.broker().declare(&subscription)).await?;
@@ -143,7 +143,7 @@ async fn a_subscription_that_makes_no_sense_is_refused(lab: Lab) -> Checked {
 }
 
 async fn another_shape_of_a_queue_is_a_mismatch(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     lab.publish(queue.clone(), messages(1)).await?;
     let other = lab.reconnected().await?;
     let ordered = queue.clone().ordered();
@@ -156,7 +156,7 @@ async fn another_shape_of_a_queue_is_a_mismatch(lab: Lab) -> Checked {
 }
 
 async fn a_closed_broker_says_so(lab: Lab) -> Checked {
-    let (queue, subscription) = (lab.queue(), Subscription::queue(lab.queue()));
+    let (queue, subscription) = (lab::queue(), Subscription::queue(lab::queue()));
     let broker = lab.connect().await?;
     let producer = broker.producer();
     broker.close().await?;
@@ -172,7 +172,7 @@ async fn a_closed_broker_says_so(lab: Lab) -> Checked {
 
 async fn a_missing_destination_is_not_found(lab: Lab) -> Checked {
     let broker = lab.verifying().await?;
-    let (queue, topic) = (lab.queue(), lab.topic());
+    let (queue, topic) = (lab::queue(), lab::topic());
     let producer = broker.producer();
     lab.step("declare");
     refused(ErrorKind::NotFound, broker.declare_destination(&queue.clone().into())).await?;
@@ -191,7 +191,7 @@ async fn a_missing_destination_is_not_found(lab: Lab) -> Checked {
 }
 
 async fn an_existing_destination_is_found(lab: Lab) -> Checked {
-    let (queue, topic) = (lab.queue(), lab.topic());
+    let (queue, topic) = (lab::queue(), lab::topic());
     let group = Subscription::topic(topic.clone()).group("one");
     lab.broker().declare_destination(&queue.clone().into()).await?;
     lab.broker().declare(&Subscription::queue(queue.clone())).await?;

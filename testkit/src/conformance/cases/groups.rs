@@ -5,7 +5,7 @@ use std::time::Duration;
 use anybroker_core::{ErrorKind, Outcome, Start, Subscription};
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{Lab, QUIET, ids, ids_of, message, messages, refused, sorted};
+use crate::conformance::lab::{self, Lab, QUIET, ids, ids_of, message, messages, refused, sorted};
 
 cases! {
     a_queue_keeps_what_was_sent_before_its_first_consumer;
@@ -26,7 +26,7 @@ cases! {
 }
 
 async fn a_queue_keeps_what_was_sent_before_its_first_consumer(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     lab.publish(queue.clone(), messages(10)).await?;
     lab.step("consume on another connection");
     let other = lab.reconnected().await?;
@@ -36,7 +36,7 @@ async fn a_queue_keeps_what_was_sent_before_its_first_consumer(lab: Lab) -> Chec
 }
 
 async fn competing_consumers_get_each_message_once(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let subscription = Subscription::topic(topic.clone()).group("one");
     let mut first = lab.consume(&subscription).await?;
     let other = lab.reconnected().await?;
@@ -59,7 +59,7 @@ async fn competing_consumers_get_each_message_once(lab: Lab) -> Checked {
 }
 
 async fn each_group_gets_its_own_copy(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let mut receivers = Vec::new();
     for group in ["email", "billing", "audit"] {
         let subscription = Subscription::topic(topic.clone()).group(group);
@@ -76,7 +76,7 @@ async fn each_group_gets_its_own_copy(lab: Lab) -> Checked {
 }
 
 async fn a_group_keeps_what_was_published_before_its_consumers_came(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let subscription = Subscription::topic(topic.clone()).group("late");
     lab.step("declare, publish, then the first consumer");
     lab.broker().declare(&subscription).await?;
@@ -95,7 +95,7 @@ async fn a_group_keeps_what_was_published_before_its_consumers_came(lab: Lab) ->
 }
 
 async fn a_new_group_starts_with_what_comes_after_it(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let early = Subscription::topic(topic.clone()).group("early");
     lab.broker().declare(&early).await?;
     lab.publish(topic.clone(), [message("before")]).await?;
@@ -110,7 +110,7 @@ async fn a_new_group_starts_with_what_comes_after_it(lab: Lab) -> Checked {
 }
 
 async fn a_group_from_the_earliest_gets_what_the_topic_keeps(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     lab.broker().declare(&Subscription::topic(topic.clone()).group("early")).await?;
     lab.publish(topic.clone(), messages(5)).await?;
     let late = Subscription::topic(topic).group("late").start(Start::Earliest);
@@ -120,14 +120,14 @@ async fn a_group_from_the_earliest_gets_what_the_topic_keeps(lab: Lab) -> Checke
 }
 
 async fn start_earliest_is_unsupported(lab: Lab) -> Checked {
-    let subscription = Subscription::topic(lab.topic()).group("late").start(Start::Earliest);
+    let subscription = Subscription::topic(lab::topic()).group("late").start(Start::Earliest);
     refused(ErrorKind::Unsupported, lab.broker().declare(&subscription)).await?;
     refused(ErrorKind::Unsupported, lab.broker().consume(&subscription, 1)).await?;
     Ok(())
 }
 
 async fn groups_of_one_name_on_two_topics_do_not_meet(lab: Lab) -> Checked {
-    let (one, two) = (lab.topic(), lab.topic());
+    let (one, two) = (lab::topic(), lab::topic());
     let mut of_one = lab.consume(&Subscription::topic(one.clone()).group("same")).await?;
     let mut of_two = lab.consume(&Subscription::topic(two.clone()).group("same")).await?;
     lab.publish(one, [message("one")]).await?;
@@ -139,7 +139,7 @@ async fn groups_of_one_name_on_two_topics_do_not_meet(lab: Lab) -> Checked {
 }
 
 async fn declaring_again_changes_nothing(lab: Lab) -> Checked {
-    let (queue, topic) = (lab.queue(), lab.topic());
+    let (queue, topic) = (lab::queue(), lab::topic());
     let subscriptions =
         [Subscription::queue(queue.clone()), Subscription::topic(topic.clone()).group("one")];
     for round in 0..3 {

@@ -6,10 +6,12 @@ mod delays;
 mod envelopes;
 mod errors;
 mod groups;
+mod ordering;
 mod receiving;
 mod restarts;
 mod settlement;
 mod volume;
+mod workers;
 
 use super::case::Case;
 
@@ -19,6 +21,8 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
     // themselves last.
     [
         volume::CASES,
+        workers::CASES,
+        ordering::CASES,
         delays::CASES,
         attempts::CASES,
         settlement::CASES,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anybroker_core::{ErrorKind, Outcome, Subscription};
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{Lab, PATIENCE, QUIET, ids, messages, refused, sorted};
+use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, messages, refused, sorted};
 use crate::conformance::receiver::{Receiver, settle_all};
 
 cases! {
@@ -30,7 +30,7 @@ cases! {
 }
 
 async fn no_more_than_the_prefetch_is_unsettled(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     lab.publish(queue.clone(), messages(10)).await?;
     let mut receiver = Receiver::open(lab.broker(), &Subscription::queue(queue), 3).await?;
     let mut held = receiver.take(3).await?;
@@ -48,12 +48,12 @@ async fn no_more_than_the_prefetch_is_unsettled(lab: Lab) -> Checked {
 }
 
 async fn cancelled_receive_loses_nothing(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     let mut consumer = lab.broker().consume(&subscription, 64).await?;
     let count = 500;
-    let publisher = lab.clone();
-    let published = tokio::spawn(async move { publisher.publish(queue, messages(count)).await });
+    let sender = lab.clone();
+    let published = tokio::spawn(async move { sender.publish(queue, messages(count)).await });
     let (mut seen, mut settled, mut cancelled) = (Vec::new(), Vec::new(), 0_u32);
     let end = tokio::time::Instant::now() + PATIENCE;
     while seen.len() < count {
@@ -84,7 +84,7 @@ async fn cancelled_receive_loses_nothing(lab: Lab) -> Checked {
 }
 
 async fn a_closed_consumer_gives_back_what_it_did_not_hand_out(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(40)).await?;
     let mut first = lab.consume(&subscription).await?;
@@ -100,7 +100,7 @@ async fn a_closed_consumer_gives_back_what_it_did_not_hand_out(lab: Lab) -> Chec
 }
 
 async fn a_dropped_consumer_gives_back_what_it_held(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(40)).await?;
     let mut first = lab.consume(&subscription).await?;
@@ -114,7 +114,7 @@ async fn a_dropped_consumer_gives_back_what_it_held(lab: Lab) -> Checked {
 }
 
 async fn closing_waits_for_settlements(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(40)).await?;
     let other = lab.reconnected().await?;
@@ -124,9 +124,7 @@ async fn closing_waits_for_settlements(lab: Lab) -> Checked {
         confirmations.push(delivery.settle(Outcome::Ack));
     }
     first.close().await?;
-    if !lab.is_in_process() {
-        other.broker().close().await?;
-    }
+    other.broker().close().await?;
     for confirmation in confirmations {
         confirmation.await?;
     }
@@ -135,7 +133,7 @@ async fn closing_waits_for_settlements(lab: Lab) -> Checked {
 }
 
 async fn a_consumer_of_a_closed_broker_ends(lab: Lab) -> Checked {
-    let subscription = Subscription::queue(lab.queue());
+    let subscription = Subscription::queue(lab::queue());
     let other = lab.reconnected().await?;
     let mut consumer = other.broker().consume(&subscription, 4).await?;
     other.broker().close().await?;
@@ -146,7 +144,7 @@ async fn a_consumer_of_a_closed_broker_ends(lab: Lab) -> Checked {
 }
 
 async fn a_renewed_lease_keeps_the_delivery(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1));
     lab.publish(queue, messages(1)).await?;
     let mut first = lab.consume(&subscription).await?;
@@ -166,7 +164,7 @@ async fn a_renewed_lease_keeps_the_delivery(lab: Lab) -> Checked {
 }
 
 async fn a_lease_that_ran_out_gives_the_delivery_to_another(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1));
     lab.publish(queue, messages(1)).await?;
     let mut first = lab.consume(&subscription).await?;
@@ -186,7 +184,7 @@ async fn a_lease_that_ran_out_gives_the_delivery_to_another(lab: Lab) -> Checked
 }
 
 async fn without_leases_there_is_nothing_to_renew(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     lab.publish(queue.clone(), messages(1)).await?;
     let mut receiver = lab.consume(&Subscription::queue(queue)).await?;
     assert!(receiver.lease().is_none(), "the capabilities say that deliveries are not leased");

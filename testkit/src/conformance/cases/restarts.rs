@@ -7,7 +7,7 @@ use anybroker_core::{Broker, DeadLetterFilter, Outcome, Outgoing, Subscription};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{Lab, PATIENCE, message};
+use crate::conformance::lab::{self, Lab, PATIENCE, message};
 use crate::conformance::receiver::Receiver;
 
 cases! {
@@ -30,7 +30,7 @@ async fn publish_until_confirmed(broker: &dyn Broker, outgoing: &Outgoing) -> Ch
 }
 
 async fn what_was_confirmed_survives_a_killed_broker(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.broker().declare(&subscription).await?;
     let (confirmed, mut confirmations) = tokio::sync::mpsc::unbounded_channel();
@@ -80,7 +80,7 @@ async fn what_was_confirmed_survives_a_killed_broker(lab: Lab) -> Checked {
 }
 
 async fn what_waits_survives_a_killed_broker(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue.clone(), ["dead", "held", "retried"].map(message)).await?;
     let mut receiver = lab.consume(&subscription).await?;
@@ -116,7 +116,7 @@ async fn what_waits_survives_a_killed_broker(lab: Lab) -> Checked {
 }
 
 async fn consumers_and_producers_go_on_after_a_killed_broker(lab: Lab) -> Checked {
-    let (queue, topic) = (lab.queue(), lab.topic());
+    let (queue, topic) = (lab::queue(), lab::topic());
     let mut of_queue = lab.consume(&Subscription::queue(queue.clone())).await?;
     let group = Subscription::topic(topic.clone()).group("one");
     let mut of_topic = Receiver::open(lab.broker(), &group, 4).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anybroker_core::{DeadLetterFilter, ErrorKind, Outcome, Subscription};
 
 use crate::conformance::case::{Checked, cases};
-use crate::conformance::lab::{Lab, QUIET, ids, ids_of, message, messages, refused, sorted};
+use crate::conformance::lab::{self, Lab, QUIET, ids, ids_of, message, messages, refused, sorted};
 use crate::conformance::process::Process;
 use crate::conformance::receiver::settle_all;
 
@@ -21,7 +21,7 @@ cases! {
 }
 
 async fn an_acknowledged_delivery_stays_away(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(3)).await?;
     let mut first = Process::start(&lab, &subscription).await?;
@@ -31,7 +31,7 @@ async fn an_acknowledged_delivery_stays_away(lab: Lab) -> Checked {
 }
 
 async fn an_unsettled_delivery_comes_back(lab: Lab) -> Checked {
-    let topic = lab.topic();
+    let topic = lab::topic();
     let subscription = Subscription::topic(topic.clone()).group("one");
     let mut receiver = lab.consume(&subscription).await?;
     lab.publish(topic, [message("m0")]).await?;
@@ -45,7 +45,7 @@ async fn an_unsettled_delivery_comes_back(lab: Lab) -> Checked {
 }
 
 async fn a_retried_delivery_comes_back(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     lab.publish(queue.clone(), messages(5)).await?;
     let mut receiver = lab.consume(&Subscription::queue(queue)).await?;
     for attempt in 1..4 {
@@ -60,7 +60,7 @@ async fn a_retried_delivery_comes_back(lab: Lab) -> Checked {
 }
 
 async fn a_released_delivery_comes_back_to_anybody(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(1)).await?;
     let mut first = lab.consume(&subscription).await?;
@@ -76,7 +76,7 @@ async fn a_released_delivery_comes_back_to_anybody(lab: Lab) -> Checked {
 }
 
 async fn a_settlement_takes_effect_when_nobody_awaits_it(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(3)).await?;
     let mut receiver = lab.consume(&subscription).await?;
@@ -99,7 +99,7 @@ async fn a_settlement_takes_effect_when_nobody_awaits_it(lab: Lab) -> Checked {
 }
 
 async fn acknowledging_in_any_order_covers_no_other_delivery(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(16)).await?;
     let mut first = Process::start(&lab, &subscription).await?;
@@ -123,7 +123,7 @@ async fn acknowledging_in_any_order_covers_no_other_delivery(lab: Lab) -> Checke
 }
 
 async fn outcomes_mixed_in_one_burst_each_take_effect(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(60)).await?;
     let mut receiver = lab.consume(&subscription).await?;
@@ -156,9 +156,9 @@ async fn outcomes_mixed_in_one_burst_each_take_effect(lab: Lab) -> Checked {
     for delivery in receiver.take(retried.len() + released.len()).await? {
         let id = delivery.envelope().id.clone();
         if delivery.attempt() == 1 {
-            first.push(id)
+            first.push(id);
         } else {
-            second.push(id)
+            second.push(id);
         }
         delivery.settle(Outcome::Ack).await?;
     }
@@ -172,7 +172,7 @@ async fn outcomes_mixed_in_one_burst_each_take_effect(lab: Lab) -> Checked {
 }
 
 async fn a_settlement_after_a_crash_is_refused_as_stale(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.publish(queue, messages(2)).await?;
     let mut first = Process::start(&lab, &subscription).await?;

@@ -7,22 +7,21 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::conformance::case::{Checked, cases};
-use crate::conformance::lab::{Lab, PATIENCE, QUIET, ids, message, messages, sorted};
+use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages, sorted};
 use crate::conformance::receiver::Receiver;
 
 cases! {
     a_thousand_subscriptions_share_a_connection, within 150;
     many_senders_and_consumers_exchange_the_exact_set;
-    messages_sent_one_after_the_other_arrive_in_that_order;
     depth_counts_ready_in_flight_delayed_and_dead;
 }
 
 async fn many_senders_and_consumers_exchange_the_exact_set(lab: Lab) -> Checked {
     const SENDERS: usize = 50;
     const EACH: usize = 100;
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
-    let (seen, mut received) = mpsc::unbounded_channel();
+    let (seen, mut sightings) = mpsc::unbounded_channel();
     let mut tasks = JoinSet::new();
     for consumer in 0..10 {
         // Half of them share the connection, the others have their own.
@@ -56,31 +55,19 @@ async fn many_senders_and_consumers_exchange_the_exact_set(lab: Lab) -> Checked 
     let mut all = Vec::new();
     while all.len() < SENDERS * EACH {
         lab.step(format!("{} of {} received", all.len(), SENDERS * EACH));
-        let id = tokio::time::timeout(PATIENCE, received.recv()).await?;
+        let id = tokio::time::timeout(PATIENCE, sightings.recv()).await?;
         all.push(id.ok_or("all consumers ended")?);
     }
     assert_eq!(sorted(all), ids(SENDERS * EACH));
     lab.step("nothing comes twice");
-    match tokio::time::timeout(QUIET, received.recv()).await {
+    match tokio::time::timeout(QUIET, sightings.recv()).await {
         Ok(id) => Err(format!("{id:?} came twice").into()),
         Err(_elapsed) => Ok(()),
     }
 }
 
-async fn messages_sent_one_after_the_other_arrive_in_that_order(lab: Lab) -> Checked {
-    let queue = lab.queue();
-    let mut receiver = lab.consume(&Subscription::queue(queue.clone()).clone()).await?;
-    lab.publish(queue, messages(500).map(|envelope| envelope.with_key("same"))).await?;
-    for id in ids(500) {
-        let delivery = receiver.next().await?;
-        assert_eq!(delivery.envelope().id, id);
-        delivery.settle(Outcome::Ack).await?;
-    }
-    Ok(())
-}
-
 async fn depth_counts_ready_in_flight_delayed_and_dead(lab: Lab) -> Checked {
-    let queue = lab.queue();
+    let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone());
     lab.broker().declare(&subscription).await?;
     let is = |value: Option<u64>, expected| value.is_none_or(|value| value == expected);
@@ -118,7 +105,7 @@ async fn a_thousand_subscriptions_share_a_connection(lab: Lab) -> Checked {
     const SUBSCRIPTIONS: usize = 1000;
     const QUEUES: usize = 20;
     // Fewer queues than consumers: what must scale is the connection, not the broker's disk.
-    let queues: Vec<_> = (0..QUEUES).map(|_| lab.queue()).collect();
+    let queues: Vec<_> = (0..QUEUES).map(|_| lab::queue()).collect();
     for queue in &queues {
         lab.broker().declare(&Subscription::queue(queue.clone())).await?;
     }
