@@ -8,13 +8,12 @@ use anybroker_core::{
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::case::Checked;
-use super::lab::PATIENCE;
+use super::lab::{PATIENCE, sorted};
 
 /// A consumer that waits with deadlines, and keeps a delivery that came before its time until
 /// then, as the worker does.
 pub(super) struct Receiver {
     consumer: Box<dyn Consumer>,
-    due: Vec<Delivery>,
     early: Vec<(Instant, Delivery)>,
 }
 
@@ -25,7 +24,7 @@ impl Receiver {
         prefetch: usize,
     ) -> Checked<Self> {
         let consumer = broker.consume(subscription, prefetch).await?;
-        Ok(Self { consumer, due: Vec::new(), early: Vec::new() })
+        Ok(Self { consumer, early: Vec::new() })
     }
 
     /// The next delivery.
@@ -47,10 +46,18 @@ impl Receiver {
 
     /// Receives and acknowledges this many; answers them by id.
     pub(super) async fn ack(&mut self, count: usize) -> Checked<Vec<String>> {
-        let taken = self.take(count).await?;
-        let ids = super::lab::ids_of(&taken);
-        settle_all(taken, &Outcome::Ack).await?;
-        Ok(ids)
+        let (mut ids, mut settled) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        while ids.len() < count {
+            let next = self.within(PATIENCE).await?;
+            let delivery =
+                next.ok_or_else(|| format!("{} of {count} deliveries came", ids.len()))?;
+            ids.push(delivery.envelope().id.clone());
+            settled.push(delivery.settle(Outcome::Ack));
+        }
+        for confirmation in settled {
+            confirmation.await?;
+        }
+        Ok(sorted(ids))
     }
 
     /// Proves that nothing comes for a while.
@@ -69,36 +76,33 @@ impl Receiver {
             if let Some(index) = self.early.iter().position(|(due, _)| *due <= now) {
                 return Ok(Some(self.early.swap_remove(index).1));
             }
-            if !self.due.is_empty() {
-                return Ok(Some(self.due.remove(0)));
-            }
             if now >= end {
                 return Ok(None);
             }
             let wake = self.early.iter().map(|(due, _)| *due).min().map_or(end, |due| due.min(end));
             tokio::select! {
-                received = self.receive() => received?,
+                received = self.receive() => if let Some(delivery) = received? {
+                    return Ok(Some(delivery));
+                },
                 () = sleep_until(wake) => {}
             }
         }
     }
 
-    /// Takes from the consumer what it has.
-    async fn receive(&mut self) -> Checked {
+    /// Takes one from the consumer; answers it when it is due.
+    async fn receive(&mut self) -> Checked<Option<Delivery>> {
         let mut out = Vec::new();
-        if let Err(error) = poll_fn(|cx| self.consumer.poll_receive(cx, 64, &mut out)).await {
+        if let Err(error) = poll_fn(|cx| self.consumer.poll_receive(cx, 1, &mut out)).await {
             let ends =
                 error.kind() == ErrorKind::Closed || error.retry_class() == RetryClass::Permanent;
-            return if ends { Err(error.into()) } else { Ok(()) };
+            return if ends { Err(error.into()) } else { Ok(None) };
         }
-        for delivery in out {
-            let wait = delivery.hop().not_before.and_then(|at| at.duration_since(now()).ok());
-            match wait {
-                Some(wait) => self.early.push((Instant::now() + wait, delivery)),
-                None => self.due.push(delivery),
-            }
+        let Some(delivery) = out.pop() else { return Ok(None) };
+        match delivery.hop().not_before.and_then(|at| at.duration_since(now()).ok()) {
+            Some(wait) => self.early.push((Instant::now() + wait, delivery)),
+            None => return Ok(Some(delivery)),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Who renews, and for how long.
@@ -113,7 +117,7 @@ impl Receiver {
 
     /// Closes the consumer and waits for it.
     pub(super) async fn close(self) -> Checked {
-        drop((self.due, self.early));
+        drop(self.early);
         timeout(PATIENCE, self.consumer.close())
             .await
             .map_err(|_elapsed| format!("the consumer did not close within {PATIENCE:?}"))??;

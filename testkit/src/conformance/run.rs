@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::Builder;
+use tokio::time::timeout;
 
 use super::case::{Case, Need};
 use super::cases;
@@ -54,7 +55,7 @@ fn outcome(target: &Target, case: Case) -> Outcome {
     };
     let steps = Steps::default();
     let ending = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        runtime.block_on(tokio::time::timeout(case.deadline, run(target, case, steps.clone())))
+        runtime.block_on(async { timeout(case.deadline, run(target, case, steps.clone())).await })
     }));
     // What a failed case left running must not hold up the others.
     runtime.shutdown_timeout(Duration::from_secs(1));
