@@ -17,6 +17,7 @@ mod hop;
 mod inbox;
 mod mark;
 mod message;
+mod middleware;
 mod name;
 mod outcome;
 mod subscription;
@@ -37,6 +38,12 @@ pub use hop::{Failure, Hop};
 pub use inbox::{Inbox, InboxSender};
 pub use mark::{permanent, retry_class};
 pub use message::Message;
+pub use middleware::{
+    Backoff, Begin, Claim, DeadLetterFuture, DeadLetterLayer, DeadLetterService, IdempotencyFuture,
+    IdempotencyKey, IdempotencyLayer, IdempotencyService, IdempotencyStore, Jitter,
+    MemoryIdempotencyStore, RetryFuture, RetryLayer, RetryService, StoreFuture, TimeoutLayer,
+    TpsBudget,
+};
 pub use outcome::{Outcome, Reason};
 pub use subscription::{Expired, Start, Subscription};
 pub use typed::{Command, Event, TypedMessage};
