@@ -3,7 +3,6 @@
 //!
 //! Applications use the facade crate `anybroker`; adapters depend on this one.
 
-mod backoff_tmp;
 mod broker;
 mod capabilities;
 mod clock;
@@ -19,6 +18,7 @@ mod hop;
 mod inbox;
 mod mark;
 mod message;
+mod middleware;
 mod name;
 mod outcome;
 mod publisher;
@@ -28,7 +28,6 @@ mod typed;
 mod url;
 mod worker;
 
-pub use backoff_tmp::{Backoff, Jitter};
 pub use broker::{Broker, Consumer, Outgoing, Producer};
 pub use capabilities::{Capabilities, Depth, SettlementProof};
 pub use clock::now;
@@ -43,6 +42,12 @@ pub use hop::{Failure, Hop};
 pub use inbox::{Inbox, InboxSender};
 pub use mark::{permanent, retry_class};
 pub use message::Message;
+pub use middleware::{
+    Backoff, Begin, Claim, DeadLetterFuture, DeadLetterLayer, DeadLetterService, IdempotencyFuture,
+    IdempotencyKey, IdempotencyLayer, IdempotencyService, IdempotencyStore, Jitter,
+    MemoryIdempotencyStore, RetryFuture, RetryLayer, RetryService, StoreFuture, TimeoutLayer,
+    TpsBudget,
+};
 pub use outcome::{Outcome, Reason};
 pub use publisher::{Publish, Publisher};
 pub use shutdown::shutdown_signal;
