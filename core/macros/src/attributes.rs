@@ -135,12 +135,14 @@ fn set<T>(
 
 fn string(meta: &ParseNestedMeta<'_>) -> Result<LitStr> {
     let value = meta.value()?;
-    value.parse().map_err(|_| value.error("expected a text in quotes"))
+    let span = value.span();
+    value.parse().map_err(|_| Error::new(span, "expected a text in quotes"))
 }
 
 fn number(meta: &ParseNestedMeta<'_>) -> Result<LitInt> {
     let value = meta.value()?;
-    value.parse().map_err(|_| not_a_version(value.span()))
+    let span = value.span();
+    value.parse().map_err(|_| not_a_version(span))
 }
 
 fn not_a_version(span: Span) -> Error {

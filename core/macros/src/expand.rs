@@ -1,4 +1,4 @@
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens as _, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt as _;
 use syn::spanned::Spanned as _;
@@ -24,17 +24,18 @@ pub(crate) fn expand(kind: Kind, input: &DeriveInput) -> Result<TokenStream> {
     };
     let key = if let Some(name) = &attributes.key {
         let field = key_field(input, name)?;
-        let to_string = quote_spanned!(name.span()=> ::std::string::ToString::to_string);
-        quote!(::core::option::Option::Some(#to_string(&self.#field)))
+        quote_spanned! {at(name.span())=>
+            ::core::option::Option::Some(::std::string::ToString::to_string(&self.#field))
+        }
     } else {
         quote!(::core::option::Option::None)
     };
     // The codec's requirements are reported where the codec is named, or else at the type's name.
-    let codec_span = attributes.codec.as_ref().map_or_else(|| ident.span(), Type::span);
+    let codec_span = at(attributes.codec.as_ref().map_or_else(|| ident.span(), Type::span));
     let encode = quote_spanned!(codec_span=> #krate::__derive::encode::<#codec, Self>);
     let (decode, check_previous) = match &attributes.previous {
         Some(previous) => (
-            quote_spanned!(previous.span()=>
+            quote_spanned!(at(previous.span())=>
                 #krate::__derive::decode_or_upgrade::<#codec, Self, #previous>
             ),
             check_previous(&krate, input, previous),
@@ -79,7 +80,7 @@ fn check_previous(krate: &TokenStream, input: &DeriveInput, previous: &Type) -> 
     let not_older = format!(
         "`{previous_name}` is not older than `{name}`: a previous version has a smaller version"
     );
-    quote_spanned! {previous.span()=>
+    quote_spanned! {at(previous.span())=>
         const _: () = {
             use #krate::TypedMessage;
             ::core::assert!(
@@ -95,6 +96,11 @@ fn check_previous(krate: &TokenStream, input: &DeriveInput, previous: &Type) -> 
             );
         };
     }
+}
+
+/// Where an error is shown; names resolve as everywhere else in what the derive writes.
+fn at(span: Span) -> Span {
+    Span::call_site().located_at(span)
 }
 
 fn check_shape(input: &DeriveInput) -> Result<()> {

@@ -11,12 +11,27 @@ use attributes::Kind;
 
 /// Makes a struct or enum an event: a message that says that something happened.
 ///
-/// ```ignore
+/// ```
+/// use anybroker::{Event, TypedMessage};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Event)]
+/// #[event(type = "order.created")]
+/// struct OrderCreatedV1 { order_id: u64 }
+///
 /// #[derive(Serialize, Deserialize, Event)]
 /// #[event(type = "order.created", version = 2, key = "order_id", previous = OrderCreatedV1)]
 /// struct OrderCreated { order_id: String, total_cents: u64 }
 ///
-/// impl From<OrderCreatedV1> for OrderCreated { .. }
+/// impl From<OrderCreatedV1> for OrderCreated {
+///     fn from(old: OrderCreatedV1) -> Self {
+///         Self { order_id: old.order_id.to_string(), total_cents: 0 }
+///     }
+/// }
+///
+/// let envelope = OrderCreated { order_id: "7".into(), total_cents: 100 }.to_envelope()?;
+/// assert_eq!((envelope.version, envelope.key.as_deref()), (2, Some("7")));
+/// # Ok::<(), anybroker::Error>(())
 /// ```
 ///
 /// It is published to the topic that is named after its type, unless told otherwise.
@@ -36,10 +51,15 @@ pub fn event(input: TokenStream) -> TokenStream {
 
 /// Makes a struct or enum a command: a message that asks for something.
 ///
-/// ```ignore
+/// ```
+/// use anybroker::{Command, Destination, TypedMessage};
+/// use serde::{Deserialize, Serialize};
+///
 /// #[derive(Serialize, Deserialize, Command)]
 /// #[command(type = "order.place", key = "order_id")]
 /// struct PlaceOrder { order_id: String }
+///
+/// assert_eq!(PlaceOrder::destination(), Destination::queue("order.place"));
 /// ```
 ///
 /// It is published to the queue that is named after its type, unless told otherwise. The

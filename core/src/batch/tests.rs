@@ -29,7 +29,7 @@ impl Batches {
 
 /// Odd numbers fail with their own text.
 fn answer(number: u32) -> Result<(), BoxError> {
-    if number % 2 == 0 { Ok(()) } else { Err(number.to_string().into()) }
+    if number.is_multiple_of(2) { Ok(()) } else { Err(number.to_string().into()) }
 }
 
 fn held(max: usize) -> (impl FnMut(u32) -> BatchHandlerFuture, Batches) {

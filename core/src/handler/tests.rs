@@ -79,7 +79,6 @@ async fn undecodable_payload_is_permanent_and_calls_nothing() {
 
 #[tokio::test]
 async fn panics_become_errors_with_their_text_that_are_retried() {
-    #[expect(clippy::unused_async, reason = "panics when polled")]
     async fn polled(count: Count, _: Message) {
         panic!("polled with {}", count.0)
     }
