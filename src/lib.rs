@@ -11,13 +11,13 @@ pub use connect::connect;
 // What travels.
 pub use anybroker_core::{Envelope, Headers};
 // What users write: messages with a schema, and handlers.
+#[cfg(feature = "json")]
+pub use anybroker_core::Json;
 #[doc(no_inline)]
 pub use anybroker_core::{Codec, Command, Event, TypedMessage};
 pub use anybroker_core::{
     IntoOutcome, Message, Outcome, Reason, Router, Unknown, batch_handler_fn, handler_fn, permanent,
 };
-#[cfg(feature = "json")]
-pub use anybroker_core::Json;
 #[cfg(feature = "macros")]
 pub use anybroker_macros::{Command, Event};
 // What stands around a handler.
@@ -28,18 +28,20 @@ pub use anybroker_core::{
 pub use tower::ServiceBuilder;
 // Where messages go and come from.
 pub use anybroker_core::{
-    Destination, Expired, Publish, Publisher, Queue, Report, RunningWorker, Start, Subscription,
-    Topic, Worker, shutdown_signal,
+    Confirmation, Destination, Expired, Outgoing, Publish, Publisher, Queue, Report, RunningWorker,
+    Start, Subscription, Topic, Worker, shutdown_signal,
 };
 // Brokers, and looking after them.
+/// What adapters are written with.
+pub use anybroker_core as adapter;
+#[doc(hidden)]
+pub use anybroker_core::__derive;
+pub use anybroker_core::{BoxError, Error, ErrorKind, Result, RetryClass, retry_class};
 pub use anybroker_core::{
     Broker, Capabilities, DeadLetter, DeadLetterFilter, Depth, Failure, Peek, Redrive,
     SettlementProof,
 };
-pub use anybroker_core::{BoxError, Error, ErrorKind, Result, RetryClass, retry_class};
 #[cfg(feature = "memory")]
 pub use anybroker_memory as memory;
 #[cfg(feature = "rabbitmq")]
 pub use anybroker_rabbitmq as rabbitmq;
-/// What adapters and layers are written with.
-pub use anybroker_core as core;

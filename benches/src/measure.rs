@@ -29,7 +29,13 @@ pub(crate) enum Goal {
 
 impl Table {
     /// Adds a line; rates in messages per second.
-    pub(crate) fn add(&mut self, name: impl Into<String>, ours: f64, bare: Option<f64>, goal: Goal) {
+    pub(crate) fn add(
+        &mut self,
+        name: impl Into<String>,
+        ours: f64,
+        bare: Option<f64>,
+        goal: Goal,
+    ) {
         let line = Line { name: name.into(), ours, bare, goal };
         eprintln!("{line}");
         self.0.push(line);

@@ -160,10 +160,15 @@ impl Bench {
         Ok(rate)
     }
 
-    async fn channels(&self, queue: &str, connections: usize) -> Result<Vec<(Connection, Channel)>, BoxError> {
+    async fn channels(
+        &self,
+        queue: &str,
+        connections: usize,
+    ) -> Result<Vec<(Connection, Channel)>, BoxError> {
         let mut channels = Vec::new();
         for _ in 0..connections {
-            let connection = Connection::connect(&self.url, ConnectionProperties::default()).await?;
+            let connection =
+                Connection::connect(&self.url, ConnectionProperties::default()).await?;
             let channel = connection.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             channels.push((connection, channel));
@@ -192,7 +197,7 @@ async fn publish_all(
     let mut window = VecDeque::with_capacity(WINDOW);
     for _ in 0..messages {
         if window.len() == WINDOW {
-            let oldest: anybroker::core::Confirmation = window.pop_front().expect("a full window");
+            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
             oldest.await?;
         }
         let envelope = Envelope::new("bench.message", &PAYLOAD[..]);
@@ -219,7 +224,8 @@ async fn bare_publish_all(
             let (channel, queue) = (channel.clone(), queue.to_owned());
             tokio::spawn(async move {
                 let properties = BasicProperties::default().with_delivery_mode(2);
-                let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let options =
+                    BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
                 let mut in_flight = VecDeque::with_capacity(window);
                 for _ in 0..share {
                     if in_flight.len() == window {
@@ -230,7 +236,13 @@ async fn bare_publish_all(
                         }
                     }
                     let confirm = channel
-                        .basic_publish("".into(), queue.as_str().into(), options, &PAYLOAD, properties.clone())
+                        .basic_publish(
+                            "".into(),
+                            queue.as_str().into(),
+                            options,
+                            &PAYLOAD,
+                            properties.clone(),
+                        )
                         .await?;
                     in_flight.push_back(confirm);
                 }
@@ -255,7 +267,12 @@ async fn bare_consumer(
     let prefetch = u16::try_from(WINDOW).unwrap_or(u16::MAX);
     channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     let mut deliveries = channel
-        .basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
+        .basic_consume(
+            queue.into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        )
         .await?;
     let mut unacked = 0;
     while let Some(delivery) = deliveries.next().await {
@@ -265,9 +282,7 @@ async fn bare_consumer(
         let last = left.0.fetch_sub(1, Ordering::Relaxed) == 1;
         if unacked == LOT || last {
             unacked = 0;
-            channel
-                .basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true })
-                .await?;
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await?;
         }
         if last {
             left.1.notify_one();

@@ -88,8 +88,7 @@ async fn a_handler_that_always_fails_leaves_one_dead_letter_and_no_hot_loop() {
 async fn a_permanent_error_is_given_up_at_once() {
     let broker = memory().await;
     publish(&broker, numbered(1)).await;
-    let handler =
-        service_fn(|_: Message| async { Answer::Err(permanent("no such customer")) });
+    let handler = service_fn(|_: Message| async { Answer::Err(permanent("no such customer")) });
     let (stop, report) = stop_with(Worker::new(broker.clone()).subscribe(work(), handler)).await;
     until(async || !dead_letters(&broker).await.is_empty()).await;
     stop.send(()).unwrap();
@@ -179,7 +178,9 @@ async fn an_ordered_retry_or_release_holds_back_its_key_only() {
     let report = report.await;
     assert_eq!((report.handled, report.retried, report.released), (12, 1, 3));
     let order = order.lock().unwrap();
-    for (key, ids) in [("a", ["0", "3", "6", "9"]), ("b", ["1", "4", "7", "10"]), ("c", ["2", "5", "8", "11"])] {
+    for (key, ids) in
+        [("a", ["0", "3", "6", "9"]), ("b", ["1", "4", "7", "10"]), ("c", ["2", "5", "8", "11"])]
+    {
         let of_key: Vec<_> = order.iter().filter(|(k, _)| k == key).map(|(_, id)| &**id).collect();
         assert_eq!(of_key, ids, "key {key}");
     }
