@@ -65,6 +65,15 @@ impl Headers {
         Ok(None)
     }
 
+    /// Sets `name` unless it is set.
+    pub(crate) fn insert_first(&mut self, name: &str, value: &str) -> Result<()> {
+        check_name(name)?;
+        if self.get(name).is_none() {
+            self.0.push((name.into(), value.into()));
+        }
+        Ok(())
+    }
+
     /// The value of `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.iter().find_map(|(known, value)| (known == name).then_some(value))

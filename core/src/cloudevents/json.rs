@@ -180,3 +180,106 @@ fn read_member<E: de::Error>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_with(members: &str) -> (Envelope, Hop) {
+        let json = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"t"{members}}}"#);
+        from_json(json.as_bytes()).expect("it is an event")
+    }
+
+    #[test]
+    fn data_is_read_as_the_content_type_says() {
+        for (members, payload) in [
+            ("", &b""[..]),
+            (r#","data":"text""#, br#""text""#),
+            (r#","data":{ "a" : 1.50 }"#, br#"{ "a" : 1.50 }"#),
+            (r#","data":null"#, b"null"),
+            (r#","data_base64":"/w==""#, &[0xff]),
+            (r#","data":null,"data_base64":"AAE=""#, &[0, 1]),
+            (r#","data":"x","data_base64":null"#, br#""x""#),
+            (r#","datacontenttype":"text/plain","data":"a\u0000\n\u00e4""#, "a\0\nä".as_bytes()),
+            (r#","data":"first","datacontenttype":"text/plain""#, b"first"),
+            (r#","datacontenttype":"text/plain","data":null"#, b""),
+            (r#","datacontenttype":"text/plain","data":[1, 2]"#, b"[1, 2]"),
+            (r#","datacontenttype":"application/x+json;v=1","data":"a""#, br#""a""#),
+        ] {
+            assert_eq!(read_with(members).0.payload, payload, "{members}");
+        }
+    }
+
+    #[test]
+    fn attributes_that_are_no_strings_are_read_as_text() {
+        let (envelope, hop) = read_with(
+            r#","schemaversion":3,"abattempts":2,"flag":true,"ratio":1.0,"nothing":null,
+               "partitionkey":null,"list":[1],"t\u0065nant":"acme","tenant":"other""#,
+        );
+        assert_eq!((envelope.version, hop.attempts, envelope.key), (3, 2, None));
+        let headers: Vec<_> = envelope.headers.iter().collect();
+        let expected = [
+            ("flag", "true"),
+            ("ratio", "1.0"),
+            ("tenant", "acme"),
+            ("nativeheaders", r#"{"list":[1]}"#),
+        ];
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn json_that_is_no_event_is_refused() {
+        for json in [
+            "",
+            "null",
+            "[]",
+            "{}",
+            r#"{"order":1}"#,
+            r#"{"specversion":"0.3","id":"1","source":"s","type":"t"}"#,
+            r#"{"specversion":"1.0","source":"s","type":"t"}"#,
+            r#"{"specversion":"1.0","id":"","source":"s","type":"t"}"#,
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data_base64":"?"}"#,
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"t"} x"#,
+            r#"[{"specversion":"1.0","id":"1","source":"s","type":"t"}]"#,
+        ] {
+            let error = from_json(json.as_bytes()).expect_err(json);
+            assert_eq!(error.kind(), ErrorKind::Undecodable, "{json}");
+        }
+        assert!(from_json(&b"[".repeat(1_000_000)).is_err());
+    }
+
+    #[test]
+    fn data_may_be_nested_deeper_than_any_parser_of_values_goes() {
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        let envelope = Envelope::new("t", deep);
+        let json = to_json(&envelope, &Hop::default());
+        assert_eq!(from_json(&json).expect("it is an event").0, envelope);
+    }
+
+    #[test]
+    fn a_structured_message_keeps_its_native_headers() {
+        let mut reader = AttributeReader::new();
+        reader.native("x-priority", 2.into());
+        reader.attribute("id", "outside");
+        let json = r#"{"specversion":"1.0","id":"inside","source":"s","type":"t","data":1}"#;
+        let (envelope, _) =
+            reader.finish("other", None, Some("application/cloudevents"), json.into());
+        assert_eq!((&*envelope.id, &*envelope.payload), ("inside", &b"1"[..]));
+        assert_eq!(envelope.headers.get("nativeheaders"), Some(r#"{"x-priority":2}"#));
+    }
+
+    #[test]
+    fn only_a_json_value_becomes_data() {
+        for (content_type, payload, data) in [
+            ("application/json", r#"{"a":1}"#, r#""data":{"a":1}}"#),
+            ("application/json", "a", r#""data_base64":"YQ=="}"#),
+            ("application/json", " 1", r#""data_base64":"IDE="}"#),
+            ("text/plain", "1", r#""data_base64":"MQ=="}"#),
+            ("text/plain", "", r#""datacontenttype":"text/plain"}"#),
+        ] {
+            let envelope = Envelope::new("t", payload).with_content_type(content_type);
+            let json = String::from_utf8(to_json(&envelope, &Hop::default())).expect("text");
+            assert!(json.ends_with(data), "{json}");
+        }
+    }
+}

@@ -191,7 +191,7 @@ impl AttributeReader {
             }
             self.headers_size = size;
         }
-        self.headers.get(name).is_some() || self.headers.insert(name, value).is_ok()
+        self.headers.insert_first(name, value).is_ok()
     }
 
     /// Joins the native headers with those that an earlier hop kept.
@@ -235,4 +235,152 @@ fn parsed<T>(field: &mut Option<T>, value: Option<T>) -> bool {
         *field = value;
     }
     understood
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::cloudevents::write_attributes;
+
+    fn read(attributes: &[(&str, &str)]) -> (Envelope, Hop) {
+        let mut reader = AttributeReader::new();
+        for (name, value) in attributes {
+            reader.attribute(name, value);
+        }
+        reader.finish("orders", Some("17"), None, Bytes::new())
+    }
+
+    fn native(envelope: &Envelope) -> Value {
+        serde_json::from_str(envelope.headers.get("nativeheaders").expect("some are native"))
+            .expect("they are JSON")
+    }
+
+    #[test]
+    fn a_message_without_attributes_gets_defaults() {
+        let (envelope, hop) = read(&[]);
+        assert_eq!((&*envelope.id, &*envelope.r#type), ("17", "orders"));
+        assert_eq!((envelope.version, &*envelope.source), (1, "unknown"));
+        assert_eq!(envelope.content_type, "application/json");
+        assert!(now().duration_since(envelope.time).expect("not later") < Duration::from_mins(1));
+        assert!(envelope.headers.is_empty());
+        assert_eq!(hop, Hop::default());
+
+        let id = || AttributeReader::new().finish("orders", None, None, Bytes::new()).0.id;
+        assert_ne!(id(), id());
+    }
+
+    #[test]
+    fn an_event_of_another_sdk_is_read_as_it_is() {
+        let (envelope, _) = read(&[
+            ("specversion", "1.0"),
+            ("id", "A234-1234-1234"),
+            ("source", "https://github.com/cloudevents/spec/pull"),
+            ("type", "com.github.pull_request.opened"),
+            ("subject", "123"),
+            ("dataschema", "https://acme.example/schema"),
+            ("time", "2018-04-05T19:31:00+02:00"),
+            ("datacontenttype", "text/xml"),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        ]);
+        assert_eq!(envelope.id, "A234-1234-1234");
+        assert_eq!(envelope.source, "https://github.com/cloudevents/spec/pull");
+        assert_eq!(envelope.content_type, "text/xml");
+        assert_eq!(envelope.time, SystemTime::UNIX_EPOCH + Duration::from_mins(25_382_491));
+        let headers: Vec<_> = envelope.headers.iter().map(|(name, _)| name).collect();
+        assert_eq!(headers, ["subject", "dataschema", "traceparent"]);
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_kept_beside_the_default() {
+        let (envelope, hop) = read(&[
+            ("time", "yesterday"),
+            ("schemaversion", "abc"),
+            ("abattempts", "-1"),
+            ("id", ""),
+            ("data", "d"),
+            ("Tenant-Id", "acme"),
+        ]);
+        assert_eq!((&*envelope.id, envelope.version, hop.attempts), ("17", 0, 0));
+        assert_eq!(
+            native(&envelope),
+            json!({
+                "time": "yesterday", "schemaversion": "abc", "abattempts": "-1", "id": "",
+                "data": "d", "Tenant-Id": "acme",
+            })
+        );
+    }
+
+    #[test]
+    fn of_two_attributes_of_one_name_the_first_counts() {
+        let (envelope, hop) = read(&[
+            ("id", "1"),
+            ("id", "2"),
+            ("tenant", "acme"),
+            ("tenant", "other"),
+            ("abattempts", "3"),
+            ("abattempts", "4"),
+        ]);
+        assert_eq!((&*envelope.id, hop.attempts), ("1", 3));
+        assert_eq!(envelope.headers.get("tenant"), Some("acme"));
+    }
+
+    #[test]
+    fn native_headers_join_those_of_earlier_hops() {
+        let mut reader = AttributeReader::new();
+        reader.native("x-priority", json!(2));
+        reader.native("x-priority", json!(3));
+        reader.native("x-retry", json!({"count": 1}));
+        reader.attribute("nativeheaders", r#"{"x-retry":"kept"}"#);
+        let (envelope, _) = reader.finish("orders", None, None, Bytes::new());
+        assert_eq!(native(&envelope), json!({"x-priority": 2, "x-retry": "kept"}));
+
+        let mut reader = AttributeReader::new();
+        reader.native("x-priority", json!(2));
+        reader.attribute("nativeheaders", "not ours");
+        let (envelope, _) = reader.finish("orders", None, None, Bytes::new());
+        assert_eq!(native(&envelope), json!({"x-priority": 2, "nativeheaders": "not ours"}));
+    }
+
+    #[test]
+    fn more_headers_than_an_envelope_may_have_are_kept_as_native() {
+        let mut reader = AttributeReader::new();
+        let names: Vec<_> = (0..2000).map(|number| format!("h{number}")).collect();
+        for name in &names {
+            reader.attribute(name, &"x".repeat(100));
+        }
+        let (mut envelope, _) = reader.finish("orders", None, None, Bytes::new());
+        let kept = native(&envelope).as_object().expect("an object").len();
+        envelope.headers.remove("nativeheaders");
+        assert_eq!(envelope.headers.len() + kept, names.len());
+        envelope.validate().expect("the headers are within the limit");
+    }
+
+    #[test]
+    fn a_failure_is_read_from_any_of_its_parts() {
+        let (_, hop) = read(&[("abgroup", "email"), ("abfirstfailure", "2026-01-02T03:04:05Z")]);
+        let failure = hop.failure.expect("there is one");
+        assert_eq!((&*failure.group, &*failure.reason, &*failure.error), ("email", "", ""));
+        assert_eq!(Some(failure.at), hop.first_failure);
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_written_becomes_the_nearest_that_can() {
+        let millennia = |count: u64| Duration::from_hours(24 * 365_250 * count);
+        let late = SystemTime::UNIX_EPOCH + millennia(100);
+        let early = SystemTime::UNIX_EPOCH - millennia(100);
+        let envelope = Envelope { time: early, ..Envelope::new("t", "").with_expires(late) };
+        let mut written = Vec::new();
+        write_attributes(&envelope, &Hop::default(), |name, value| {
+            written.push((name.to_owned(), value.to_owned()));
+        });
+        let value = |name| &*written.iter().find(|(known, _)| known == name).expect("written").1;
+        assert_eq!(value("time"), "0000-01-01T00:00:00Z");
+        assert_eq!(value("expirytime"), "9999-12-30T22:00:00.999999999Z");
+        assert!(attribute::parse_time(value("time")).is_some());
+        assert!(attribute::parse_time(value("expirytime")).is_some());
+    }
 }

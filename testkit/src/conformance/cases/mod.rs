@@ -6,6 +6,7 @@ mod delays;
 mod envelopes;
 mod errors;
 mod groups;
+mod layers;
 mod ordering;
 mod receiving;
 mod restarts;
@@ -21,6 +22,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
     // themselves last.
     [
         volume::CASES,
+        layers::CASES,
         workers::CASES,
         ordering::CASES,
         delays::CASES,
