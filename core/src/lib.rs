@@ -7,6 +7,7 @@ mod batch;
 mod broker;
 mod capabilities;
 mod clock;
+pub mod cloudevents;
 mod codec;
 mod confirmation;
 mod dead_letters;
@@ -20,12 +21,16 @@ mod hop;
 mod inbox;
 mod mark;
 mod message;
+mod middleware;
 mod name;
 mod outcome;
+mod publisher;
 mod router;
+mod shutdown;
 mod subscription;
 mod typed;
 mod url;
+mod worker;
 
 // What the derives expand to, and nothing else: no part of the public interface.
 #[doc(hidden)]
@@ -51,8 +56,17 @@ pub use hop::{Failure, Hop};
 pub use inbox::{Inbox, InboxSender};
 pub use mark::{permanent, retry_class};
 pub use message::Message;
+pub use middleware::{
+    Backoff, Begin, Claim, DeadLetterFuture, DeadLetterLayer, DeadLetterService, IdempotencyFuture,
+    IdempotencyKey, IdempotencyLayer, IdempotencyService, IdempotencyStore, Jitter,
+    MemoryIdempotencyStore, RetryFuture, RetryLayer, RetryService, StoreFuture, TimeoutLayer,
+    TpsBudget,
+};
 pub use outcome::{Outcome, Reason};
+pub use publisher::{Publish, Publisher};
 pub use router::{Router, RouterFuture, Unknown};
+pub use shutdown::shutdown_signal;
 pub use subscription::{Expired, Start, Subscription};
 pub use typed::{Command, Event, TypedMessage};
 pub use url::{BrokerUrl, Declare};
+pub use worker::{Report, RunningWorker, Worker};

@@ -76,8 +76,12 @@ impl Reason {
             if text.len() > LONGEST_ERROR {
                 break;
             }
-            text.push_str(": ");
-            text.push_str(&error.to_string());
+            // Many errors end in the text of their cause, and a marked one is its own cause.
+            let link = error.to_string();
+            if !text.ends_with(&link) {
+                text.push_str(": ");
+                text.push_str(&link);
+            }
             cause = error.source();
         }
         Self::new(code, text)
