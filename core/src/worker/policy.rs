@@ -4,6 +4,7 @@ use std::any::Any;
 use std::time::Duration;
 
 use super::settling::Kind;
+use crate::envelope::new_id;
 use crate::mark::{self, Mark};
 use crate::{Backoff, BoxError, Error, ErrorKind, Expired, Jitter, Outcome, Reason, RetryClass};
 
@@ -12,12 +13,12 @@ const DEFAULT_ATTEMPTS: u32 = 5;
 
 /// Turns an error that came out of all layers into an outcome: what is permanent or exhausted is
 /// given up, the rest gets the default retry.
-pub(super) fn outcome_of(error: &BoxError, attempt: u32) -> Outcome {
+pub(super) fn outcome_of(error: &BoxError, attempt: u32, id: &str) -> Outcome {
     let reason = match mark::find(error) {
         Some(Mark::Exhausted) => Reason::EXHAUSTED,
         Some(Mark::Permanent | Mark::Class(RetryClass::Permanent)) => Reason::PERMANENT,
         _ if attempt >= DEFAULT_ATTEMPTS => Reason::EXHAUSTED,
-        _ => return Outcome::Retry { after: default_retry().delay(attempt) },
+        _ => return Outcome::Retry { after: default_retry().delay(attempt, id) },
     };
     Outcome::DeadLetter { reason: Reason::from_error(reason, &**error) }
 }
@@ -31,7 +32,8 @@ pub(super) fn reconnect_delay(failures: u32) -> Duration {
     Backoff::exponential(Duration::from_millis(200))
         .cap(Duration::from_secs(30))
         .jitter(Jitter::Equal)
-        .delay(failures)
+        // Chance must differ between processes, or all come back at once.
+        .delay(failures, &new_id())
 }
 
 pub(super) fn too_many_deliveries(deliveries: u32) -> Outcome {

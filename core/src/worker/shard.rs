@@ -327,11 +327,11 @@ where
 
     /// Settles what a handler has answered, or parks it for its next attempt.
     fn finish(&mut self, held: Held, answer: Answer<Result<Outcome, S::Error>>) {
-        let attempt = held.delivery.attempt();
+        let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
         let outcome = match answer {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => policy::outcome_of(&error.into(), attempt),
-            Err(panic) => policy::outcome_of(&policy::panic_error(&*panic), attempt),
+            Ok(Err(error)) => policy::outcome_of(&error.into(), attempt, id),
+            Err(panic) => policy::outcome_of(&policy::panic_error(&*panic), attempt, id),
         };
         let next = match outcome {
             Outcome::Retry { after } if self.parks(after) => {

@@ -16,18 +16,16 @@ pub(super) fn find<R: Recipe + Clone + 'static>(recipe: &R) -> Result<Server, Er
 pub(super) fn launch<R: Recipe + Clone + 'static>(recipe: &R) -> Result<Server, Error> {
     let mut why = Vec::new();
     if container::docker_answers() {
-        let started = Backing::container(recipe)
-            .and_then(|backing| Server::started(Box::new(recipe.clone()), backing));
-        match started {
-            Ok(server) => return Ok(server),
+        match Backing::container(recipe) {
+            Ok(backing) => return Server::started(Box::new(recipe.clone()), backing),
             Err(error) => {
                 eprintln!("{error}; trying packages instead");
                 why.push(error.to_string());
             }
         }
     }
+    // What fails once a server is there is no reason to look elsewhere, here and above.
     match recipe.install() {
-        // What fails from here on is a server that is there, and no reason to look elsewhere.
         Ok(root) => Server::started(Box::new(recipe.clone()), Backing::packages(recipe, root)?),
         Err(error) => {
             why.push(error.to_string());
