@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use anybroker_core::{Broker, Delivery, ErrorKind, Outcome, Queue, Settler, Subscription};
+use anybroker_core::{Delivery, ErrorKind, Outcome, Queue, Settler, Subscription};
 use tokio::time::Instant;
 
 use crate::receiver::*;

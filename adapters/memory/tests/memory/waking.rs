@@ -115,86 +115,91 @@ async fn several_messages_that_come_back_wake_several_consumers() {
     assert_eq!(waiting.map(|consumer| consumer.wakes()), [1, 1]);
 }
 
+/// How long a test on threads may take: no timer wakes its consumers before their leases of 30 s end,
+/// so that a wake-up that is lost stops it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const MESSAGES: usize = 20_000;
+
+/// Settles messages in every way, leaves again and again, and gives receives up half-way, until all
+/// messages are acknowledged, by whomever.
+async fn come_and_go(number: usize, broker: Arc<MemoryBroker>, acknowledged: Arc<AtomicUsize>) {
+    let mut receiver = Receiver::with_prefetch(&broker, &queue(), 4).await;
+    for round in number.. {
+        if round % 7 == 0 {
+            let Ok(consumer) = broker.consume(&queue(), 4).await else { return };
+            receiver = Receiver(consumer);
+        }
+        let batch = tokio::select! {
+            biased;
+            batch = receiver.receive(3) => batch,
+            () = tokio::task::yield_now(), if round % 5 == 0 => continue,
+        };
+        let Ok(batch) = batch else { return };
+        for (index, delivery) in batch.into_iter().enumerate() {
+            let outcome = match (round + index) % 11 {
+                0 => continue,
+                1 => retry(NOW),
+                2 => release(NOW),
+                _ => Outcome::Ack,
+            };
+            let is_done = outcome == Outcome::Ack;
+            delivery.settle(outcome).await.unwrap();
+            if is_done && acknowledged.fetch_add(1, Ordering::SeqCst) + 1 == MESSAGES {
+                broker.close().await.unwrap();
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_wake_up_is_lost_among_consumers_that_come_and_go() {
-    const MESSAGES: usize = 20_000;
-    let broker = broker();
-    let handled = Arc::new(AtomicUsize::new(0));
+    let [broker, producer] =
+        [(); 2].map(|()| MemoryBroker::builder().name("come and go").capacity(100).build());
+    let acknowledged = Arc::new(AtomicUsize::new(0));
     let mut tasks = Vec::new();
     for number in 0..6 {
-        let (broker, handled) = (broker.clone(), handled.clone());
-        tasks.push(tokio::spawn(async move {
-            let mut receiver = Receiver::with_prefetch(&broker, &queue(), 4).await;
-            let mut round = number;
-            while handled.load(Ordering::SeqCst) < MESSAGES {
-                round += 1;
-                if round % 7 == 0 {
-                    // Woken or not, it leaves.
-                    receiver = Receiver::with_prefetch(&broker, &queue(), 4).await;
-                }
-                let received = tokio::select! {
-                    biased;
-                    received = receiver.receive(3) => received.unwrap(),
-                    () = tokio::task::yield_now(), if round % 5 == 0 => continue,
-                    // The other messages were handled by others: only the end comes late.
-                    () = tokio::time::sleep(Duration::from_millis(500)) => continue,
-                };
-                for (index, delivery) in received.into_iter().enumerate() {
-                    match (round + index) % 11 {
-                        0 => drop(delivery),
-                        1 => delivery.settle(retry(NOW)).await.unwrap(),
-                        2 => delivery.settle(release(MILLISECOND)).await.unwrap(),
-                        _ => {
-                            delivery.settle(Outcome::Ack).await.unwrap();
-                            handled.fetch_add(1, Ordering::SeqCst);
-                        }
-                    }
-                }
-            }
-        }));
+        tasks.push(tokio::spawn(come_and_go(number, broker.clone(), acknowledged.clone())));
     }
     for _ in 0..2 {
-        let producer = broker.clone();
+        let producer = producer.clone();
         tasks.push(tokio::spawn(async move {
             for number in 0..MESSAGES / 2 {
                 send(&producer, Queue::new("q"), message(&number.to_string())).await.unwrap();
-                if number % 16 == 0 {
-                    tokio::task::yield_now().await;
-                }
             }
         }));
     }
     for task in tasks {
-        task.await.unwrap();
+        tokio::time::timeout(PATIENCE, task).await.expect("a wake-up was lost").unwrap();
     }
-    assert_eq!(handled.load(Ordering::SeqCst), MESSAGES);
-    assert_eq!(depth(&broker, &queue()).await, [0, 0, 0, 0]);
+    assert_eq!(acknowledged.load(Ordering::SeqCst), MESSAGES);
+    assert_eq!(depth(&producer, &queue()).await, [0, 0, 0, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn ping_pong_between_idle_consumers_never_stalls() {
+async fn no_message_is_left_lying_before_idle_consumers() {
     let broker = broker();
-    let (pings, pongs) = (Subscription::queue("ping"), Subscription::queue("pong"));
+    let calls = Subscription::queue("call");
     let mut echoes = Vec::new();
     for _ in 0..3 {
-        let mut receiver = Receiver::with_prefetch(&broker, &pings, 1).await;
+        let mut receiver = Receiver::with_prefetch(&broker, &calls, 1).await;
         let broker = broker.clone();
         echoes.push(tokio::spawn(async move {
-            while let Ok(received) = receiver.receive(1).await {
-                for delivery in received {
+            while let Ok(batch) = receiver.receive(1).await {
+                for delivery in batch {
                     let echo = message(&delivery.envelope().id);
-                    send(&broker, Queue::new("pong"), echo).await.unwrap();
                     delivery.settle(Outcome::Ack).await.unwrap();
+                    send(&broker, Queue::new("q"), echo).await.unwrap();
                 }
             }
         }));
     }
-    let mut receiver = Receiver::open(&broker, &pongs).await;
+    let mut receiver = Receiver::open(&broker, &queue()).await;
     for number in 0..5_000 {
         let id = number.to_string();
-        publish(&broker, Queue::new("ping"), &[&id]).await;
-        let pong = tokio::time::timeout(Duration::from_secs(20), receiver.expect(&id)).await;
-        pong.expect("a message was left lying").settle(Outcome::Ack).await.unwrap();
+        publish(&broker, Queue::new("call"), &[&id]).await;
+        let echo = tokio::time::timeout(PATIENCE, receiver.expect(&id)).await;
+        echo.expect("a message was left lying").settle(Outcome::Ack).await.unwrap();
     }
     broker.close().await.unwrap();
     for echo in echoes {
