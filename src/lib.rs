@@ -29,12 +29,14 @@ pub use anybroker_core::{
 pub use tower::ServiceBuilder;
 // Where messages go and come from.
 pub use anybroker_core::{
-    Destination, Expired, Publish, Publisher, Queue, Report, RunningWorker, Start, Subscription,
-    Topic, Worker, shutdown_signal,
+    Confirmation, Destination, Expired, Outgoing, Publish, Publisher, Queue, Report, RunningWorker,
+    Start, Subscription, Topic, Worker, shutdown_signal,
 };
 // Brokers, and looking after them.
-/// What adapters and layers are written with.
-pub use anybroker_core as core;
+/// What adapters are written with.
+pub use anybroker_core as adapter;
+#[doc(hidden)]
+pub use anybroker_core::__derive;
 pub use anybroker_core::{BoxError, Error, ErrorKind, Result, RetryClass, retry_class};
 pub use anybroker_core::{
     Broker, Capabilities, DeadLetter, DeadLetterFilter, Depth, Failure, Peek, Redrive,
@@ -44,6 +46,3 @@ pub use anybroker_core::{
 pub use anybroker_memory as memory;
 #[cfg(feature = "rabbitmq")]
 pub use anybroker_rabbitmq as rabbitmq;
-// For the derives' expansions alone.
-#[doc(hidden)]
-pub use anybroker_core::__derive;

@@ -197,7 +197,7 @@ async fn publish_all(
     let mut window = VecDeque::with_capacity(WINDOW);
     for _ in 0..messages {
         if window.len() == WINDOW {
-            let oldest: anybroker::core::Confirmation = window.pop_front().expect("a full window");
+            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
             oldest.await?;
         }
         let envelope = Envelope::new("bench.message", &PAYLOAD[..]);

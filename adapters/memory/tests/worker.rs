@@ -154,7 +154,7 @@ async fn an_ordered_retry_or_release_holds_back_its_key_only() {
     }
     let order: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let seen = Arc::clone(&order);
-    let released = AtomicU32::new(0);
+    let released = Arc::new(AtomicU32::new(0));
     let handler = service_fn(move |message: Message| {
         let envelope = message.envelope();
         let outcome = match (&*envelope.id, message.attempt()) {
