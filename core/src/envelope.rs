@@ -213,7 +213,7 @@ mod tests {
         envelope.validate().expect("the defaults are valid");
         assert_eq!((envelope.version, &*envelope.source), (1, "anybroker"));
         assert_eq!(envelope.content_type, "application/json");
-        assert_eq!(Uuid::parse_str(&envelope.id).expect("a UUID").get_version_num(), 7);
+        assert_eq!(uuid::Uuid::parse_str(&envelope.id).expect("a UUID").get_version_num(), 7);
         assert_ne!(envelope.id, super::tests::envelope().id);
     }
 
