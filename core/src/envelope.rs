@@ -2,7 +2,6 @@ use std::borrow::Cow;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use uuid::Uuid;
 
 use crate::cloudevents::is_structured;
 use crate::{Error, ErrorKind, Headers, Result, now};
@@ -171,7 +170,14 @@ impl Envelope {
 
 /// A new unique id (UUIDv7), as text.
 pub(crate) fn new_id() -> String {
-    Uuid::now_v7().hyphenated().to_string()
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    // A generator in the thread, seeded by the system: a call to the kernel for each message would
+    // cost more than the rest of publishing to memory.
+    let random = fastrand::u128(..).to_le_bytes();
+    let random = *random.first_chunk().unwrap_or(&[0; 10]);
+    let id = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+    id.hyphenated().to_string()
 }
 
 fn text(what: &str, value: &str, limit: usize) -> Result<()> {
@@ -207,7 +213,7 @@ mod tests {
         envelope.validate().expect("the defaults are valid");
         assert_eq!((envelope.version, &*envelope.source), (1, "anybroker"));
         assert_eq!(envelope.content_type, "application/json");
-        assert_eq!(Uuid::parse_str(&envelope.id).expect("a UUID").get_version_num(), 7);
+        assert_eq!(uuid::Uuid::parse_str(&envelope.id).expect("a UUID").get_version_num(), 7);
         assert_ne!(envelope.id, super::tests::envelope().id);
     }
 
