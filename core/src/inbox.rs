@@ -11,6 +11,9 @@ use crate::{Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
 /// The consumer of an adapter that reads in a task of its own: the reader pushes deliveries, the
 /// worker takes them.
 ///
+/// What waits here is not renewed by the worker: where deliveries are leased, the adapter renews
+/// it, or reads no more than the worker takes at once.
+///
 /// The reader ends when [`InboxSender::closed`] resolves: it stops the broker's stream, flushes
 /// its settlements and drops the sender, which is what [`Consumer::close`] waits for.
 #[derive(Debug)]

@@ -4,9 +4,12 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::{BoxError, Error, RetryClass};
+use crate::{BoxError, Error, ErrorKind, RetryClass};
 
 /// Marks an error as one that trying again cannot mend: the message is dead-lettered at once.
+///
+/// The mark is found through errors that name it as their source. `anyhow::Error` hides the type
+/// of its outermost error: mark last, `permanent(anyhow_error)`.
 pub fn permanent(error: impl Into<BoxError>) -> BoxError {
     Box::new(Marked { mark: Mark::Permanent, error: error.into() })
 }
@@ -34,11 +37,21 @@ pub(crate) fn find(error: &BoxError) -> Option<Mark> {
             return Some(marked.mark);
         }
         if let Some(error) = error.downcast_ref::<Error>() {
-            return Some(Mark::Class(error.retry_class()));
+            return Some(Mark::Class(class_for_message(error)));
         }
         link = error.source();
     }
     None
+}
+
+/// What an error of the library means for the message whose handler met it: a closed broker or a
+/// missing right is final for that operation, not for the message.
+fn class_for_message(error: &Error) -> RetryClass {
+    use ErrorKind::{Closed, Denied, NotFound, StaleDelivery};
+    match error.kind() {
+        Closed | Denied | NotFound | StaleDelivery => RetryClass::Transient,
+        _ => error.retry_class(),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,11 @@
 //! What becomes of a message whose handler says nothing about it, and of one that no handler sees.
 
-use std::any::Any;
 use std::time::Duration;
 
 use super::settling::Kind;
 use crate::envelope::new_id;
 use crate::mark::{self, Mark};
-use crate::{Backoff, BoxError, Error, ErrorKind, Expired, Jitter, Outcome, Reason, RetryClass};
+use crate::{Backoff, BoxError, Expired, Jitter, Outcome, Reason, RetryClass};
 
 /// Attempts of a message whose errors no retry layer has judged.
 const DEFAULT_ATTEMPTS: u32 = 5;
@@ -50,14 +49,4 @@ pub(super) fn expired(policy: Expired) -> (Outcome, Kind) {
         }
         Expired::Discard => (Outcome::Ack, Kind::Discarded),
     }
-}
-
-/// A panic as the error of its message.
-pub(super) fn panic_error(panic: &(dyn Any + Send)) -> BoxError {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text");
-    Error::new(ErrorKind::Broker, format!("the handler panicked: {text}")).into()
 }

@@ -20,6 +20,7 @@ use super::report::Report;
 use super::settling::{Kind, Settling};
 use super::slots::{Answer, Slots};
 use super::source::Source;
+use crate::handler::panicked;
 use crate::{BoxError, Delivery, Error, ErrorKind, Message, Outcome, Result, Subscription};
 
 /// How many messages a shard handles before it lets other tasks of its thread run.
@@ -333,7 +334,7 @@ where
         let outcome = match answer {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => policy::outcome_of(&error.into(), attempt, id),
-            Err(panic) => policy::outcome_of(&policy::panic_error(&*panic), attempt, id),
+            Err(panic) => policy::outcome_of(&panicked(&*panic), attempt, id),
         };
         let next = match outcome {
             Outcome::Retry { after } if self.parks(after) => {
