@@ -333,8 +333,8 @@ where
         let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
         let outcome = match answer {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => policy::outcome_of(&error.into(), attempt, id),
-            Err(panic) => policy::outcome_of(&panicked(&*panic), attempt, id),
+            Ok(Err(error)) => policy::outcome_of(error.into(), attempt, id),
+            Err(panic) => policy::outcome_of(panicked(&*panic), attempt, id),
         };
         let next = match outcome {
             Outcome::Retry { after } if self.parks(after) => {
