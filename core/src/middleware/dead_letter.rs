@@ -160,8 +160,9 @@ mod tests {
 
     #[test]
     fn other_errors_pass() {
-        assert_eq!(give_up("no answer".into()).unwrap_err().to_string(), "no answer");
         use ErrorKind::{Blocked, Closed, Denied, Timeout, Unavailable};
+
+        assert_eq!(give_up("no answer".into()).unwrap_err().to_string(), "no answer");
         for kind in [Unavailable, Timeout, Blocked, Denied, Closed] {
             let error = give_up(Error::new(kind, "not now").into()).unwrap_err();
             assert_eq!(error.downcast_ref::<Error>().unwrap().kind(), kind);
