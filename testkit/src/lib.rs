@@ -1,3 +1,5 @@
 //! Conformance suite, broker launchers and test helpers of anybroker
 
 pub mod brokers;
+#[cfg(feature = "messages")]
+pub mod conformance;
