@@ -16,14 +16,15 @@ pub use anybroker_core::Json;
 #[doc(no_inline)]
 pub use anybroker_core::{Codec, Command, Event, TypedMessage};
 pub use anybroker_core::{
-    IntoOutcome, Message, Outcome, Reason, Router, Unknown, batch_handler_fn, handler_fn, permanent,
+    Handler, IntoOutcome, Message, Outcome, Reason, Router, Unknown, batch_handler_fn, handler_fn,
+    permanent,
 };
 #[cfg(feature = "macros")]
 pub use anybroker_macros::{Command, Event};
 // What stands around a handler.
 pub use anybroker_core::{
-    Backoff, Begin, Claim, DeadLetterLayer, IdempotencyLayer, IdempotencyStore, Jitter,
-    MemoryIdempotencyStore, RetryLayer, TimeoutLayer,
+    Backoff, DeadLetterLayer, IdempotencyLayer, Jitter, MemoryIdempotencyStore, RetryLayer,
+    TimeoutLayer, TpsBudget,
 };
 pub use tower::ServiceBuilder;
 // Where messages go and come from.
@@ -34,8 +35,6 @@ pub use anybroker_core::{
 // Brokers, and looking after them.
 /// What adapters are written with.
 pub use anybroker_core as adapter;
-#[doc(hidden)]
-pub use anybroker_core::__derive;
 pub use anybroker_core::{BoxError, Error, ErrorKind, Result, RetryClass, retry_class};
 pub use anybroker_core::{
     Broker, Capabilities, DeadLetter, DeadLetterFilter, Depth, Failure, Peek, Redrive,
@@ -45,3 +44,6 @@ pub use anybroker_core::{
 pub use anybroker_memory as memory;
 #[cfg(feature = "rabbitmq")]
 pub use anybroker_rabbitmq as rabbitmq;
+// For the expansion of the derives alone.
+#[doc(hidden)]
+pub use anybroker_core::__derive;

@@ -26,9 +26,9 @@ struct Arguments {
     /// Fail unless every ratio and rate reaches its stated goal
     #[arg(long)]
     check: bool,
-    /// The RabbitMQ server to measure on
-    #[arg(long, env = "ANYBROKER_RABBITMQ_URL", hide_env_values = true)]
-    rabbitmq_url: Option<String>,
+    /// The RabbitMQ servers to measure on, separated by commas
+    #[arg(long, env = "ANYBROKER_RABBITMQ_URL", hide_env_values = true, value_delimiter = ',')]
+    rabbitmq_url: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -60,8 +60,13 @@ async fn main() -> ExitCode {
 }
 
 async fn measure_rabbitmq(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
-    let url = arguments.rabbitmq_url.as_deref().ok_or(
-        "no server: set ANYBROKER_RABBITMQ_URL (`cargo xtask brokers up rabbitmq` starts one)",
-    )?;
-    rabbitmq::run(table, url, arguments.quick).await
+    if arguments.rabbitmq_url.is_empty() {
+        let text =
+            "no server: set ANYBROKER_RABBITMQ_URL (`cargo xtask brokers up rabbitmq` starts one)";
+        return Err(text.into());
+    }
+    for url in &arguments.rabbitmq_url {
+        rabbitmq::run(table, url, arguments.quick).await?;
+    }
+    Ok(())
 }

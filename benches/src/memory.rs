@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anybroker::{
-    Backoff, BoxError, Broker, DeadLetterLayer, Envelope, Event, IdempotencyLayer, Jitter,
+    Backoff, BoxError, DeadLetterLayer, Envelope, Event, IdempotencyLayer, Jitter,
     MemoryIdempotencyStore, Message, Outcome, RetryLayer, ServiceBuilder, Subscription,
     TimeoutLayer, TypedMessage, Worker, connect, handler_fn,
 };
@@ -52,7 +52,7 @@ pub(crate) async fn run(table: &mut Table, quick: bool) -> Result<(), BoxError> 
     table.add("memory · worker, dead-letter, retry, timeout", ours, Some(bare), Goal::Rate(2.5e6));
 
     let idempotent = || {
-        let store = MemoryIdempotencyStore::new(100_000);
+        let store = MemoryIdempotencyStore::new().capacity(100_000);
         let service = ServiceBuilder::new()
             .layer(DeadLetterLayer::new())
             .layer(IdempotencyLayer::new(store))

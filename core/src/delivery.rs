@@ -23,6 +23,10 @@ pub struct Delivery {
 /// [`StaleDelivery`](crate::ErrorKind::StaleDelivery) wherever the broker can tell that the
 /// delivery is no longer this consumer's. When the copy for a retry or a dead-letter queue cannot
 /// be stored, the delivery is not acknowledged, and comes back.
+///
+/// # Ordering
+/// In an ordered subscription a retried or released delivery goes back to its place, before the
+/// later ones of its key; a copy stored anew would be overtaken.
 pub trait Settler: Send + Sync + fmt::Debug {
     /// Settles a delivery. Whatever new copy the outcome needs is stored, with the broker's
     /// confirmation, before the delivery is acknowledged.

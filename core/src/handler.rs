@@ -205,7 +205,7 @@ pub(crate) fn poll_caught<Fut: Future, T>(
 }
 
 /// The error of a handler that panicked, with the panic's text.
-fn panicked(panic: &(dyn Any + Send)) -> BoxError {
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> BoxError {
     let text = panic
         .downcast_ref::<&str>()
         .copied()

@@ -1,5 +1,6 @@
-//! Tasks of the workspace: tests and brokers.
+//! Tasks of the workspace: tests, brokers, benchmarks.
 
+mod bench;
 mod brokers;
 mod containers;
 mod results;
@@ -20,6 +21,13 @@ struct Arguments {
 enum Task {
     /// Finds or starts every broker, runs all tests, and stops what it started
     Test,
+    /// Measures against the bare clients, and prints ratios
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What the bench program takes: `--quick`, `--check`, `memory`, `rabbitmq`, `--help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Starts and stops brokers to work with
     Brokers {
         #[command(subcommand)]
@@ -31,6 +39,7 @@ fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
     let done = match task {
         Task::Test => test::run(),
+        Task::Bench { arguments } => bench::run(&arguments),
         Task::Brokers { action } => brokers::run(&action),
     };
     done.unwrap_or_else(|error| {

@@ -1,4 +1,4 @@
-use anybroker::{Delivery, Outcome};
+use anybroker::{Outcome, adapter::Delivery};
 
 async fn settle(delivery: Delivery) -> anybroker::Result<()> {
     delivery.settle(Outcome::Ack).await?;

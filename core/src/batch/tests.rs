@@ -239,3 +239,35 @@ fn batches_of_a_runtime_that_ended_fail_and_hold_up_none() {
         next.await.unwrap();
     });
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_of_several_threads_gets_its_own_result() {
+    let handler = batch_handler_fn(8, WAIT, async |batch: Vec<(Count, Message)>| {
+        let numbers: Vec<_> = batch.into_iter().map(|(count, _)| count.0).collect();
+        assert!(numbers.len() <= 8);
+        tokio::task::yield_now().await;
+        numbers.into_iter().map(answer).collect::<Vec<_>>()
+    });
+    let callers: Vec<_> = (0..32)
+        .map(|caller| {
+            let mut handler = handler.clone();
+            tokio::spawn(async move {
+                for number in (caller * 100)..(caller * 100 + 100) {
+                    // Some leave before their batch has gone, some while it runs.
+                    if number % 5 == 0 {
+                        let dropped = handler.call(count(number));
+                        tokio::task::yield_now().await;
+                        drop(dropped);
+                    }
+                    match handler.call(count(number)).await {
+                        Ok(outcome) => assert_eq!((number % 2, outcome), (0, Outcome::Ack)),
+                        Err(error) => assert_eq!(error.to_string(), number.to_string()),
+                    }
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+}

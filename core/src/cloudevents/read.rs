@@ -10,9 +10,9 @@ use crate::{Envelope, Failure, Headers, Hop, now};
 
 /// Reads an envelope and its hop from what came with a message, whoever sent it.
 ///
-/// Nothing makes it fail, and nothing gets lost: what is no CloudEvents attribute, or breaks the
-/// rules of the attribute it claims to be, ends in the header `nativeheaders`, a JSON object. Of
-/// two attributes of one name the first counts.
+/// Nothing makes it fail: what is no CloudEvents attribute, or breaks the rules of the attribute
+/// it claims to be, ends in the header `nativeheaders`, a JSON object. Of two attributes of one
+/// name the first counts.
 ///
 /// ```
 /// # use anybroker_core::cloudevents::AttributeReader;

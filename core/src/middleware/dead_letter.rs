@@ -55,7 +55,7 @@ impl DeadLetterLayer {
 }
 
 /// The outcome for an error that is given up, or the error.
-fn give_up(error: BoxError) -> Result<Outcome, BoxError> {
+pub(crate) fn give_up(error: BoxError) -> Result<Outcome, BoxError> {
     let code =
         match mark::find(&error) {
             Some(Mark::Exhausted) => Reason::EXHAUSTED,
@@ -153,15 +153,17 @@ mod tests {
         assert_eq!(reason(mark::exhausted("no answer".into())), pair("exhausted", "no answer"));
         assert_eq!(reason(permanent("bad order")), pair("permanent", "bad order"));
         assert_eq!(
-            reason(Error::new(ErrorKind::Denied, "the token was refused")),
-            pair("permanent", "the token was refused")
+            reason(Error::new(ErrorKind::TooLarge, "the answer is too large")),
+            pair("permanent", "the answer is too large")
         );
     }
 
     #[test]
     fn other_errors_pass() {
+        use ErrorKind::{Blocked, Closed, Denied, Timeout, Unavailable};
+
         assert_eq!(give_up("no answer".into()).unwrap_err().to_string(), "no answer");
-        for kind in [ErrorKind::Unavailable, ErrorKind::Timeout, ErrorKind::Blocked] {
+        for kind in [Unavailable, Timeout, Blocked, Denied, Closed] {
             let error = give_up(Error::new(kind, "not now").into()).unwrap_err();
             assert_eq!(error.downcast_ref::<Error>().unwrap().kind(), kind);
         }

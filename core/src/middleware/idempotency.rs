@@ -31,7 +31,8 @@ use crate::{BoxError, IdempotencyKey, Message, Outcome, Reason, Result};
 ///
 /// # Cancel safety
 /// A future that is dropped, or whose handler panics, frees the key at once, after the handler's
-/// future is gone.
+/// future is gone. Dropped while a remote store is still asked, the claim it may get runs out with
+/// its lease.
 ///
 /// # Defaults
 /// ttl 24 h; lease 1 min, renewed every third of it while the handler runs (a handler that blocks

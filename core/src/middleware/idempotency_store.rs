@@ -22,6 +22,42 @@ use crate::{IdempotencyKey, Result};
 /// # Errors
 /// When the store cannot be reached or does not answer in time. Set a deadline: the message waits
 /// for the answer.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use anybroker_core::*;
+/// /// Stands for a store elsewhere: it answers later.
+/// #[derive(Debug)]
+/// struct Elsewhere(MemoryIdempotencyStore);
+///
+/// impl IdempotencyStore for Elsewhere {
+///     fn begin(&self, key: IdempotencyKey, fingerprint: u64, lease: Duration) -> StoreFuture<Begin> {
+///         let begin = self.0.begin(key, fingerprint, lease);
+///         StoreFuture::run(async move {
+///             tokio::task::yield_now().await;
+///             begin.await
+///         })
+///     }
+///     fn renew(&self, claim: &Claim, lease: Duration) -> StoreFuture<()> {
+///         self.0.renew(claim, lease)
+///     }
+///     fn complete(&self, claim: Claim, ttl: Duration) -> StoreFuture<()> {
+///         self.0.complete(claim, ttl)
+///     }
+///     fn abandon(&self, claim: Claim) -> StoreFuture<()> {
+///         self.0.abandon(claim)
+///     }
+/// }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+/// let store = Elsewhere(MemoryIdempotencyStore::new());
+/// let (key, lease) = (IdempotencyKey::new("email", "/shop", "7"), Duration::from_mins(1));
+/// let Begin::Fresh(claim) = store.begin(key, 1, lease).await? else { panic!("it is free") };
+/// store.abandon(claim).await?;
+/// assert!(matches!(store.begin(key, 1, lease).await?, Begin::Fresh(_)));
+/// # Ok::<(), BoxError>(()) })?;
+/// # Ok::<(), BoxError>(())
+/// ```
 pub trait IdempotencyStore: Send + Sync + fmt::Debug {
     /// Claims the key for the length of `lease`, if it is free.
     fn begin(&self, key: IdempotencyKey, fingerprint: u64, lease: Duration) -> StoreFuture<Begin>;

@@ -2,7 +2,7 @@
 //! answer say. None waits, clones the payload or touches the broker.
 
 mod backoff;
-mod dead_letter;
+pub(crate) mod dead_letter;
 mod idempotency;
 mod idempotency_future;
 mod idempotency_key;

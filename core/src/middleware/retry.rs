@@ -73,7 +73,8 @@ impl RetryLayer {
         Self(Policy { backoff, max_attempts: 5, budget: None })
     }
 
-    /// Sets how many attempts a message has, the first included; 5 unless set, at least 1.
+    /// Sets how many attempts a message has, the first included; 5 unless set, at least 1. The
+    /// subscription's [`max_deliveries`](crate::Subscription::max_deliveries) (20) ends it too.
     pub fn max_attempts(mut self, max_attempts: u32) -> Self {
         self.0.max_attempts = max_attempts.max(1);
         self

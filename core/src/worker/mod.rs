@@ -18,12 +18,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tower::Service;
 
 pub use self::report::Report;
 use self::shard::Shard;
 use self::source::Source;
-use crate::{BoxError, Broker, Error, ErrorKind, Message, Outcome, Result, Subscription};
+use crate::{Broker, Error, ErrorKind, Handler, Result, Subscription};
 
 /// How long open settlements and the close of a consumer may take after a drain.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,14 +80,9 @@ impl Worker {
     }
 
     /// Handles a subscription with a service: [`handler_fn`](crate::handler_fn), a
-    /// [`Router`](crate::Router), either under any tower layers, or any service over [`Message`].
-    pub fn subscribe<S>(mut self, subscription: Subscription, service: S) -> Self
-    where
-        S: Service<Message, Response = Outcome, Error: Into<BoxError>, Future: Send>
-            + Clone
-            + Send
-            + 'static,
-    {
+    /// [`Router`](crate::Router), either under any tower layers, or any service over
+    /// [`Message`](crate::Message).
+    pub fn subscribe(mut self, subscription: Subscription, service: impl Handler) -> Self {
         self.mounts.push((Arc::new(subscription), Box::new(Mounted(service))));
         self
     }
@@ -131,10 +125,16 @@ impl Worker {
         }
         let loops =
             loops.unwrap_or_else(|| if mounts.len() > MANY_SUBSCRIPTIONS { 1 } else { threads() });
-        let loops = loops.min(concurrency);
         let (shutdown, watch) = watch::channel(false);
         let mut starting = Vec::new();
         for (subscription, mount) in mounts {
+            // Only one consumer of an ordered partition is active: more would stand idle.
+            let active = if subscription.is_ordered() {
+                usize::from(subscription.partition_count())
+            } else {
+                loops
+            };
+            let loops = loops.min(concurrency).min(active);
             for index in 0..loops {
                 // Shared out so that the sum is the concurrency asked for.
                 let concurrency = (concurrency + index) / loops;
@@ -226,13 +226,7 @@ trait Mount: Send {
 
 struct Mounted<S>(S);
 
-impl<S> Mount for Mounted<S>
-where
-    S: Service<Message, Response = Outcome, Error: Into<BoxError>, Future: Send>
-        + Clone
-        + Send
-        + 'static,
-{
+impl<S: Handler> Mount for Mounted<S> {
     fn run(&self, setup: Setup) -> Loop {
         let Setup { subscription, source, concurrency, drain_timeout, mut shutdown } = setup;
         let shard = Shard::new(self.0.clone(), subscription, source, concurrency);

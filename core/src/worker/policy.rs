@@ -1,26 +1,25 @@
 //! What becomes of a message whose handler says nothing about it, and of one that no handler sees.
 
-use std::any::Any;
 use std::time::Duration;
 
 use super::settling::Kind;
 use crate::envelope::new_id;
-use crate::mark::{self, Mark};
-use crate::{Backoff, BoxError, Error, ErrorKind, Expired, Jitter, Outcome, Reason, RetryClass};
+use crate::middleware::dead_letter::give_up;
+use crate::{Backoff, BoxError, Expired, Jitter, Outcome, Reason};
 
 /// Attempts of a message whose errors no retry layer has judged.
 const DEFAULT_ATTEMPTS: u32 = 5;
 
 /// Turns an error that came out of all layers into an outcome: what is permanent or exhausted is
 /// given up, the rest gets the default retry.
-pub(super) fn outcome_of(error: &BoxError, attempt: u32, id: &str) -> Outcome {
-    let reason = match mark::find(error) {
-        Some(Mark::Exhausted) => Reason::EXHAUSTED,
-        Some(Mark::Permanent | Mark::Class(RetryClass::Permanent)) => Reason::PERMANENT,
-        _ if attempt >= DEFAULT_ATTEMPTS => Reason::EXHAUSTED,
-        _ => return Outcome::Retry { after: default_retry().delay(attempt, id) },
-    };
-    Outcome::DeadLetter { reason: Reason::from_error(reason, &**error) }
+pub(super) fn outcome_of(error: BoxError, attempt: u32, id: &str) -> Outcome {
+    match give_up(error) {
+        Ok(outcome) => outcome,
+        Err(error) if attempt >= DEFAULT_ATTEMPTS => {
+            Outcome::DeadLetter { reason: Reason::from_error(Reason::EXHAUSTED, &*error) }
+        }
+        Err(_) => Outcome::Retry { after: default_retry().delay(attempt, id) },
+    }
 }
 
 fn default_retry() -> Backoff {
@@ -50,14 +49,4 @@ pub(super) fn expired(policy: Expired) -> (Outcome, Kind) {
         }
         Expired::Discard => (Outcome::Ack, Kind::Discarded),
     }
-}
-
-/// A panic as the error of its message.
-pub(super) fn panic_error(panic: &(dyn Any + Send)) -> BoxError {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text");
-    Error::new(ErrorKind::Broker, format!("the handler panicked: {text}")).into()
 }

@@ -1,3 +1,5 @@
+mod drain;
+
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Instant, Sleep};
 use tower::Service;
 
 use super::lanes::Lanes;
@@ -18,6 +20,7 @@ use super::report::Report;
 use super::settling::{Kind, Settling};
 use super::slots::{Answer, Slots};
 use super::source::Source;
+use crate::handler::panicked;
 use crate::{BoxError, Delivery, Error, ErrorKind, Message, Outcome, Result, Subscription};
 
 /// How many messages a shard handles before it lets other tasks of its thread run.
@@ -330,8 +333,8 @@ where
         let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
         let outcome = match answer {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => policy::outcome_of(&error.into(), attempt, id),
-            Err(panic) => policy::outcome_of(&policy::panic_error(&*panic), attempt, id),
+            Ok(Err(error)) => policy::outcome_of(error.into(), attempt, id),
+            Err(panic) => policy::outcome_of(panicked(&*panic), attempt, id),
         };
         let next = match outcome {
             Outcome::Retry { after } if self.parks(after) => {
@@ -395,70 +398,6 @@ where
                 self.report.unsettled += 1;
                 self.pause();
             }
-        }
-    }
-
-    async fn drain(&mut self, drain_timeout: Duration) {
-        self.draining = true;
-        let deadline = Instant::now() + drain_timeout;
-        self.give_back();
-        let finished = poll_fn(|cx| {
-            self.slots.register(cx.waker());
-            while self.poll_finished() || self.poll_settling(cx) {}
-            if self.slots.running() == 0 { Poll::Ready(()) } else { Poll::Pending }
-        });
-        if tokio::time::timeout_at(deadline, finished).await.is_err() {
-            let cut = self.slots.cancel_all();
-            tracing::warn!(
-                handlers = cut.len(),
-                "handlers did not finish within the drain timeout"
-            );
-            for held in cut {
-                let next =
-                    self.settle(held, Outcome::Release { after: Duration::ZERO }, Kind::Released);
-                self.admit(next);
-            }
-        }
-        // What became free in the lanes while the last handlers finished.
-        self.give_back();
-        let settled = poll_fn(|cx| {
-            self.poll_settling(cx);
-            if self.settling.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-        });
-        if timeout(super::FLUSH_TIMEOUT, settled).await.is_err() {
-            let open = self.settling.len() as u64;
-            tracing::warn!(open, "settlements were not answered; the messages may come again");
-            self.report.unsettled += open;
-        }
-        match timeout(super::FLUSH_TIMEOUT, self.source.close()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the consumer did not close cleanly"),
-            Err(_) => tracing::warn!("the consumer did not close in time"),
-        }
-    }
-
-    /// Gives back what no handler is running.
-    fn give_back(&mut self) {
-        let mut untouched: Vec<Held> = self.queue.drain(..).collect();
-        if let Some(lanes) = &mut self.lanes {
-            untouched.extend(lanes.drain());
-        }
-        for held in untouched {
-            let next =
-                self.settle(held, Outcome::Release { after: Duration::ZERO }, Kind::Released);
-            self.admit(next);
-        }
-        let now = Instant::now();
-        for (due, held, counted) in self.parked.drain() {
-            let after = due.saturating_duration_since(now);
-            let (outcome, kind) = if counted {
-                // The failed attempt was counted in the report when it was parked.
-                (Outcome::Retry { after }, Kind::Delayed)
-            } else {
-                (Outcome::Release { after }, Kind::Released)
-            };
-            let next = self.settle(held, outcome, kind);
-            self.admit(next);
         }
     }
 }

@@ -83,7 +83,7 @@ pub(super) fn docker(arguments: &[&str]) -> Result<String, Error> {
 
 /// The last lines of what the container printed, on both of its outputs.
 pub(super) fn log_tail(id: &str) -> String {
-    output_of(Command::new("sh").args(["-c", "docker logs --tail 30 \"$1\" 2>&1", "sh", id]))
+    output_of(Command::new("sh").args(["-c", "docker logs --tail 100 \"$1\" 2>&1", "sh", id]))
         .unwrap_or_else(|error| error)
 }
 

@@ -59,14 +59,13 @@ impl Detached {
                 .map_err(|error| Error::new(format!("cannot stop {}: {error}", self.place())))?;
         }
         // What is being killed may still write for a moment.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self.folder.exists() {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.is_running() || self.folder.exists() {
             let removed = fs::remove_dir_all(&self.folder);
-            if let Err(error) = removed
-                && Instant::now() > deadline
-            {
-                let folder = self.folder.display();
-                return Err(Error::new(format!("cannot remove {folder}: {error}")));
+            if Instant::now() > deadline {
+                let place = self.place();
+                let error = removed.err().map_or_else(String::new, |error| format!(": {error}"));
+                return Err(Error::new(format!("{place} does not end cleanly{error}")));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -79,9 +79,10 @@ pub(super) fn log_tail(folder: &Path) -> String {
     last_lines(&String::from_utf8_lossy(&log))
 }
 
+/// Enough to reach, past the crash reports of a failed start of RabbitMQ, the line that says why.
 pub(super) fn last_lines(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(30)..].join("\n")
+    lines[lines.len().saturating_sub(100)..].join("\n")
 }
 
 /// Everything that a program printed, when it succeeds and as the reason when it does not.

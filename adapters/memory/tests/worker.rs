@@ -154,12 +154,12 @@ async fn an_ordered_retry_or_release_holds_back_its_key_only() {
     }
     let order: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let seen = Arc::clone(&order);
-    let released = AtomicU32::new(0);
+    let released = Arc::new(AtomicU32::new(0));
     let handler = service_fn(move |message: Message| {
         let envelope = message.envelope();
         let outcome = match (&*envelope.id, message.attempt()) {
             // Longer than what waits in the process otherwise.
-            ("0", 1) => Outcome::Retry { after: Duration::from_secs(60) },
+            ("0", 1) => Outcome::Retry { after: Duration::from_mins(1) },
             ("1", 1) if released.fetch_add(1, Ordering::Relaxed) < 3 => {
                 Outcome::Release { after: Duration::ZERO }
             }
@@ -362,7 +362,7 @@ async fn a_lease_is_renewed_while_its_handler_runs_or_its_retry_waits() {
         async move {
             count.fetch_add(1, Ordering::Relaxed);
             if message.envelope().id == "0" {
-                tokio::time::sleep(Duration::from_secs(60)).await;
+                tokio::time::sleep(Duration::from_mins(1)).await;
             } else if message.attempt() == 1 {
                 return Answer::Ok(Outcome::Retry { after: Duration::from_secs(5) });
             }
