@@ -37,6 +37,14 @@ impl Confirmation {
         (Confirmer(sender), Self(State::Waiting(receiver)))
     }
 
+    /// The answer, when it is there already.
+    pub(crate) fn take_ready(&mut self) -> Option<Result<()>> {
+        match &mut self.0 {
+            State::Ready(result) => result.take(),
+            State::Waiting(_) | State::Running(_) => None,
+        }
+    }
+
     /// A confirmation that comes from a future. It must own the operation: what it does, it does
     /// only while polled.
     pub fn run(future: impl Future<Output = Result<()>> + Send + 'static) -> Self {

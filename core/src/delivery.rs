@@ -43,7 +43,7 @@ impl Delivery {
     /// Makes a delivery; adapters call it.
     ///
     /// `returned` is how often the broker saw this stored copy come back; `tag` means something to
-    /// the settler alone.
+    /// the settler alone, and is any number but `u64::MAX`.
     pub fn new(
         envelope: Arc<Envelope>,
         hop: Option<Box<Hop>>,

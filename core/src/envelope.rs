@@ -4,6 +4,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::cloudevents::is_structured;
 use crate::{Error, ErrorKind, Headers, Result, now};
 
 /// What travels: a CloudEvents 1.0 event.
@@ -147,6 +148,12 @@ impl Envelope {
         }
         if !self.content_type.bytes().all(|b| (b' '..=b'~').contains(&b)) {
             return Err(invalid("content type has characters outside visible ASCII"));
+        }
+        if is_structured(&self.content_type) {
+            return Err(invalid(
+                "content type begins with application/cloudevents, which says that the payload \
+                 holds the envelope itself: name the payload's own type",
+            ));
         }
         if self.version == 0 {
             return Err(invalid("version is 0; versions begin at 1"));

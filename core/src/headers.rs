@@ -58,13 +58,11 @@ impl Headers {
     pub fn insert(&mut self, name: &str, value: impl Into<String>) -> Result<Option<String>> {
         check_name(name)?;
         let value = value.into().into_boxed_str();
-        match self.0.iter_mut().find(|(known, _)| &**known == name) {
-            Some((_, slot)) => Ok(Some(std::mem::replace(slot, value).into_string())),
-            None => {
-                self.0.push((name.into(), value));
-                Ok(None)
-            }
+        if let Some((_, slot)) = self.0.iter_mut().find(|(known, _)| &**known == name) {
+            return Ok(Some(std::mem::replace(slot, value).into_string()));
         }
+        self.0.push((name.into(), value));
+        Ok(None)
     }
 
     /// The value of `name`.

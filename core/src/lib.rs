@@ -3,9 +3,11 @@
 //!
 //! Applications use the facade crate `anybroker`; adapters depend on this one.
 
+mod backoff_tmp;
 mod broker;
 mod capabilities;
 mod clock;
+pub mod cloudevents;
 mod confirmation;
 mod dead_letters;
 mod delivery;
@@ -19,10 +21,14 @@ mod mark;
 mod message;
 mod name;
 mod outcome;
+mod publisher;
+mod shutdown;
 mod subscription;
 mod typed;
 mod url;
+mod worker;
 
+pub use backoff_tmp::{Backoff, Jitter};
 pub use broker::{Broker, Consumer, Outgoing, Producer};
 pub use capabilities::{Capabilities, Depth, SettlementProof};
 pub use clock::now;
@@ -38,6 +44,9 @@ pub use inbox::{Inbox, InboxSender};
 pub use mark::{permanent, retry_class};
 pub use message::Message;
 pub use outcome::{Outcome, Reason};
+pub use publisher::{Publish, Publisher};
+pub use shutdown::shutdown_signal;
 pub use subscription::{Expired, Start, Subscription};
 pub use typed::{Command, Event, TypedMessage};
 pub use url::{BrokerUrl, Declare};
+pub use worker::{Report, RunningWorker, Worker};

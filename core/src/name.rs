@@ -22,7 +22,7 @@ pub(crate) fn check(what: &str, name: &str) -> Result<()> {
         "may contain only letters, digits, `.` and single `-`"
     } else if name.starts_with(['.', '-']) || name.ends_with(['.', '-']) {
         "may not begin or end with `.` or `-`"
-    } else if name.ends_with(".fifo") {
+    } else if name.strip_suffix(".fifo").is_some() {
         "may not end with `.fifo`, which the shape of the queue decides"
     } else {
         return Ok(());

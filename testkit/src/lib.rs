@@ -1,1 +1,3 @@
 //! Conformance suite, broker launchers and test helpers of anybroker
+
+pub mod brokers;
