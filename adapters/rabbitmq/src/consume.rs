@@ -100,12 +100,15 @@ impl Reader {
             }
             drop(epoch);
             tracing::debug!(group = %self.source.group.stored, "the channel is gone; consuming anew");
-            let mut attempt = 0;
+            // If somebody deleted the queue, it is to be declared again; but to consume it while it
+            // is being deleted would cost the whole connection (541).
+            self.topology.forget();
+            let mut attempt = 1;
             epoch = loop {
                 let opened = tokio::select! {
                     () = inbox.closed() => return,
                     _ = closing.changed() => return,
-                    opened = self.open() => opened,
+                    opened = async { pause(attempt).await; self.open().await } => opened,
                 };
                 match opened {
                     Ok(epoch) => break epoch,
@@ -116,11 +119,7 @@ impl Reader {
                     }
                     Err(error) => {
                         tracing::warn!(%error, group = %self.source.group.stored, "consuming failed");
-                        tokio::select! {
-                            () = inbox.closed() => return,
-                            _ = closing.changed() => return,
-                            () = pause(attempt) => attempt += 1,
-                        }
+                        attempt += 1;
                     }
                 }
             };
@@ -157,14 +156,14 @@ impl Reader {
     fn delivery(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
         let default_type = self.source.subscription.destination().name();
         let received = read(&message.properties, message.data.into(), default_type);
-        if received.returned.is_none() && !message.redelivered {
+        if received.counts_apart {
             self.source.nack_is_free.store(true, Ordering::Relaxed);
         }
         let hop = (received.hop != Hop::default()).then(|| Box::new(received.hop));
         Delivery::new(
             Arc::new(received.envelope),
             hop,
-            received.returned.unwrap_or(0),
+            received.returned,
             message.delivery_tag,
             Arc::clone(settler) as _,
         )

@@ -198,7 +198,7 @@ async fn watch(connection: &Connection, blocked: impl Fn(bool)) {
                     blocked(true);
                 }
                 Some(Event::ConnectionUnblocked) => blocked(false),
-                Some(Event::Error(error)) => tracing::warn!(%error, "the connection failed"),
+                // An error of a channel is its user's concern; of the connection, the loop's.
                 Some(_) => {}
                 None => return,
             }

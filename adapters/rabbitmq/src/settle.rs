@@ -29,8 +29,8 @@ pub(crate) struct Source {
     pub(crate) subscription: Subscription,
     pub(crate) group: Arc<Group>,
     pub(crate) publishers: Arc<Publishers>,
-    /// Whether `basic.nack` is known not to count as a delivery: RabbitMQ 4 shows it by a first
-    /// delivery without a count.
+    /// Whether `basic.nack` is known not to count as a failure. Until then a copy is stored, which
+    /// counts on no version.
     pub(crate) nack_is_free: AtomicBool,
 }
 
