@@ -103,9 +103,10 @@ async fn main() -> Result<ExitCode, BoxError> {
         say("", &why.to_string());
     }
     let (published, handled, lost) = shop.ledger().count();
+    let unhandled = if redriven.is_ok() { "lost" } else { "unhandled" };
     println!(
         "\npublished {published} · handled {handled} · retried {} · duplicates {} · \
-         dead-lettered {} · redriven {} · lost {lost}",
+         dead-lettered {} · redriven {} · {unhandled} {lost}",
         report.retried,
         once.duplicates(),
         report.dead_lettered,

@@ -8,7 +8,7 @@ use anybroker_memory::MemoryBroker;
 use anybroker_testkit::conformance::{self, Target};
 
 fn main() -> ExitCode {
-    let memory = Target::new("memory", || connect(Declare::Create));
+    let memory = Target::new("memory", || connect(Declare::Create)).in_process();
     conformance::main([memory.verifying(|| connect(Declare::Verify))])
 }
 

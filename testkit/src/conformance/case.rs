@@ -27,6 +27,8 @@ pub(super) enum Need {
     Of(fn(&Capabilities) -> bool, &'static str),
     /// A connection that only checks what it uses.
     Verifying,
+    /// A broker that other processes reach.
+    Processes,
     /// A broker that may be killed.
     Restart,
 }
@@ -40,6 +42,9 @@ impl Need {
             }
             Self::Verifying if target.verifying.is_none() => {
                 Some("the target offers no connection with declare=verify".to_owned())
+            }
+            Self::Processes if target.in_process => {
+                Some("no other process can reach the broker".to_owned())
             }
             Self::Restart if target.mortal.is_none() => {
                 Some("the target does not say how to kill its broker and start it again".to_owned())

@@ -43,6 +43,11 @@ impl Lab {
         &self.broker
     }
 
+    /// The name of what is tested.
+    pub(super) fn target(&self) -> &str {
+        &self.target.name
+    }
+
     /// Opens another connection to the same messages.
     pub(super) async fn connect(&self) -> Checked<Arc<dyn Broker>> {
         (self.target.connect)().await

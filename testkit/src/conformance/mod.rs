@@ -26,12 +26,17 @@
 //! out is reported as ignored, with the reason, and its mirror runs instead: it proves that the
 //! library then says so.
 //!
+//! Some cases start the test's own program once more, as a consumer or a publisher that they kill
+//! with -9: the broker must be reached in the same way from there. (So connect to a server that
+//! the environment names, rather than start one in the test.)
+//!
 //! Cases use names of their own and run side by side. Each ends within its deadline, a minute for
 //! most, and fails with the step it stood at. With `ANYBROKER_TEST_RESULTS` set to a file, each
 //! result is appended to it as a line of JSON with `suite`, `case`, `outcome` and `reason`.
 
 mod case;
 mod cases;
+mod child;
 mod lab;
 mod process;
 mod receiver;

@@ -8,16 +8,20 @@ use tokio::runtime::Builder;
 use tokio::time::timeout;
 
 use super::case::{Case, Need};
-use super::cases;
 use super::lab::{Lab, Steps};
 use super::results::{self, Outcome};
 use super::target::Target;
+use super::{cases, child};
 
 /// Cases at once, unless `--test-threads` says otherwise: they wait more than they compute.
 const THREADS: usize = 8;
 
 /// Runs every case against every target, with the arguments of `cargo test`.
 pub fn main(targets: impl IntoIterator<Item = Target>) -> ExitCode {
+    let targets: Vec<_> = targets.into_iter().collect();
+    if let Some(code) = child::take_part(&targets) {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
     let mut trials = Vec::new();

@@ -12,6 +12,7 @@ pub struct Target {
     pub(super) name: Cow<'static, str>,
     pub(super) connect: Arc<Connect>,
     pub(super) verifying: Option<Arc<Connect>>,
+    pub(super) in_process: bool,
     pub(super) mortal: Option<Mortal>,
 }
 
@@ -43,7 +44,13 @@ impl Target {
         F: Future<Output = Result<Arc<dyn Broker>, E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        Self { name: name.into(), connect: boxed(connect), verifying: None, mortal: None }
+        Self {
+            name: name.into(),
+            connect: boxed(connect),
+            verifying: None,
+            in_process: false,
+            mortal: None,
+        }
     }
 
     /// Says how to open a connection with `declare=verify`. Without it, the cases about missing
@@ -54,6 +61,13 @@ impl Target {
         E: Into<BoxError>,
     {
         self.verifying = Some(boxed(connect));
+        self
+    }
+
+    /// States that no other process can reach the broker, so that the cases which kill processes
+    /// are ignored.
+    pub fn in_process(mut self) -> Self {
+        self.in_process = true;
         self
     }
 

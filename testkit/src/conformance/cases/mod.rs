@@ -6,6 +6,7 @@ mod delays;
 mod envelopes;
 mod errors;
 mod groups;
+mod kills;
 mod layers;
 mod ordering;
 mod receiving;
@@ -21,6 +22,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
     // The slow ones first, so that the quick ones fill the gaps; those that need the broker for
     // themselves last.
     [
+        kills::CASES,
         volume::CASES,
         layers::CASES,
         workers::CASES,
