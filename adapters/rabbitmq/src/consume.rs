@@ -88,12 +88,7 @@ impl Reader {
         Ok(Epoch { channel, deliveries: select_all(consumers), settler })
     }
 
-    async fn run(
-        self,
-        mut epoch: Epoch,
-        inbox: InboxSender,
-        mut closing: watch::Receiver<bool>,
-    ) {
+    async fn run(self, mut epoch: Epoch, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
         loop {
             if let End::Closed = self.read(&mut epoch, &inbox, &mut closing).await {
                 return self.end(epoch).await;

@@ -30,7 +30,8 @@ impl DeadLetters {
         topology.ensure(&Needs::Group(Arc::clone(&group))).await?;
         let name = group.dead_letters();
         let Some(left) = topology.count(&name).await? else {
-            let text = format!("dead-letter queue {name:?} does not exist; declare the subscription");
+            let text =
+                format!("dead-letter queue {name:?} does not exist; declare the subscription");
             return Err(error_of(ErrorKind::NotFound, "dead letters", text));
         };
         let channel = topology.link.channel("dead letters").await?;
@@ -52,7 +53,11 @@ impl DeadLetters {
         Ok(Peek { entries, complete })
     }
 
-    pub(crate) async fn redrive(mut self, redrive: &Redrive, publishers: &Publishers) -> Result<u64> {
+    pub(crate) async fn redrive(
+        mut self,
+        redrive: &Redrive,
+        publishers: &Publishers,
+    ) -> Result<u64> {
         let mut sent = 0;
         while sent < redrive.at_most()
             && let Some(message) = self.next(false).await?
@@ -62,7 +67,9 @@ impl DeadLetters {
             if !redrive.selected().matches(&envelope, &hop, now()) {
                 continue;
             }
-            if sent > 0 && let Some(interval) = redrive.interval() {
+            if sent > 0
+                && let Some(interval) = redrive.interval()
+            {
                 tokio::time::sleep(interval).await;
             }
             let name = self.group.queue_for(envelope.key.as_deref(), &envelope.id);

@@ -22,12 +22,17 @@ impl Group {
     pub(crate) fn new(subscription: &Subscription, prefix: Option<&str>) -> Result<Self> {
         subscription.validate()?;
         let destination = subscription.destination();
-        let unsupported = |text: &'static str| Err(error_of(ErrorKind::Unsupported, "subscribe", text));
+        let unsupported =
+            |text: &'static str| Err(error_of(ErrorKind::Unsupported, "subscribe", text));
         if destination.is_topic() && subscription.partition_count() > 1 {
-            return unsupported("a group of a topic has one partition on RabbitMQ: drop .partitions(..), or use an ordered queue");
+            return unsupported(
+                "a group of a topic has one partition on RabbitMQ: drop .partitions(..), or use an ordered queue",
+            );
         }
         if destination.is_topic() && subscription.start_position() == Start::Earliest {
-            return unsupported("a topic on RabbitMQ keeps nothing for groups to come: drop .start(..)");
+            return unsupported(
+                "a topic on RabbitMQ keeps nothing for groups to come: drop .start(..)",
+            );
         }
         let group = Self {
             stored: prefixed(destination, prefix, &subscription.stored_name()),

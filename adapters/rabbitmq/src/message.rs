@@ -144,7 +144,9 @@ fn json(value: &AMQPValue) -> Value {
         AMQPValue::Double(number) => Value::from(*number),
         AMQPValue::Boolean(flag) => Value::from(*flag),
         AMQPValue::Timestamp(seconds) => Value::from(*seconds),
-        AMQPValue::DecimalValue(decimal) => Value::from(format!("{}e-{}", decimal.value, decimal.scale)),
+        AMQPValue::DecimalValue(decimal) => {
+            Value::from(format!("{}e-{}", decimal.value, decimal.scale))
+        }
         AMQPValue::LongString(text) => bytes(text.as_bytes()),
         AMQPValue::ByteArray(array) => bytes(array.as_slice()),
         AMQPValue::FieldArray(array) => array.as_slice().iter().map(json).collect(),

@@ -181,7 +181,8 @@ impl Lane {
         if !self.declare(lot).await {
             return self.expire(lot);
         }
-        let written: Vec<_> = lot.drain(..).map(|mut job| (write(&channel, &mut job), job)).collect();
+        let written: Vec<_> =
+            lot.drain(..).map(|mut job| (write(&channel, &mut job), job)).collect();
         let mut complete = true;
         let mut returned = HashSet::new();
         let mut fates = Vec::with_capacity(written.len());
@@ -217,12 +218,7 @@ impl Lane {
         self.expire(lot);
     }
 
-    async fn fate(
-        &self,
-        written: Written,
-        deadline: Instant,
-        returned: &mut HashSet<Key>,
-    ) -> Fate {
+    async fn fate(&self, written: Written, deadline: Instant, returned: &mut HashSet<Key>) -> Fate {
         let confirm = match timeout_at(deadline, written).await {
             Ok(Ok(confirm)) => confirm,
             Ok(Err(_)) => return Fate::Unwritten,
@@ -256,7 +252,8 @@ impl Lane {
         let lost = |error| failed("publish", "opening a channel", error);
         let channel = connection.create_channel().await.map_err(lost)?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(lost)?;
-        self.frame_max = usize::try_from(connection.configuration().frame_max()).unwrap_or(usize::MAX);
+        self.frame_max =
+            usize::try_from(connection.configuration().frame_max()).unwrap_or(usize::MAX);
         Ok(self.channel.insert(channel).clone())
     }
 
@@ -271,7 +268,10 @@ impl Lane {
                 _ if !fits => Err(error_of(
                     ErrorKind::Invalid,
                     "publish",
-                    format!("headers take {} bytes; the connection takes {}", job.headers, self.frame_max),
+                    format!(
+                        "headers take {} bytes; the connection takes {}",
+                        job.headers, self.frame_max
+                    ),
                 )),
                 needs if self.topology.is_declared(needs) => Ok(()),
                 needs => match timeout_at(job.deadline, self.topology.ensure(needs)).await {
@@ -318,7 +318,8 @@ impl Lane {
     /// No confirm will come, since the channel is gone.
     fn unanswered(&self, target: &Target, error: lapin::Error) -> Error {
         if !error.is_amqp_soft_error() {
-            return failed("publish", "waiting for the confirm", error).class(RetryClass::Ambiguous);
+            return failed("publish", "waiting for the confirm", error)
+                .class(RetryClass::Ambiguous);
         }
         self.topology.forget();
         let named = format!("'{}'", target.exchange);
@@ -343,7 +344,11 @@ impl Lane {
 }
 
 fn refused(target: &Target) -> Error {
-    let error = error_of(ErrorKind::Blocked, "publish", "the broker refused the message; it may be out of resources");
+    let error = error_of(
+        ErrorKind::Blocked,
+        "publish",
+        "the broker refused the message; it may be out of resources",
+    );
     // Of several queues behind an exchange, some may have it.
     let class = match target.exchange.as_str() {
         "" => RetryClass::Transient,

@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Error, Hop, Outcome, Result, Settler,
-    Subscription,
+    Confirmation, Confirmer, Delivery, Envelope, Error, Hop, Outcome, Result, Settler, Subscription,
 };
 use lapin::Channel;
 use tokio::sync::{mpsc, oneshot};

@@ -157,7 +157,11 @@ impl Topology {
                 )
                 .await
                 .map_err(|error| {
-                    failed("declare", &format!("binding of {:?} to {exchange:?}", group.stored), error)
+                    failed(
+                        "declare",
+                        &format!("binding of {:?} to {exchange:?}", group.stored),
+                        error,
+                    )
                 })?;
         }
         Ok(())
@@ -207,7 +211,9 @@ fn absent<T>(error: anybroker_core::Error) -> Result<Option<T>> {
 }
 
 fn both(name: &str, asked: &str, found: &str) -> anybroker_core::Error {
-    let text = format!("{name:?} is declared as a {asked} here, and is a {found} already: a name is one or the other");
+    let text = format!(
+        "{name:?} is declared as a {asked} here, and is a {found} already: a name is one or the other"
+    );
     error_of(ErrorKind::Mismatch, "declare", text)
 }
 
