@@ -4,6 +4,7 @@ use anybroker_core::{
     Broker, DeadLetterFilter, Destination, Error, ErrorKind, Outcome, Queue, Redrive, Subscription,
 };
 use anybroker_memory::MemoryBroker;
+use tokio::time::Instant;
 
 use crate::receiver::*;
 
@@ -52,10 +53,12 @@ async fn waiting_receivers_end() {
         tokio::spawn(async move { full.receive(1).await }),
     ];
     tokio::task::yield_now().await;
+    let start = Instant::now();
     broker.close().await.unwrap();
     for receiver in waiting {
         assert_eq!(receiver.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
     }
+    assert_eq!(start.elapsed(), NOW, "at once, not when the lease ends");
 }
 
 #[tokio::test(start_paused = true)]

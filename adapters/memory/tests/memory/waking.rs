@@ -66,6 +66,23 @@ async fn message_wakes_one_of_the_waiting_consumers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn consumer_that_took_a_message_no_longer_stands_before_the_others() {
+    let broker = broker();
+    let mut first = Watched::waiting(&broker).await;
+    publish(&broker, Queue::new("q"), &["a"]).await;
+    let _held = first.poll(64);
+    for _ in 0..2 {
+        assert!(first.poll(64).is_empty());
+    }
+    let second = Watched::waiting(&broker).await;
+    publish(&broker, Queue::new("q"), &["b"]).await;
+    let _held_too = first.poll(64);
+    assert_eq!(second.wakes(), 0);
+    publish(&broker, Queue::new("q"), &["c"]).await;
+    assert_eq!(second.wakes(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn woken_consumer_that_is_dropped_passes_the_wake_on() {
     let broker = broker();
     let first = Watched::waiting(&broker).await;
