@@ -37,6 +37,14 @@ impl Confirmation {
         (Confirmer(sender), Self(State::Waiting(receiver)))
     }
 
+    /// The answer, when it is there already.
+    pub(crate) fn take_ready(&mut self) -> Option<Result<()>> {
+        match &mut self.0 {
+            State::Ready(result) => result.take(),
+            State::Waiting(_) | State::Running(_) => None,
+        }
+    }
+
     /// A confirmation that comes from a future. It must own the operation: what it does, it does
     /// only while polled.
     pub fn run(future: impl Future<Output = Result<()>> + Send + 'static) -> Self {
@@ -56,17 +64,17 @@ impl Future for Confirmation {
     type Output = Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(match &mut self.0 {
-            State::Ready(result) => result.take().unwrap_or(Ok(())),
-            State::Waiting(receiver) => ready!(Pin::new(receiver).poll(cx)).unwrap_or_else(|_| {
-                Err(Error::new(
-                    ErrorKind::Closed,
-                    "the connection ended before the broker answered",
-                )
+        let answer = match &mut self.0 {
+            State::Ready(answer) => answer.take(),
+            State::Waiting(receiver) => ready!(Pin::new(receiver).poll(cx)).ok(),
+            State::Running(future) => Some(ready!(future.as_mut().poll(cx))),
+        };
+        self.0 = State::Ready(None);
+        // Without an answer, or asked once more after it, a failed send must not look confirmed.
+        Poll::Ready(answer.unwrap_or_else(|| {
+            Err(Error::new(ErrorKind::Closed, "the connection ended before the broker answered")
                 .class(RetryClass::Ambiguous))
-            }),
-            State::Running(future) => ready!(future.as_mut().poll(cx)),
-        })
+        }))
     }
 }
 
@@ -78,5 +86,61 @@ impl fmt::Debug for Confirmation {
             State::Running(_) => "running",
         };
         f.debug_tuple("Confirmation").field(&state).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Result<()> {
+        Err(Error::new(ErrorKind::TooLarge, "the message is too large"))
+    }
+
+    fn kind_and_class(result: Result<()>) -> (ErrorKind, RetryClass) {
+        let error = result.expect_err("it failed");
+        (error.kind(), error.retry_class())
+    }
+
+    #[tokio::test]
+    async fn the_answer_arrives() {
+        assert!(Confirmation::ready(Ok(())).await.is_ok());
+        let result = Confirmation::ready(refused()).await;
+        assert_eq!(kind_and_class(result), (ErrorKind::TooLarge, RetryClass::Permanent));
+
+        let (confirmer, confirmation) = Confirmation::channel();
+        let waiting = tokio::spawn(confirmation);
+        confirmer.confirm(refused());
+        let result = waiting.await.expect("it ends");
+        assert_eq!(kind_and_class(result), (ErrorKind::TooLarge, RetryClass::Permanent));
+
+        assert!(Confirmation::run(async { Ok(()) }).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_dropped_confirmer_leaves_it_open_whether_it_happened() {
+        let (confirmer, confirmation) = Confirmation::channel();
+        drop(confirmer);
+        let result = confirmation.await;
+        assert_eq!(kind_and_class(result), (ErrorKind::Closed, RetryClass::Ambiguous));
+    }
+
+    #[tokio::test]
+    async fn nobody_needs_to_wait_for_the_answer() {
+        let (confirmer, confirmation) = Confirmation::channel();
+        drop(confirmation);
+        confirmer.confirm(Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_failure_does_not_turn_into_success_when_asked_again() {
+        let (confirmer, waiting) = Confirmation::channel();
+        confirmer.confirm(refused());
+        let running = Confirmation::run(async { refused() });
+        for mut confirmation in [Confirmation::ready(refused()), waiting, running] {
+            assert!((&mut confirmation).await.is_err());
+            let again = (&mut confirmation).await;
+            assert_eq!(kind_and_class(again), (ErrorKind::Closed, RetryClass::Ambiguous));
+        }
     }
 }

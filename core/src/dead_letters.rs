@@ -130,3 +130,68 @@ impl Redrive {
         self.per_second.map(|rate| Duration::from_secs(1) / rate)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::now;
+
+    fn dead_letter(reason: &'static str, at: SystemTime) -> DeadLetter {
+        let failure = Failure::new(reason, String::new(), "orders".into(), "email".into(), at);
+        DeadLetter {
+            envelope: Arc::new(Envelope::new("order.created", "").with_id("7")),
+            hop: Hop { failure: Some(Box::new(failure)), ..Hop::default() },
+        }
+    }
+
+    fn matches(filter: &DeadLetterFilter, letter: &DeadLetter) -> bool {
+        filter.matches(&letter.envelope, &letter.hop, now())
+    }
+
+    #[test]
+    fn a_filter_means_what_all_its_conditions_mean() {
+        let hour = Duration::from_hours(1);
+        let letter = dead_letter("expired", now() - hour);
+        for (filter, expected) in [
+            (DeadLetterFilter::all(), true),
+            (DeadLetterFilter::all().ids(["8", "7"]), true),
+            (DeadLetterFilter::all().ids(["8"]), false),
+            (DeadLetterFilter::all().ids([""; 0]), false),
+            (DeadLetterFilter::all().reason("expired"), true),
+            (DeadLetterFilter::all().reason("exhausted"), false),
+            (DeadLetterFilter::all().r#type("order.created"), true),
+            (DeadLetterFilter::all().r#type("order"), false),
+            (DeadLetterFilter::all().older_than(hour), true),
+            (DeadLetterFilter::all().older_than(hour * 2), false),
+            (DeadLetterFilter::all().ids(["7"]).reason("expired").older_than(hour), true),
+            (DeadLetterFilter::all().ids(["7"]).reason("exhausted"), false),
+        ] {
+            assert_eq!(matches(&filter, &letter), expected, "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_failure_only_the_envelope_is_judged() {
+        let mut letter = dead_letter("", now());
+        letter.hop.failure = None;
+        assert!(letter.failure().is_none());
+        assert!(matches(&DeadLetterFilter::all().ids(["7"]), &letter));
+        assert!(!matches(&DeadLetterFilter::all().reason(""), &letter));
+        assert!(!matches(&DeadLetterFilter::all().older_than(Duration::ZERO), &letter));
+    }
+
+    #[test]
+    fn a_clock_behind_that_of_the_failure_makes_nothing_old() {
+        let letter = dead_letter("expired", now() + Duration::from_hours(1));
+        assert!(!matches(&DeadLetterFilter::all().older_than(Duration::ZERO), &letter));
+    }
+
+    #[test]
+    fn a_redrive_sends_all_at_once_unless_limited() {
+        assert_eq!(Redrive::all().at_most(), u64::MAX);
+        assert_eq!(Redrive::all().interval(), None);
+        let redrive = Redrive::all().limit(3).per_second(4);
+        assert_eq!((redrive.at_most(), redrive.interval()), (3, Some(Duration::from_millis(250))));
+        assert_eq!(Redrive::all().per_second(0).interval(), Some(Duration::from_secs(1)));
+    }
+}

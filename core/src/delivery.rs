@@ -23,6 +23,10 @@ pub struct Delivery {
 /// [`StaleDelivery`](crate::ErrorKind::StaleDelivery) wherever the broker can tell that the
 /// delivery is no longer this consumer's. When the copy for a retry or a dead-letter queue cannot
 /// be stored, the delivery is not acknowledged, and comes back.
+///
+/// # Ordering
+/// In an ordered subscription a retried or released delivery goes back to its place, before the
+/// later ones of its key; a copy stored anew would be overtaken.
 pub trait Settler: Send + Sync + fmt::Debug {
     /// Settles a delivery. Whatever new copy the outcome needs is stored, with the broker's
     /// confirmation, before the delivery is acknowledged.
@@ -43,7 +47,7 @@ impl Delivery {
     /// Makes a delivery; adapters call it.
     ///
     /// `returned` is how often the broker saw this stored copy come back; `tag` means something to
-    /// the settler alone.
+    /// the settler alone, and is any number but `u64::MAX`.
     pub fn new(
         envelope: Arc<Envelope>,
         hop: Option<Box<Hop>>,

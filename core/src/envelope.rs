@@ -2,8 +2,8 @@ use std::borrow::Cow;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use uuid::Uuid;
 
+use crate::cloudevents::is_structured;
 use crate::{Error, ErrorKind, Headers, Result, now};
 
 /// What travels: a CloudEvents 1.0 event.
@@ -148,6 +148,12 @@ impl Envelope {
         if !self.content_type.bytes().all(|b| (b' '..=b'~').contains(&b)) {
             return Err(invalid("content type has characters outside visible ASCII"));
         }
+        if is_structured(&self.content_type) {
+            return Err(invalid(
+                "content type begins with application/cloudevents, which says that the payload \
+                 holds the envelope itself: name the payload's own type",
+            ));
+        }
         if self.version == 0 {
             return Err(invalid("version is 0; versions begin at 1"));
         }
@@ -164,7 +170,14 @@ impl Envelope {
 
 /// A new unique id (UUIDv7), as text.
 pub(crate) fn new_id() -> String {
-    Uuid::now_v7().hyphenated().to_string()
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    // A generator in the thread, seeded by the system: a call to the kernel for each message would
+    // cost more than the rest of publishing to memory.
+    let random = fastrand::u128(..).to_le_bytes();
+    let random = *random.first_chunk().unwrap_or(&[0; 10]);
+    let id = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+    id.hyphenated().to_string()
 }
 
 fn text(what: &str, value: &str, limit: usize) -> Result<()> {
@@ -182,4 +195,84 @@ fn text(what: &str, value: &str, limit: usize) -> Result<()> {
 
 fn invalid(context: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Invalid, context).operation("validate envelope")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn envelope() -> Envelope {
+        Envelope::new("order.created", "{}")
+    }
+
+    #[test]
+    fn a_new_envelope_has_defaults_and_its_own_id() {
+        let envelope = envelope();
+        envelope.validate().expect("the defaults are valid");
+        assert_eq!((envelope.version, &*envelope.source), (1, "anybroker"));
+        assert_eq!(envelope.content_type, "application/json");
+        assert_eq!(uuid::Uuid::parse_str(&envelope.id).expect("a UUID").get_version_num(), 7);
+        assert_ne!(envelope.id, super::tests::envelope().id);
+    }
+
+    #[test]
+    fn texts_are_neither_empty_nor_too_long() {
+        type With = fn(Envelope, String) -> Envelope;
+        let fields: [(&str, usize, With); 7] = [
+            ("id", 256, |envelope, text| envelope.with_id(text)),
+            ("type", 256, |envelope, text| Envelope { r#type: text.into(), ..envelope }),
+            ("source", 1024, |envelope, text| envelope.with_source(text)),
+            ("content type", 256, |envelope, text| envelope.with_content_type(text)),
+            ("key", 256, |envelope, text| envelope.with_key(text)),
+            ("correlation id", 256, |envelope, text| envelope.with_correlation_id(text)),
+            ("causation id", 256, |envelope, text| envelope.with_causation_id(text)),
+        ];
+        for (name, limit, with) in fields {
+            with(envelope(), "a".repeat(limit)).validate().expect(name);
+            for text in [String::new(), "a".repeat(limit + 1)] {
+                let error = with(envelope(), text).validate().expect_err(name);
+                assert_eq!(error.kind(), ErrorKind::Invalid);
+                assert!(error.to_string().contains(&format!(": {name} ")), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_content_type_is_visible_ascii_and_of_the_payload() {
+        for content_type in ["text/plain; charset=utf-8", "anything"] {
+            envelope().with_content_type(content_type).validate().expect(content_type);
+        }
+        for content_type in
+            ["text/plain\n", "täxt", "application/cloudevents+json", "Application/CloudEvents"]
+        {
+            let error = envelope().with_content_type(content_type).validate();
+            assert!(error.expect_err(content_type).to_string().contains("content type"));
+        }
+    }
+
+    #[test]
+    fn versions_begin_at_1() {
+        assert!(envelope().with_version(0).validate().is_err());
+        envelope().with_version(u32::MAX).validate().expect("any other version");
+    }
+
+    #[test]
+    fn headers_take_at_most_44_kib() {
+        let with = |size| envelope().with_header("h", "x".repeat(size)).expect("a good name");
+        with(44 * 1024 - 1).validate().expect("44 KiB with the name");
+        let error = with(44 * 1024).validate().expect_err("one byte more").to_string();
+        assert!(error.contains("45057 bytes"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_expires_at_its_time() {
+        assert!(!envelope().is_expired());
+        assert!(envelope().with_expires(now() - Duration::from_secs(1)).is_expired());
+        let envelope = envelope().with_expires(now() + Duration::from_mins(1));
+        assert!(!envelope.is_expired());
+        tokio::time::advance(Duration::from_mins(2)).await;
+        assert!(envelope.is_expired());
+    }
 }

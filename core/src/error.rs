@@ -85,7 +85,7 @@ impl Error {
         }))
     }
 
-    /// Names the broker (`"rabbitmq"`).
+    /// Names the broker (`"memory"`).
     pub fn broker(mut self, broker: &'static str) -> Self {
         self.0.broker = Some(broker);
         self
@@ -178,5 +178,80 @@ impl fmt::Debug for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Error {
+        Error::new(ErrorKind::Denied, "the broker refused user \"app\"; check the URL")
+            .broker("rabbitmq")
+            .operation("connect")
+            .with_source("ACCESS_REFUSED")
+    }
+
+    #[test]
+    fn it_says_where_and_what_but_not_its_source() {
+        let error = refused();
+        let text = "rabbitmq: connect: the broker refused user \"app\"; check the URL";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(error.source().expect("a source").to_string(), "ACCESS_REFUSED");
+        assert_eq!(error.broker_name(), Some("rabbitmq"));
+        assert_eq!(error.operation_name(), Some("connect"));
+        assert_eq!(Error::stale("the lease ran out").to_string(), "the lease ran out");
+        assert!(Error::stale("the lease ran out").source().is_none());
+    }
+
+    #[test]
+    fn debug_shows_what_is_there() {
+        assert_eq!(
+            format!("{:?}", refused()),
+            "Error { kind: Denied, class: Permanent, broker: \"rabbitmq\", operation: \"connect\", \
+             context: \"the broker refused user \\\"app\\\"; check the URL\", \
+             source: \"ACCESS_REFUSED\" }"
+        );
+        assert_eq!(
+            format!("{:?}", Error::stale("late")),
+            "Error { kind: StaleDelivery, class: Permanent, context: \"late\" }"
+        );
+    }
+
+    #[test]
+    fn the_drivers_error_is_reached_by_downcast() {
+        let error = Error::new(ErrorKind::Unavailable, "gone").with_source(fmt::Error);
+        assert!(error.source().expect("a source").is::<fmt::Error>());
+    }
+
+    #[test]
+    fn the_class_follows_from_the_kind_unless_set() {
+        for (kind, class) in [
+            (ErrorKind::Config, RetryClass::Permanent),
+            (ErrorKind::Unavailable, RetryClass::Transient),
+            (ErrorKind::Denied, RetryClass::Permanent),
+            (ErrorKind::NotFound, RetryClass::Permanent),
+            (ErrorKind::Mismatch, RetryClass::Permanent),
+            (ErrorKind::Unroutable, RetryClass::Permanent),
+            (ErrorKind::TooLarge, RetryClass::Permanent),
+            (ErrorKind::Invalid, RetryClass::Permanent),
+            (ErrorKind::Undecodable, RetryClass::Permanent),
+            (ErrorKind::StaleDelivery, RetryClass::Permanent),
+            (ErrorKind::Timeout, RetryClass::Ambiguous),
+            (ErrorKind::Blocked, RetryClass::Transient),
+            (ErrorKind::Closed, RetryClass::Permanent),
+            (ErrorKind::Unsupported, RetryClass::Permanent),
+            (ErrorKind::Broker, RetryClass::Transient),
+        ] {
+            assert_eq!(Error::new(kind, "").retry_class(), class, "{kind:?}");
+        }
+        let error = Error::new(ErrorKind::Unavailable, "").class(RetryClass::Ambiguous);
+        assert_eq!(error.retry_class(), RetryClass::Ambiguous);
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn it_is_one_pointer_wide() {
+        assert_eq!(size_of::<Result<()>>(), size_of::<usize>());
     }
 }

@@ -58,13 +58,20 @@ impl Headers {
     pub fn insert(&mut self, name: &str, value: impl Into<String>) -> Result<Option<String>> {
         check_name(name)?;
         let value = value.into().into_boxed_str();
-        match self.0.iter_mut().find(|(known, _)| &**known == name) {
-            Some((_, slot)) => Ok(Some(std::mem::replace(slot, value).into_string())),
-            None => {
-                self.0.push((name.into(), value));
-                Ok(None)
-            }
+        if let Some((_, slot)) = self.0.iter_mut().find(|(known, _)| &**known == name) {
+            return Ok(Some(std::mem::replace(slot, value).into_string()));
         }
+        self.0.push((name.into(), value));
+        Ok(None)
+    }
+
+    /// Sets `name` unless it is set.
+    pub(crate) fn insert_first(&mut self, name: &str, value: &str) -> Result<()> {
+        check_name(name)?;
+        if self.get(name).is_none() {
+            self.0.push((name.into(), value.into()));
+        }
+        Ok(())
     }
 
     /// The value of `name`.
@@ -112,5 +119,51 @@ fn check_name(name: &str) -> Result<()> {
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_short_lower_case_and_free() {
+        let mut headers = Headers::new();
+        for (name, problem) in [
+            ("", "is empty"),
+            ("Tenant", "may contain only"),
+            ("tenant-id", "may contain only"),
+            ("tenant_id", "may contain only"),
+            ("mandä", "may contain only"),
+            ("abcdefghijklmnopqrstu", "longer than 20"),
+        ] {
+            let error = headers.insert(name, "").expect_err(name);
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains(problem), "{error}");
+        }
+        for name in RESERVED {
+            let error = headers.insert(name, "").expect_err(name).to_string();
+            assert!(error.contains("is reserved"), "{error}");
+        }
+        for name in ["subject", "dataschema", "traceparent", "abcdefghijklmnopqrst", "0"] {
+            headers.insert(name, "").expect(name);
+        }
+    }
+
+    #[test]
+    fn a_name_is_there_once() {
+        let mut headers = Headers::new();
+        assert_eq!(headers.insert("tenant", "acme").expect("a good name"), None);
+        headers.insert("region", "eu").expect("a good name");
+        let previous = headers.insert("tenant", "other").expect("a good name");
+        assert_eq!(previous.as_deref(), Some("acme"));
+        headers.insert_first("tenant", "third").expect("a good name");
+        let pairs: Vec<_> = headers.iter().collect();
+        assert_eq!(pairs, [("tenant", "other"), ("region", "eu")]);
+        assert_eq!(format!("{headers:?}"), r#"{"tenant": "other", "region": "eu"}"#);
+
+        assert_eq!(headers.remove("tenant").as_deref(), Some("other"));
+        assert_eq!((headers.remove("tenant"), headers.get("tenant")), (None, None));
+        assert_eq!((headers.len(), headers.is_empty()), (1, false));
     }
 }

@@ -54,7 +54,7 @@ impl Failure {
 impl Hop {
     /// The hop of a message published to be handled no earlier than `delay` from now.
     pub fn delayed(delay: Duration) -> Self {
-        Self { not_before: Some(now() + delay), ..Self::default() }
+        Self { not_before: Some(later(now(), delay)), ..Self::default() }
     }
 
     /// The hop of the copy that is stored for `Retry { after }`: this attempt counts.
@@ -63,7 +63,7 @@ impl Hop {
         Self {
             id: Some(new_id()),
             attempts: delivery.attempt(),
-            not_before: (!after.is_zero()).then(|| now + after),
+            not_before: (!after.is_zero()).then(|| later(now, after)),
             first_failure: delivery.hop().first_failure.or(Some(now)),
             failure: None,
         }
@@ -74,7 +74,7 @@ impl Hop {
         Self {
             id: Some(new_id()),
             attempts: delivery.attempt() - 1,
-            not_before: (!after.is_zero()).then(|| now() + after),
+            not_before: (!after.is_zero()).then(|| later(now(), after)),
             first_failure: delivery.hop().first_failure,
             failure: None,
         }
@@ -101,5 +101,110 @@ impl Hop {
     /// The hop of a copy sent back from the dead-letter queue: attempts start anew.
     pub fn redrive() -> Self {
         Self { id: Some(new_id()), ..Self::default() }
+    }
+}
+
+/// `after` from `now`, or in the far future where the clock cannot say when that is.
+fn later(now: SystemTime, after: Duration) -> SystemTime {
+    const CENTURY: Duration = Duration::from_hours(24 * 36_525);
+    now.checked_add(after).unwrap_or(now + CENTURY)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Confirmation, Envelope, Outcome, Settler};
+
+    #[derive(Debug)]
+    struct Ignored;
+
+    impl Settler for Ignored {
+        fn settle(&self, _: Delivery, _: Outcome) -> Confirmation {
+            Confirmation::ready(Ok(()))
+        }
+
+        fn abandon(&self, _: u64) {}
+    }
+
+    fn delivery(hop: Hop, returned: u32) -> Delivery {
+        let envelope = Arc::new(Envelope::new("order.created", ""));
+        Delivery::new(envelope, Some(Box::new(hop)), returned, 1, Arc::new(Ignored))
+    }
+
+    fn failed_before() -> Hop {
+        Hop {
+            id: Some("earlier".to_owned()),
+            attempts: 3,
+            not_before: Some(SystemTime::UNIX_EPOCH),
+            first_failure: Some(SystemTime::UNIX_EPOCH),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn attempts_are_those_of_earlier_copies_and_of_this_one() {
+        assert_eq!(delivery(Hop::default(), 0).attempt(), 1);
+        assert_eq!(delivery(failed_before(), 2).attempt(), 6);
+        assert_eq!(delivery(Hop { attempts: u32::MAX, ..Hop::default() }, 1).attempt(), u32::MAX);
+    }
+
+    #[test]
+    fn a_retry_counts_this_attempt_and_a_release_does_not() {
+        let delivery = delivery(failed_before(), 2);
+        let (retry, release) = (
+            Hop::retry(&delivery, Duration::from_mins(1)),
+            Hop::release(&delivery, Duration::from_mins(1)),
+        );
+        assert_eq!((retry.attempts, release.attempts), (6, 5));
+        for hop in [retry, release] {
+            let wait = hop.not_before.expect("it waits").duration_since(now()).expect("later");
+            assert!(wait <= Duration::from_mins(1) && wait > Duration::from_secs(50), "{wait:?}");
+            assert_eq!(hop.first_failure, Some(SystemTime::UNIX_EPOCH));
+            assert!(hop.id.is_some_and(|id| id != "earlier"));
+        }
+    }
+
+    #[test]
+    fn only_a_failure_sets_when_it_failed_first() {
+        let delivery = delivery(Hop::default(), 0);
+        assert!(Hop::retry(&delivery, Duration::ZERO).first_failure.is_some());
+        assert_eq!(Hop::release(&delivery, Duration::ZERO).first_failure, None);
+        assert_eq!(Hop::retry(&delivery, Duration::ZERO).not_before, None);
+        assert_eq!(Hop::release(&delivery, Duration::ZERO).not_before, None);
+    }
+
+    #[test]
+    fn a_wait_beyond_the_clock_is_a_long_one() {
+        let delivery = delivery(Hop::default(), 0);
+        for hop in [
+            Hop::delayed(Duration::MAX),
+            Hop::retry(&delivery, Duration::MAX),
+            Hop::release(&delivery, Duration::MAX),
+        ] {
+            let wait = hop.not_before.expect("it waits").duration_since(now()).expect("later");
+            assert!(wait > Duration::from_hours(24 * 36_500));
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_says_why_and_where() {
+        let subscription = Subscription::topic("order.created").group("email");
+        let reason = Reason::new(Reason::EXHAUSTED, "no answer");
+        let hop = Hop::dead_letter(&delivery(failed_before(), 0), &reason, &subscription);
+        assert_eq!((hop.attempts, hop.not_before), (4, None));
+        assert_eq!(hop.first_failure, Some(SystemTime::UNIX_EPOCH));
+        let failure = hop.failure.expect("it failed");
+        assert_eq!((&*failure.reason, &*failure.error), ("exhausted", "no answer"));
+        assert_eq!((&*failure.origin, &*failure.group), ("order.created", "email"));
+        assert!(now().duration_since(failure.at).expect("not later") < Duration::from_mins(1));
+    }
+
+    #[test]
+    fn a_redrive_starts_anew() {
+        let hop = Hop::redrive();
+        assert_eq!(hop, Hop { id: hop.id.clone(), ..Hop::default() });
+        assert_ne!(hop.id, Hop::redrive().id);
     }
 }

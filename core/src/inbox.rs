@@ -1,3 +1,4 @@
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,6 +11,9 @@ use crate::{Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
 /// The consumer of an adapter that reads in a task of its own: the reader pushes deliveries, the
 /// worker takes them.
 ///
+/// What waits here is not renewed by the worker: where deliveries are leased, the adapter renews
+/// it, or reads no more than the worker takes at once.
+///
 /// The reader ends when [`InboxSender::closed`] resolves: it stops the broker's stream, flushes
 /// its settlements and drops the sender, which is what [`Consumer::close`] waits for.
 #[derive(Debug)]
@@ -17,17 +21,24 @@ pub struct Inbox {
     receiver: mpsc::Receiver<Result<Delivery>>,
     taken: Vec<Result<Delivery>>,
     lease: Option<(Arc<dyn Settler>, Duration)>,
+    /// Receives nothing; ends when the reader has dropped its senders.
+    reader: mpsc::Receiver<Infallible>,
 }
 
 /// The reader's end of an [`Inbox`].
 #[derive(Clone, Debug)]
-pub struct InboxSender(mpsc::Sender<Result<Delivery>>);
+pub struct InboxSender {
+    deliveries: mpsc::Sender<Result<Delivery>>,
+    _alive: mpsc::Sender<Infallible>,
+}
 
 impl Inbox {
     /// Makes both ends; `capacity` deliveries wait at most.
     pub fn channel(capacity: usize) -> (InboxSender, Self) {
-        let (sender, receiver) = mpsc::channel(capacity.max(1));
-        (InboxSender(sender), Self { receiver, taken: Vec::new(), lease: None })
+        let (deliveries, receiver) = mpsc::channel(capacity.max(1));
+        let (alive, reader) = mpsc::channel(1);
+        let inbox = Self { receiver, taken: Vec::new(), lease: None, reader };
+        (InboxSender { deliveries, _alive: alive }, inbox)
     }
 
     /// States that deliveries are leased, for how long, and who renews them.
@@ -44,7 +55,7 @@ impl InboxSender {
     /// # Errors
     /// `Closed` when the consumer is gone.
     pub async fn deliver(&self, delivery: Delivery) -> Result<()> {
-        self.0.send(Ok(delivery)).await.map_err(|_| closed())
+        self.deliveries.send(Ok(delivery)).await.map_err(|_| closed())
     }
 
     /// Tells the consumer of an error; it is the next thing it receives.
@@ -52,12 +63,12 @@ impl InboxSender {
     /// # Errors
     /// `Closed` when the consumer is gone.
     pub async fn fail(&self, error: Error) -> Result<()> {
-        self.0.send(Err(error)).await.map_err(|_| closed())
+        self.deliveries.send(Err(error)).await.map_err(|_| closed())
     }
 
     /// Resolves when the consumer is closed or gone.
     pub async fn closed(&self) {
-        self.0.closed().await;
+        self.deliveries.closed().await;
     }
 }
 
@@ -98,16 +109,214 @@ impl Consumer for Inbox {
         for delivery in self.taken.drain(..).flatten() {
             released.push(delivery.settle(Outcome::Release { after: Duration::ZERO }));
         }
-        // Ends when the reader has dropped its sender, and with it finished its settlements.
         while let Some(item) = self.receiver.recv().await {
             if let Ok(delivery) = item {
                 released.push(delivery.settle(Outcome::Release { after: Duration::ZERO }));
             }
         }
+        // The channel ends when it is closed and empty, whether or not the reader is still there.
+        self.reader.recv().await;
         for confirmation in released {
             // A release that fails leaves the delivery to come back by itself.
             let _ = confirmation.await;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Mutex;
+    use std::task::Waker;
+
+    use super::*;
+    use crate::{Confirmation, Envelope};
+
+    /// Notes the tags it settles and abandons.
+    #[derive(Debug, Default)]
+    struct Recorder {
+        released: Mutex<Vec<u64>>,
+        abandoned: Mutex<Vec<u64>>,
+    }
+
+    impl Settler for Recorder {
+        fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
+            assert_eq!(outcome, Outcome::Release { after: Duration::ZERO });
+            self.released.lock().expect("no panic").push(delivery.tag());
+            Confirmation::ready(Ok(()))
+        }
+
+        fn abandon(&self, tag: u64) {
+            self.abandoned.lock().expect("no panic").push(tag);
+        }
+    }
+
+    impl Recorder {
+        fn delivery(self: &Arc<Self>, tag: u64) -> Delivery {
+            let envelope = Arc::new(Envelope::new("order.created", ""));
+            Delivery::new(envelope, None, 0, tag, Arc::clone(self) as _)
+        }
+
+        fn released(&self) -> Vec<u64> {
+            self.released.lock().expect("no panic").clone()
+        }
+
+        fn abandoned(&self) -> Vec<u64> {
+            self.abandoned.lock().expect("no panic").clone()
+        }
+    }
+
+    async fn receive(inbox: &mut Inbox, max: usize) -> Result<Vec<u64>> {
+        let mut out = Vec::new();
+        poll_fn(|cx| inbox.poll_receive(cx, max, &mut out)).await?;
+        let tags = out.iter().map(Delivery::tag).collect();
+        for delivery in out {
+            drop(delivery.settle(Outcome::Release { after: Duration::ZERO }));
+        }
+        Ok(tags)
+    }
+
+    fn broken() -> Error {
+        Error::new(ErrorKind::Unavailable, "the connection broke")
+    }
+
+    #[tokio::test]
+    async fn deliveries_keep_their_order_and_an_error_its_place() {
+        let recorder = Arc::new(Recorder::default());
+        let (sender, mut inbox) = Inbox::channel(16);
+        for tag in 1..=3 {
+            sender.deliver(recorder.delivery(tag)).await.expect("there is room");
+        }
+        sender.fail(broken()).await.expect("there is room");
+        sender.deliver(recorder.delivery(4)).await.expect("there is room");
+        sender.fail(broken()).await.expect("there is room");
+        sender.fail(broken()).await.expect("there is room");
+        sender.deliver(recorder.delivery(5)).await.expect("there is room");
+        drop(sender);
+
+        assert_eq!(receive(&mut inbox, 2).await.expect("deliveries"), [1, 2]);
+        assert_eq!(receive(&mut inbox, 16).await.expect("deliveries"), [3]);
+        let error = receive(&mut inbox, 16).await.expect_err("it broke");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(receive(&mut inbox, 1).await.expect("deliveries"), [4]);
+        for _ in 0..2 {
+            assert!(receive(&mut inbox, 16).await.is_err());
+        }
+        assert_eq!(receive(&mut inbox, 16).await.expect("deliveries"), [5]);
+        for _ in 0..2 {
+            let error = receive(&mut inbox, 16).await.expect_err("the reader is gone");
+            assert_eq!(error.kind(), ErrorKind::Closed);
+        }
+    }
+
+    #[tokio::test]
+    async fn asking_for_nothing_takes_nothing() {
+        let recorder = Arc::new(Recorder::default());
+        let (sender, mut inbox) = Inbox::channel(16);
+        assert!(receive(&mut inbox, 0).await.expect("no error").is_empty());
+        sender.deliver(recorder.delivery(1)).await.expect("there is room");
+        sender.fail(broken()).await.expect("there is room");
+        assert!(receive(&mut inbox, 0).await.expect("no error").is_empty());
+        assert_eq!(receive(&mut inbox, 2).await.expect("deliveries"), [1]);
+        assert!(receive(&mut inbox, 0).await.expect("no error").is_empty());
+        assert!(receive(&mut inbox, 1).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_poll_that_is_given_up_loses_nothing() {
+        let recorder = Arc::new(Recorder::default());
+        let (sender, mut inbox) = Inbox::channel(16);
+        let mut out = Vec::new();
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(inbox.poll_receive(cx, 4, &mut out).is_pending());
+
+        let waiting = tokio::spawn(async move { (receive(&mut inbox, 4).await, inbox) });
+        tokio::task::yield_now().await;
+        sender.deliver(recorder.delivery(1)).await.expect("there is room");
+        let (received, mut inbox) = waiting.await.expect("it ends");
+        assert_eq!(received.expect("a delivery"), [1], "the latest waker is woken");
+
+        sender.fail(broken()).await.expect("there is room");
+        sender.deliver(recorder.delivery(2)).await.expect("there is room");
+        assert!(matches!(inbox.poll_receive(cx, 4, &mut out), Poll::Ready(Err(_))));
+        assert!(out.is_empty());
+        assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [2]);
+    }
+
+    #[tokio::test]
+    async fn a_full_inbox_makes_the_reader_wait() {
+        let recorder = Arc::new(Recorder::default());
+        let (sender, mut inbox) = Inbox::channel(1);
+        sender.deliver(recorder.delivery(1)).await.expect("there is room");
+        let second = recorder.delivery(2);
+        let waiting = tokio::spawn(async move { sender.deliver(second).await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [1]);
+        waiting.await.expect("it ends").expect("there is room");
+        assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [2]);
+    }
+
+    #[tokio::test]
+    async fn closing_gives_everything_back_and_waits_for_the_reader() {
+        let recorder = Arc::new(Recorder::default());
+        let (sender, mut inbox) = Inbox::channel(4);
+        sender.deliver(recorder.delivery(1)).await.expect("there is room");
+        sender.fail(broken()).await.expect("there is room");
+        sender.deliver(recorder.delivery(2)).await.expect("there is room");
+        // Takes all three out of the channel, and hands out the first.
+        let mut first = Vec::new();
+        poll_fn(|cx| inbox.poll_receive(cx, 4, &mut first)).await.expect("a delivery");
+        for tag in 3..=6 {
+            sender.deliver(recorder.delivery(tag)).await.expect("there is room");
+        }
+
+        let late = recorder.delivery(7);
+        let blocked = tokio::spawn({
+            let sender = sender.clone();
+            async move { sender.deliver(late).await }
+        });
+        tokio::task::yield_now().await;
+        let closing = tokio::spawn(Box::new(inbox).close());
+        sender.closed().await;
+        let error = blocked.await.expect("it ends").expect_err("the consumer is closed");
+        assert_eq!(error.kind(), ErrorKind::Closed);
+        assert!(sender.deliver(recorder.delivery(8)).await.is_err());
+        tokio::task::yield_now().await;
+        assert!(!closing.is_finished(), "the reader has yet to flush");
+        drop(sender);
+        closing.await.expect("it ends").expect("it closes");
+
+        assert_eq!(recorder.released(), [2, 3, 4, 5, 6]);
+        assert_eq!(recorder.abandoned(), [7, 8]);
+        drop(first);
+        assert_eq!(recorder.abandoned(), [7, 8, 1]);
+    }
+
+    #[tokio::test]
+    async fn dropping_the_consumer_abandons_everything() {
+        let recorder = Arc::new(Recorder::default());
+        let (sender, mut inbox) = Inbox::channel(4);
+        sender.fail(broken()).await.expect("there is room");
+        sender.deliver(recorder.delivery(1)).await.expect("there is room");
+        assert!(receive(&mut inbox, 4).await.is_err());
+        sender.deliver(recorder.delivery(2)).await.expect("there is room");
+        drop(inbox);
+        sender.closed().await;
+        assert!(sender.deliver(recorder.delivery(3)).await.is_err());
+        assert!(sender.fail(broken()).await.is_err());
+        let mut abandoned = recorder.abandoned();
+        abandoned.sort_unstable();
+        assert_eq!(abandoned, [1, 2, 3]);
+        assert!(recorder.released().is_empty());
+    }
+
+    #[test]
+    fn the_lease_is_passed_on() {
+        let (_, inbox) = Inbox::channel(1);
+        assert!(inbox.lease().is_none());
+        let inbox = inbox.leased(Arc::new(Recorder::default()), Duration::from_secs(30));
+        assert_eq!(inbox.lease().expect("it is leased").1, Duration::from_secs(30));
     }
 }

@@ -4,9 +4,12 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::{BoxError, Error, RetryClass};
+use crate::{BoxError, Error, ErrorKind, RetryClass};
 
 /// Marks an error as one that trying again cannot mend: the message is dead-lettered at once.
+///
+/// The mark is found through errors that name it as their source. `anyhow::Error` hides the type
+/// of its outermost error: mark last, `permanent(anyhow_error)`.
 pub fn permanent(error: impl Into<BoxError>) -> BoxError {
     Box::new(Marked { mark: Mark::Permanent, error: error.into() })
 }
@@ -34,11 +37,21 @@ pub(crate) fn find(error: &BoxError) -> Option<Mark> {
             return Some(marked.mark);
         }
         if let Some(error) = error.downcast_ref::<Error>() {
-            return Some(Mark::Class(error.retry_class()));
+            return Some(Mark::Class(class_for_message(error)));
         }
         link = error.source();
     }
     None
+}
+
+/// What an error of the library means for the message whose handler met it: a closed broker or a
+/// missing right is final for that operation, not for the message.
+fn class_for_message(error: &Error) -> RetryClass {
+    use ErrorKind::{Closed, Denied, NotFound, StaleDelivery};
+    match error.kind() {
+        Closed | Denied | NotFound | StaleDelivery => RetryClass::Transient,
+        _ => error.retry_class(),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +86,110 @@ impl StdError for Marked {
         match self.error.downcast_ref::<Error>() {
             Some(error) => Some(error),
             None => self.error.source(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ErrorKind, Reason};
+
+    /// What a layer from elsewhere makes of an error.
+    #[derive(Debug)]
+    struct Foreign(BoxError);
+
+    impl fmt::Display for Foreign {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("the layer failed")
+        }
+    }
+
+    impl StdError for Foreign {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            Some(&*self.0)
+        }
+    }
+
+    fn foreign(error: impl Into<BoxError>) -> BoxError {
+        Foreign(error.into()).into()
+    }
+
+    fn unreachable_broker() -> Error {
+        Error::new(ErrorKind::Unavailable, "cannot reach the broker").with_source("refused")
+    }
+
+    #[test]
+    fn an_error_that_says_nothing_is_transient() {
+        let error = foreign("out of paper");
+        assert_eq!(find(&error), None);
+        assert_eq!(retry_class(&error), RetryClass::Transient);
+    }
+
+    #[test]
+    fn marks_and_classes_show_through_foreign_wrappers() {
+        for (error, mark, class) in [
+            (permanent("no such card"), Mark::Permanent, RetryClass::Permanent),
+            (exhausted("no answer".into()), Mark::Exhausted, RetryClass::Permanent),
+            (
+                unreachable_broker().into(),
+                Mark::Class(RetryClass::Transient),
+                RetryClass::Transient,
+            ),
+            (
+                Error::new(ErrorKind::Timeout, "no answer").into(),
+                Mark::Class(RetryClass::Ambiguous),
+                RetryClass::Ambiguous,
+            ),
+        ] {
+            let error = foreign(foreign(error));
+            assert_eq!(find(&error), Some(mark));
+            assert_eq!(retry_class(&error), class);
+        }
+    }
+
+    #[test]
+    fn the_outermost_mark_counts() {
+        let transient: BoxError = unreachable_broker().into();
+        assert_eq!(retry_class(&permanent(foreign(transient))), RetryClass::Permanent);
+        assert_eq!(find(&exhausted(foreign(permanent("no such card")))), Some(Mark::Exhausted));
+        let outer = unreachable_broker().with_source(permanent("no such card"));
+        assert_eq!(retry_class(&outer.into()), RetryClass::Transient);
+    }
+
+    #[test]
+    fn a_marked_error_looks_like_the_error() {
+        let error = permanent(unreachable_broker());
+        assert_eq!(error.to_string(), "cannot reach the broker");
+        assert_eq!(format!("{error:?}"), format!("{:?}", unreachable_broker()));
+        let error = permanent(foreign("out of paper"));
+        assert_eq!(error.source().expect("a source").to_string(), "out of paper");
+        assert!(permanent("no such card").source().is_none());
+    }
+
+    #[test]
+    fn the_library_s_own_error_is_found_beneath_a_mark() {
+        let error = foreign(exhausted(permanent(unreachable_broker())));
+        let mut link: Option<&(dyn StdError + 'static)> = Some(&*error);
+        let found = std::iter::from_fn(|| {
+            let error = link?;
+            link = error.source();
+            Some(error)
+        })
+        .find_map(|error| error.downcast_ref::<Error>());
+        assert_eq!(found.expect("it is there").kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn a_reason_repeats_no_text() {
+        let chain = "the layer failed: cannot reach the broker: refused";
+        for error in [
+            foreign(unreachable_broker()),
+            foreign(permanent(unreachable_broker())),
+            foreign(exhausted(permanent(unreachable_broker()))),
+            exhausted(foreign(permanent(unreachable_broker()))),
+        ] {
+            assert_eq!(Reason::from_error(Reason::PERMANENT, &*error).error(), chain);
         }
     }
 }

@@ -22,15 +22,56 @@ pub(crate) fn check(what: &str, name: &str) -> Result<()> {
         "may contain only letters, digits, `.` and single `-`"
     } else if name.starts_with(['.', '-']) || name.ends_with(['.', '-']) {
         "may not begin or end with `.` or `-`"
-    } else if name.ends_with(".fifo") {
+    } else if name.strip_suffix(".fifo").is_some() {
         "may not end with `.fifo`, which the shape of the queue decides"
     } else {
         return Ok(());
     };
-    Err(Error::new(
-        ErrorKind::Invalid,
-        format!(
-            "{what} name {name:?} {problem}; an existing name outside these rules is reached with `native`"
-        ),
-    ))
+    // A group is the library's own, so that there is none outside the rules.
+    let hint = match what {
+        "group" => "",
+        _ => "; an existing name outside these rules is reached with `native`",
+    };
+    Err(Error::new(ErrorKind::Invalid, format!("{what} name {name:?} {problem}{hint}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portable_names_are_letters_digits_dots_and_single_dashes() {
+        for name in ["a", "Z9", "order.created", "a-b", "a.-b", "a..b", "fifo", "a.fifo.b"] {
+            check("queue", name).expect(name);
+        }
+        check("queue", &"a".repeat(LONGEST)).expect("it is as long as it may be");
+    }
+
+    #[test]
+    fn any_other_name_is_refused_with_the_rule_it_breaks() {
+        for (name, problem) in [
+            ("", "is empty"),
+            (&*"a".repeat(LONGEST + 1), "is longer than 64 bytes"),
+            ("a--b", "contains `--`"),
+            ("a---b", "contains `--`"),
+            ("a_b", "may contain only"),
+            ("a b", "may contain only"),
+            ("a/b", "may contain only"),
+            ("ä", "may contain only"),
+            ("a\n", "may contain only"),
+            ("-a", "may not begin or end"),
+            ("a-", "may not begin or end"),
+            (".a", "may not begin or end"),
+            ("a.", "may not begin or end"),
+            (".", "may not begin or end"),
+            ("a.fifo", "may not end with `.fifo`"),
+        ] {
+            let error = check("queue", name).expect_err(name);
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            let text = error.to_string();
+            assert!(text.contains(problem) && text.contains("`native`"), "{text}");
+        }
+        let error = check("group", "a_b").expect_err("it has an underscore").to_string();
+        assert!(!error.contains("native"), "{error}");
+    }
 }

@@ -76,8 +76,12 @@ impl Reason {
             if text.len() > LONGEST_ERROR {
                 break;
             }
-            text.push_str(": ");
-            text.push_str(&error.to_string());
+            // Many errors end in the text of their cause, and a marked one is its own cause.
+            let link = error.to_string();
+            if !text.ends_with(&link) {
+                text.push_str(": ");
+                text.push_str(&link);
+            }
             cause = error.source();
         }
         Self::new(code, text)
@@ -91,5 +95,72 @@ impl Reason {
     /// The error and its causes.
     pub fn error(&self) -> &str {
         &self.0.1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+
+    use super::*;
+
+    /// Errors that cause each other.
+    #[derive(Debug)]
+    struct Chain {
+        text: String,
+        cause: Option<Box<Chain>>,
+    }
+
+    impl Chain {
+        fn new(texts: &[&str]) -> Option<Box<Self>> {
+            let (text, causes) = texts.split_first()?;
+            Some(Box::new(Self { text: (*text).to_owned(), cause: Self::new(causes) }))
+        }
+    }
+
+    impl fmt::Display for Chain {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(&self.text)
+        }
+    }
+
+    impl StdError for Chain {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            self.cause.as_deref().map(|cause| cause as _)
+        }
+    }
+
+    fn error_text(texts: &[&str]) -> String {
+        let chain = Chain::new(texts).expect("there is a text");
+        Reason::from_error(Reason::EXHAUSTED, &*chain).error().to_owned()
+    }
+
+    #[test]
+    fn a_reason_names_all_causes_once() {
+        assert_eq!(error_text(&["a", "b", "c"]), "a: b: c");
+        assert_eq!(error_text(&["a: b", "b", "c"]), "a: b: c");
+        assert_eq!(error_text(&["a", "a", "b"]), "a: b");
+    }
+
+    #[test]
+    fn a_long_error_is_cut_at_the_end_of_a_character() {
+        for (text, length) in
+            [("ß".repeat(3000), 4096), (format!("a{}", "ß".repeat(3000)), 4095), ("a".repeat(9), 9)]
+        {
+            let reason = Reason::new(Reason::EXHAUSTED, text.clone());
+            assert_eq!(reason.error().len(), length);
+            assert!(text.starts_with(reason.error()));
+        }
+        let emoji = "🦀".repeat(2000);
+        let text = error_text(&["a", &emoji, "never reached"]);
+        assert_eq!(text.len(), 3 + 4092);
+        assert!(text.starts_with("a: 🦀"));
+    }
+
+    #[test]
+    fn a_long_code_is_cut_at_the_end_of_a_character() {
+        assert_eq!(Reason::new("ß".repeat(40), "").code().len(), 64);
+        assert_eq!(Reason::new(format!("a{}", "ß".repeat(40)), "").code().len(), 63);
+        assert_eq!(Reason::new(Reason::MISMATCH, "").code(), "idempotency-mismatch");
     }
 }

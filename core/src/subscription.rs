@@ -196,6 +196,14 @@ impl Subscription {
             (Destination::Queue(_), None) if self.ordered != self.destination.is_ordered() => {
                 Err(invalid("write .ordered() on the queue, not on its subscription".to_owned()))
             }
+            (Destination::Queue(_), None)
+                if self.partition_count() != self.destination.partition_count() =>
+            {
+                Err(invalid(format!(
+                    "write .partitions({}) on the queue, not on its subscription",
+                    self.partitions
+                )))
+            }
             (Destination::Queue(_), None) => Ok(()),
             (Destination::Topic(_), Some(group)) => {
                 name::check("group", group)?;
@@ -238,5 +246,103 @@ impl From<&'static str> for Topic {
 impl From<String> for Topic {
     fn from(name: String) -> Self {
         Self::new(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(subscription: &Subscription) -> String {
+        let error = subscription.validate().expect_err("it is not valid");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        error.to_string()
+    }
+
+    #[test]
+    fn topics_need_a_group_and_queues_have_none() {
+        Subscription::topic("t").group("g").validate().expect("a topic with a group");
+        Subscription::queue("q").validate().expect("a queue");
+        assert!(refusal(&Subscription::topic("t")).contains("write .group(\"name\")"));
+        assert!(refusal(&Subscription::queue("q").group("g")).contains("drop .group(\"g\")"));
+    }
+
+    #[test]
+    fn names_follow_the_rules_unless_they_are_native() {
+        for subscription in [
+            Subscription::queue("a_b"),
+            Subscription::topic("a_b").group("g"),
+            Subscription::topic("t").group("a_b"),
+            Subscription::topic("t").group(""),
+            Subscription::topic(Topic::native("a_b")).group("a_b"),
+        ] {
+            refusal(&subscription);
+        }
+        Subscription::queue(Queue::native("a_b/c")).validate().expect("a native queue");
+        Subscription::topic(Topic::native("a_b/c")).group("g").validate().expect("a native topic");
+    }
+
+    #[test]
+    fn topic_and_group_share_64_bytes() {
+        let subscription =
+            |topic, group| Subscription::topic("t".repeat(topic)).group("g".repeat(group));
+        subscription(60, 4).validate().expect("64 bytes");
+        subscription(1, 63).validate().expect("64 bytes");
+        let error = refusal(&subscription(60, 5));
+        assert!(error.contains("together take 65 bytes; at most 64"), "{error}");
+        assert!(refusal(&subscription(1, 65)).contains("longer than 64 bytes"));
+        Subscription::topic(Topic::native("t".repeat(200)))
+            .group("g".repeat(64))
+            .validate()
+            .expect("the broker judges the length of native names");
+        Subscription::queue("q".repeat(64)).validate().expect("64 bytes");
+        refusal(&Subscription::queue("q".repeat(65)));
+    }
+
+    #[test]
+    fn a_queue_states_its_shape_itself() {
+        let queue = Queue::new("q").ordered().partitions(4);
+        let subscription = Subscription::queue(queue);
+        subscription.validate().expect("the queue's own shape");
+        assert!(subscription.is_ordered());
+        assert_eq!(subscription.partition_count(), 4);
+        assert!(refusal(&Subscription::queue("q").ordered()).contains(".ordered() on the queue"));
+        let error = refusal(&subscription.partitions(5));
+        assert!(error.contains("write .partitions(5) on the queue"), "{error}");
+        Subscription::topic("t").group("g").ordered().partitions(4).validate().expect("a topic");
+    }
+
+    #[test]
+    fn names_of_what_is_stored_never_meet() {
+        let names = [
+            Subscription::queue("a.b"),
+            Subscription::topic("a").group("b"),
+            Subscription::topic("a").group("b-c"),
+            Subscription::topic("a-b").group("c"),
+        ]
+        .map(|subscription| [subscription.stored_name(), subscription.derived_name("dlq")])
+        .concat();
+        assert_eq!(names[2..4], ["a--b", "a--b--dlq"]);
+        for (index, name) in names.iter().enumerate() {
+            assert!(!names[index + 1..].contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_queues_group_has_its_name() {
+        assert_eq!(Subscription::queue("q").group_name(), "q");
+        assert_eq!(Subscription::topic("t").group("g").group_name(), "g");
+    }
+
+    #[test]
+    fn limits_keep_to_what_makes_sense() {
+        let subscription = Subscription::queue("q");
+        assert_eq!(subscription.delivery_limit(), Some(20));
+        assert_eq!(subscription.lease_time(), Duration::from_secs(30));
+        let least = subscription.max_deliveries(0).lease(Duration::ZERO);
+        assert_eq!(least.delivery_limit(), Some(1));
+        assert_eq!(least.lease_time(), Duration::from_secs(1));
+        assert_eq!(least.unlimited_deliveries().delivery_limit(), None);
+        assert_eq!(Subscription::topic("t").partitions(0).partition_count(), 1);
     }
 }

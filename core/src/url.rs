@@ -13,7 +13,7 @@ use crate::{Error, ErrorKind, Result};
 ///
 /// ```
 /// # use anybroker_core::BrokerUrl;
-/// let mut url: BrokerUrl = "amqp://app:secret@mq.local/%2F?prefix=dev".parse()?;
+/// let mut url: BrokerUrl = "mine://app:secret@mq.local/%2F?prefix=dev".parse()?;
 /// assert_eq!(url.hosts(5672)?, [("mq.local".to_owned(), 5672)]);
 /// assert_eq!(url.option::<String>("prefix", "a name such as dev")?.as_deref(), Some("dev"));
 /// url.finish(&["prefix"])?;
@@ -58,7 +58,7 @@ impl BrokerUrl {
         self.password.as_deref()
     }
 
-    /// Hosts and ports.
+    /// Hosts and ports; an IPv6 address is without its brackets.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when the URL names no host.
@@ -119,11 +119,15 @@ impl BrokerUrl {
     /// [`ErrorKind::Config`] for an option that was not taken, naming the nearest `known` one.
     pub fn finish(&self, known: &[&str]) -> Result<()> {
         let Some((name, _)) = self.options.first() else { return Ok(()) };
+        if known.contains(&name.as_str()) {
+            return Err(config(format!("option {name:?} is given twice")));
+        }
         let hint = match known.iter().find(|known| is_near(known, name)) {
             Some(near) => format!("did you mean {near:?}?"),
+            None if known.is_empty() => "there are none".to_owned(),
             None => format!("known are {}", known.join(", ")),
         };
-        Err(config(format!("unknown or repeated option {name:?} for {}://: {hint}", self.scheme)))
+        Err(config(format!("unknown option {name:?} for {}://: {hint}", self.scheme)))
     }
 }
 
@@ -178,13 +182,19 @@ impl FromStr for BrokerUrl {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let Some((scheme, rest)) = text.split_once("://") else {
+        let Some((scheme, rest)) = text.split_once("://").filter(|(name, _)| is_scheme(name))
+        else {
             return Err(config(
-                "the URL has no scheme: write for example memory:// or amqp://host",
+                "the URL has no scheme: write for example memory://",
             ));
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        // What stands before this `@` may be a password: it must not become a host, a path or an
+        // option, all of which show in errors.
+        if path.contains('@') || query.contains('@') {
+            return Err(config(ESCAPES));
+        }
         let (credentials, hosts) = match authority.rsplit_once('@') {
             Some((credentials, hosts)) => (Some(credentials), hosts),
             None => (None, authority),
@@ -213,23 +223,32 @@ impl FromStr for BrokerUrl {
     }
 }
 
+const ESCAPES: &str = "the host or its port is not understood: write host:port, with an IPv6 \
+    address in brackets; in user and password write : as %3A, / as %2F, ? as %3F, and @ as %40 \
+    everywhere but before the host";
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'.' | b'-'))
+}
+
+/// The text is in no error: a part of a password ends up here when `/` or `?` is not escaped.
 fn host_and_port(text: &str) -> Result<(String, Option<u16>)> {
     // An IPv6 address stands in brackets, since it is made of colons itself.
-    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((host, "")) => (host, None),
-        Some((host, port)) => (host, port.strip_prefix(':')),
-        None => match text.rsplit_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        },
+    let (host, rest) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some(parts) => parts,
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
     };
-    let port = match port {
-        None => None,
-        Some(port) => Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
-            // The text is not repeated: a password with an unescaped `/` or `@` ends up here.
-            config("the port is not a number from 1 to 65535; in a password, write / as %2F, @ as %40 and : as %3A")
-        })?),
+    let port = match rest.strip_prefix(':') {
+        None if rest.is_empty() => None,
+        None => return Err(config(ESCAPES)),
+        Some(port) => {
+            Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(|| config(ESCAPES))?)
+        }
     };
+    if host.is_empty() {
+        return Err(config(ESCAPES));
+    }
     Ok((decode(host)?, port))
 }
 
@@ -251,7 +270,11 @@ impl fmt::Display for BrokerUrl {
         write!(f, "{}://", self.scheme)?;
         for (index, (host, port)) in self.hosts.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            write!(f, "{comma}{host}")?;
+            if host.contains(':') {
+                write!(f, "{comma}[{host}]")?;
+            } else {
+                write!(f, "{comma}{host}")?;
+            }
             if let Some(port) = port {
                 write!(f, ":{port}")?;
             }
@@ -263,5 +286,190 @@ impl fmt::Display for BrokerUrl {
 impl fmt::Debug for BrokerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("BrokerUrl").field(&self.to_string()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> BrokerUrl {
+        text.parse().expect("the URL is well formed")
+    }
+
+    fn refusal(text: &str) -> String {
+        let error = text.parse::<BrokerUrl>().expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.to_string()
+    }
+
+    #[test]
+    fn a_url_is_taken_apart() {
+        let mut url = parse("AMQPS://app:s%2Fe%40c:r%3Fe,t@a.local:5671,b.local/%2Fprod?x=1%262");
+        assert_eq!((url.scheme(), url.path()), ("amqps", "/prod"));
+        assert_eq!((url.user(), url.password()), (Some("app"), Some("s/e@c:r?e,t")));
+        let hosts = url.hosts(5672).expect("there are hosts");
+        assert_eq!(hosts, [("a.local".to_owned(), 5671), ("b.local".to_owned(), 5672)]);
+        assert_eq!(url.option("x", "").expect("a text"), Some("1&2".to_owned()));
+        assert_eq!(url.option::<String>("x", "").expect("no error"), None);
+        url.finish(&["x"]).expect("nothing is left over");
+
+        assert_eq!(parse("redis://:secret@h").password(), Some("secret"));
+        assert_eq!(parse("redis://:secret@h").user(), None);
+        assert_eq!(parse("amqp://a:p@ss@h").password(), Some("p@ss"));
+        assert_eq!(parse("memory://").hosts.len(), 0);
+        let error = parse("amqp://").hosts(5672).expect_err("there is no host").to_string();
+        assert!(error.ends_with("the URL names no host: write amqp://host:5672"), "{error}");
+    }
+
+    #[test]
+    fn an_ipv6_address_stands_in_brackets() {
+        let url = parse("kafka://[::1]:9092,[fe80::1%25eth0],h");
+        let hosts = url.hosts(1).expect("there are hosts");
+        assert_eq!(
+            hosts,
+            [("::1", 9092), ("fe80::1%eth0", 1), ("h", 1)].map(|(h, p)| (h.into(), p))
+        );
+        assert_eq!(url.to_string(), "kafka://[::1]:9092,[fe80::1%eth0],h");
+        for text in
+            ["amqp://::1", "amqp://::1:5672", "amqp://[::1]5672", "amqp://[::1", "amqp://[]:1"]
+        {
+            refusal(text);
+        }
+    }
+
+    #[test]
+    fn a_port_is_a_number_from_1_to_65535() {
+        for text in ["amqp://h:", "amqp://h:0", "amqp://h:65536", "amqp://h:x", "amqp://:5672"] {
+            refusal(text);
+        }
+        assert_eq!(parse("amqp://h:65535").hosts(1).expect("a host"), [("h".to_owned(), 65535)]);
+    }
+
+    #[test]
+    fn a_password_shows_in_no_output() {
+        // What stands for a secret below consists of these, so that a part of it shows too.
+        let leaks = |text: &str| text.contains("hush") || text.contains("4711");
+        for password in [
+            "hush",
+            "hu/hush",
+            "4711/hush",
+            "4711/4711",
+            "hush?",
+            "4711?a=hush",
+            "4711?hush=4711",
+            "hush@4711",
+            "@4711/hush",
+            "hush%00",
+            "%ffhush",
+            "://hush",
+            "hush://4711",
+            "#hush",
+            "[hush",
+            "hush]:4711",
+            "4711,hush",
+            "hush:4711",
+            "4711&hush",
+        ] {
+            for url in [
+                format!("amqp://app:{password}@mq.local/%2F?prefix=dev"),
+                format!("amqp://:{password}@mq.local:5672"),
+                format!("amqp:app:{password}@mq.local"),
+                format!("app:{password}@mq.local"),
+                format!("amqp://{password}@mq.local"),
+            ] {
+                match url.parse::<BrokerUrl>() {
+                    Ok(url) => {
+                        assert!(!leaks(&format!("{url} {url:?}")), "{url} {url:?}");
+                        assert_eq!(url.hosts(1).expect("a host")[0].0, "mq.local");
+                        assert!(!url.finish(&[]).is_err_and(|e| leaks(&format!("{e} {e:?}"))));
+                    }
+                    Err(error) => assert!(!leaks(&format!("{error} {error:?}")), "{error:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_url_without_a_scheme_is_refused() {
+        for text in ["", "localhost", "localhost:5672", "://h", "a b://h", "1a://h"] {
+            assert!(refusal(text).contains("no scheme"), "{text}");
+        }
+        assert_eq!(parse("redis+tls://h").scheme(), "redis+tls");
+    }
+
+    #[test]
+    fn percent_encoding_must_be_utf_8() {
+        assert!(refusal("amqp://h/%ff").ends_with("not UTF-8"));
+        assert_eq!(parse("amqp://h/100%/%zz").path(), "100%/%zz");
+    }
+
+    #[test]
+    fn an_unknown_option_names_the_nearest_known_one() {
+        let known = ["prefix", "declare", "publish_timeout", "tls_ca"];
+        for (given, hint) in [
+            ("prefx", "did you mean \"prefix\"?"),
+            ("perfix", "did you mean \"prefix\"?"),
+            ("Declare", "did you mean \"declare\"?"),
+            ("publishTimeout", "did you mean \"publish_timeout\"?"),
+            ("publish-timeout", "did you mean \"publish_timeout\"?"),
+            ("tls", "did you mean \"tls_ca\"?"),
+            ("heartbeat", "known are prefix, declare, publish_timeout, tls_ca"),
+        ] {
+            let url = parse(&format!("amqp://h?{given}=1"));
+            let error = url.finish(&known).expect_err(given).to_string();
+            let expected = format!("connect: unknown option {given:?} for amqp://: {hint}");
+            assert_eq!(error, expected);
+        }
+        let error = parse("memory://?a=1").finish(&[]).expect_err("unknown").to_string();
+        assert!(error.ends_with("there are none"), "{error}");
+        assert!(refusal("amqp://h?prefix").ends_with("write prefix=value"));
+
+        let mut url = parse("amqp://h?prefix=a&prefix=b");
+        url.option::<String>("prefix", "").expect("the first");
+        let error = url.finish(&known).expect_err("there is another").to_string();
+        assert_eq!(error, "connect: option \"prefix\" is given twice");
+    }
+
+    #[test]
+    fn a_duration_has_a_unit() {
+        let duration = |text: &str| parse(&format!("amqp://h?t={text}")).duration("t");
+        for (text, expected) in [
+            ("500ms", Duration::from_millis(500)),
+            ("30s", Duration::from_secs(30)),
+            ("5m", Duration::from_mins(5)),
+            ("2h", Duration::from_hours(2)),
+            ("0s", Duration::ZERO),
+        ] {
+            assert_eq!(duration(text).expect(text), Some(expected));
+        }
+        for text in [
+            "",
+            "5",
+            "s",
+            "-5s",
+            "1.5s",
+            "5 s",
+            "5d",
+            "99999999999999999999s",
+            "9999999999999999999h",
+        ] {
+            let error = duration(text).expect_err(text).to_string();
+            assert!(error.ends_with("write a time such as 500ms, 30s, 5m or 2h"), "{error}");
+        }
+        assert_eq!(parse("amqp://h").duration("t").expect("no error"), None);
+    }
+
+    #[test]
+    fn declare_is_create_unless_said_otherwise() {
+        let declare = |text: &str| parse(text).declare();
+        assert_eq!(declare("amqp://h").expect("the default"), Declare::Create);
+        assert_eq!(declare("amqp://h?declare=verify").expect("known"), Declare::Verify);
+        assert_eq!(declare("amqp://h?declare=off").expect("known"), Declare::Off);
+        let error = declare("amqp://h?declare=no").expect_err("unknown").to_string();
+        assert_eq!(
+            error,
+            "connect: option declare=no is not understood: write create, verify or off"
+        );
     }
 }

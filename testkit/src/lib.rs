@@ -1,1 +1,27 @@
-//! Conformance suite, broker launchers and test helpers of anybroker
+//! Tests with and for anybroker: helpers for applications, launchers for real brokers, and the
+//! [conformance suite](conformance) for adapters.
+//!
+//! # Testing an application
+//! - [`handle`] runs a handler with its layers on one envelope; no broker is needed.
+//! - The memory broker behaves as the others do. A [`Recorder`] around it, or around any other,
+//!   notes what the code under test publishes.
+//! - Under tokio's paused clock (feature `test-util` of tokio), hours pass at once: the memory
+//!   broker, the worker and the layers take their time from it. [`until_handled`] waits for the
+//!   end of it.
+//!
+#![cfg_attr(feature = "messages", doc = include_str!("../docs/virtual-time.md"))]
+
+pub mod brokers;
+#[cfg(feature = "messages")]
+pub mod conformance;
+#[cfg(feature = "messages")]
+mod handling;
+#[cfg(feature = "messages")]
+mod ledger;
+#[cfg(feature = "messages")]
+mod recorder;
+
+#[cfg(feature = "messages")]
+pub use handling::{handle, handle_attempt, until_handled};
+#[cfg(feature = "messages")]
+pub use recorder::Recorder;

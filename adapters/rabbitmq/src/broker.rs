@@ -1,0 +1,274 @@
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anybroker_core::{
+    Broker, Capabilities, Confirmation, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind,
+    Hop, Outgoing, Peek, Producer, Redrive, Result, SettlementProof, Subscription,
+};
+use async_trait::async_trait;
+use lapin::Channel;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::RabbitmqBuilder;
+use crate::consume::consume;
+use crate::dead_letters::DeadLetters;
+use crate::error::{BROKER, closed, error_of};
+use crate::group::{Group, LAST_TIER, prefixed, tier};
+use crate::link::{Link, Supervisor};
+use crate::options::Settings;
+use crate::publish::{Publishers, Target};
+use crate::settle::{delayed, queue};
+use crate::topology::{Needs, Topology, short};
+
+/// What retry and dead-lettering may add to a message.
+const KEPT_BACK: usize = 64 * 1024;
+
+/// How many connections publish. Apart from the one that consumes, since the broker stops reading
+/// from a connection that it blocks, acknowledgements included.
+const PUBLISHING: usize = 2;
+
+/// RabbitMQ's default `consumer_timeout`.
+const LONGEST_HOLD: Duration = Duration::from_mins(30);
+
+/// A connection to RabbitMQ 3.10 or later; see the [crate's documentation](crate).
+pub struct RabbitmqBroker {
+    capabilities: Capabilities,
+    topology: Arc<Topology>,
+    publishers: Arc<Publishers>,
+    publishing: Vec<Link>,
+    supervisors: Vec<Supervisor>,
+    closing: watch::Sender<bool>,
+}
+
+impl RabbitmqBroker {
+    /// Sets up a connection.
+    pub fn builder() -> RabbitmqBuilder {
+        RabbitmqBuilder::default()
+    }
+
+    pub(crate) async fn open(settings: Settings) -> Result<Arc<Self>> {
+        let settings = Arc::new(settings);
+        let (consuming, supervisor) = Link::open(Arc::clone(&settings), "consume").await?;
+        let mut supervisors = vec![supervisor];
+        let mut publishing = Vec::new();
+        for _ in 0..PUBLISHING {
+            let (link, supervisor) = Link::open(Arc::clone(&settings), "publish").await?;
+            publishing.push(link);
+            supervisors.push(supervisor);
+        }
+        let mut capabilities =
+            Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
+        capabilities.longest_hold = Some(LONGEST_HOLD);
+        capabilities.start_earliest = false;
+        capabilities.settlement = SettlementProof::Written;
+        let topology = Arc::new(Topology::new(settings, consuming));
+        let (closing, closed) = watch::channel(false);
+        let publishers = Arc::new(Publishers::start(&topology, &publishing, &closed));
+        Ok(Arc::new(Self { capabilities, topology, publishers, publishing, supervisors, closing }))
+    }
+
+    /// Opens a channel of the client on the connection that consumes, for what only RabbitMQ can
+    /// do. It closes when its last clone is dropped.
+    ///
+    /// # Errors
+    /// `Closed`, `Unavailable`.
+    pub async fn channel(&self) -> Result<Channel> {
+        self.within("open a channel", self.topology.link.channel("open a channel")).await
+    }
+
+    /// An operation while the broker is open, and no longer than a publish may take.
+    async fn within<T>(
+        &self,
+        operation: &'static str,
+        run: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        if *self.closing.borrow() {
+            return Err(closed(operation));
+        }
+        let limit = self.topology.settings.publish_timeout;
+        timeout(limit, run).await.unwrap_or_else(|_| {
+            let text = "the broker did not answer within the publish timeout";
+            Err(error_of(ErrorKind::Timeout, operation, text))
+        })
+    }
+
+    fn group(&self, subscription: &Subscription) -> Result<Group> {
+        Group::new(subscription, self.topology.prefix())
+    }
+
+    async fn dead_letter_queue(&self, subscription: &Subscription) -> Result<DeadLetters> {
+        let group = self.group(subscription)?;
+        self.within("dead letters", DeadLetters::open(&self.topology, group)).await
+    }
+
+    async fn counts(&self, group: &Group) -> Result<Depth> {
+        let (mut ready, mut delayed) = (0, 0);
+        for queue in group.queues() {
+            let Some(count) = self.topology.count(&queue).await? else {
+                let text = format!("queue {queue:?} does not exist; declare the subscription");
+                return Err(error_of(ErrorKind::NotFound, "depth", text));
+            };
+            ready += count;
+            for power in 0..=LAST_TIER {
+                delayed += self.topology.count(&tier(&queue, power)).await?.unwrap_or(0);
+            }
+        }
+        let mut depth = Depth::default();
+        depth.ready = Some(ready);
+        depth.delayed = Some(delayed);
+        depth.dead_lettered = self.topology.count(&group.dead_letters()).await?;
+        Ok(depth)
+    }
+}
+
+#[async_trait]
+impl Broker for RabbitmqBroker {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn producer(&self) -> Arc<dyn Producer> {
+        Arc::new(RabbitmqProducer {
+            max_payload: self.capabilities.max_payload,
+            topology: Arc::clone(&self.topology),
+            publishers: Arc::clone(&self.publishers),
+        })
+    }
+
+    async fn declare_destination(&self, destination: &Destination) -> Result<()> {
+        let needs = Needs::Destination(destination.clone());
+        self.within("declare", self.topology.ensure(&needs)).await
+    }
+
+    async fn declare(&self, subscription: &Subscription) -> Result<()> {
+        let needs = Needs::Group(Arc::new(self.group(subscription)?));
+        self.within("declare", self.topology.ensure(&needs)).await
+    }
+
+    async fn consume(
+        &self,
+        subscription: &Subscription,
+        prefetch: usize,
+    ) -> Result<Box<dyn Consumer>> {
+        let (topology, publishers) = (Arc::clone(&self.topology), Arc::clone(&self.publishers));
+        let closing = self.closing.subscribe();
+        self.within("consume", consume(topology, publishers, closing, subscription, prefetch)).await
+    }
+
+    async fn depth(&self, subscription: &Subscription) -> Result<Depth> {
+        let group = self.group(subscription)?;
+        self.within("depth", self.counts(&group)).await
+    }
+
+    async fn dead_letters(
+        &self,
+        subscription: &Subscription,
+        filter: &DeadLetterFilter,
+        limit: usize,
+    ) -> Result<Peek> {
+        self.dead_letter_queue(subscription).await?.peek(filter, limit).await
+    }
+
+    async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64> {
+        self.dead_letter_queue(subscription).await?.redrive(redrive, &self.publishers).await
+    }
+
+    async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64> {
+        self.dead_letter_queue(subscription).await?.purge().await
+    }
+
+    async fn health(&self) -> Result<()> {
+        self.within("health", async {
+            for link in self.publishing.iter().chain([&self.topology.link]) {
+                link.channel("health").await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.closing.send_replace(true) {
+            return Ok(());
+        }
+        // Lanes and readers each hold a receiver until they are done. A lane is by its deadlines.
+        let limit = self.topology.settings.publish_timeout + Duration::from_secs(1);
+        let flushed = timeout(limit, self.closing.closed()).await;
+        for supervisor in &self.supervisors {
+            supervisor.close().await;
+        }
+        flushed.map_err(|_| {
+            let text = "closed before all that was accepted was flushed";
+            error_of(ErrorKind::Timeout, "close", text)
+        })
+    }
+}
+
+impl fmt::Debug for RabbitmqBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = &self.topology.settings;
+        f.debug_struct("RabbitmqBroker")
+            .field("hosts", &settings.hosts)
+            .field("vhost", &settings.vhost)
+            .field("prefix", &settings.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+struct RabbitmqProducer {
+    max_payload: usize,
+    topology: Arc<Topology>,
+    publishers: Arc<Publishers>,
+}
+
+impl RabbitmqProducer {
+    fn target(&self, outgoing: &Outgoing) -> Result<Target> {
+        let Outgoing { destination, envelope, delay, allow_unrouted } = outgoing;
+        envelope.validate()?;
+        let size = envelope.payload.len();
+        if size > self.max_payload {
+            let text = format!(
+                "the payload has {size} bytes, the broker takes {}; store it elsewhere and send a reference, or raise max-payload with the broker's max_message_size",
+                self.max_payload
+            );
+            return Err(error_of(ErrorKind::TooLarge, "publish", text));
+        }
+        let prefix = self.topology.prefix();
+        if destination.is_topic() {
+            destination.validate()?;
+            return Ok(Target {
+                exchange: short(&prefixed(destination, prefix, destination.name()))?,
+                routing_key: short(&envelope.r#type)?,
+                mandatory: !allow_unrouted,
+                needs: Needs::Destination(destination.clone()),
+            });
+        }
+        let group = Group::of_queue(destination, prefix)?;
+        match delay {
+            Some(delay) => delayed(&Arc::new(group), envelope, *delay),
+            None => {
+                let name = group.queue_for(envelope.key.as_deref(), &envelope.id);
+                queue(&name, Needs::Destination(destination.clone()))
+            }
+        }
+    }
+}
+
+impl Producer for RabbitmqProducer {
+    fn send(&self, outgoing: Outgoing) -> Confirmation {
+        let hop = outgoing.delay.map(Hop::delayed).unwrap_or_default();
+        match self.target(&outgoing) {
+            Ok(target) => self.publishers.send(target, &outgoing.envelope, &hop),
+            Err(error) => Confirmation::ready(Err(error)),
+        }
+    }
+}
+
+impl fmt::Debug for RabbitmqProducer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitmqProducer").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,207 @@
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anybroker_core::{
+    Consumer, Delivery, Error, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
+    Subscription,
+};
+use futures_util::StreamExt;
+use futures_util::stream::{SelectAll, select_all};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, message};
+use tokio::sync::watch;
+
+use crate::error::failed;
+use crate::group::Group;
+use crate::link::pause;
+use crate::message::read;
+use crate::publish::Publishers;
+use crate::settle::{ChannelSettler, Source};
+use crate::topology::{Needs, Topology, short};
+
+/// Declares the group and consumes its queues, in each epoch anew.
+pub(crate) async fn consume(
+    topology: Arc<Topology>,
+    publishers: Arc<Publishers>,
+    closing: watch::Receiver<bool>,
+    subscription: &Subscription,
+    prefetch: usize,
+) -> Result<Box<dyn Consumer>> {
+    let group = Arc::new(Group::new(subscription, topology.prefix())?);
+    let reader = Reader {
+        topology,
+        prefetch,
+        source: Arc::new(Source {
+            subscription: subscription.clone(),
+            group,
+            publishers,
+            nack_is_free: AtomicBool::new(false),
+        }),
+    };
+    let epoch = reader.open().await?;
+    let (sender, inbox) = Inbox::channel(prefetch);
+    tokio::spawn(reader.run(epoch, sender, closing));
+    Ok(Box::new(inbox))
+}
+
+/// The task that reads for one consumer.
+struct Reader {
+    topology: Arc<Topology>,
+    prefetch: usize,
+    source: Arc<Source>,
+}
+
+/// One channel, with what it consumes.
+struct Epoch {
+    channel: Channel,
+    deliveries: SelectAll<lapin::Consumer>,
+    settler: Arc<ChannelSettler>,
+}
+
+/// Why an epoch ended.
+enum End {
+    /// The channel, or what it consumed, is gone.
+    Lost,
+    /// The consumer or the broker was closed.
+    Closed,
+}
+
+impl Reader {
+    async fn open(&self) -> Result<Epoch> {
+        let group = &self.source.group;
+        self.topology.ensure(&Needs::Group(Arc::clone(group))).await?;
+        let channel = self.topology.link.channel("consume").await?;
+        let queues = group.queues();
+        let prefetch = u16::try_from(self.prefetch / queues.len()).unwrap_or(u16::MAX).max(1);
+        let lost = |error| failed("consume", &format!("group {:?}", group.stored), error);
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(lost)?;
+        let mut consumers = Vec::with_capacity(queues.len());
+        for queue in &queues {
+            let options = BasicConsumeOptions::default();
+            let consumer =
+                channel.basic_consume(short(queue)?, "".into(), options, FieldTable::default());
+            consumers.push(consumer.await.map_err(lost)?);
+        }
+        let settler = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
+        Ok(Epoch { channel, deliveries: select_all(consumers), settler })
+    }
+
+    async fn run(
+        self,
+        mut epoch: Epoch,
+        inbox: InboxSender,
+        mut closing: watch::Receiver<bool>,
+    ) {
+        loop {
+            if let End::Closed = self.read(&mut epoch, &inbox, &mut closing).await {
+                return self.end(epoch).await;
+            }
+            drop(epoch);
+            tracing::debug!(group = %self.source.group.stored, "the channel is gone; consuming anew");
+            // If somebody deleted the queue, it is to be declared again; but to consume it while it
+            // is being deleted would cost the whole connection (541).
+            self.topology.forget();
+            let mut attempt = 1;
+            epoch = loop {
+                let opened = tokio::select! {
+                    () = inbox.closed() => return,
+                    _ = closing.changed() => return,
+                    opened = async { pause(attempt).await; self.open().await } => opened,
+                };
+                match opened {
+                    Ok(epoch) => break epoch,
+                    Err(error) if is_final(&error) => {
+                        // The worker opens another consumer, and learns more then.
+                        let _ = inbox.fail(error).await;
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, group = %self.source.group.stored, "consuming failed");
+                        attempt += 1;
+                    }
+                }
+            };
+        }
+    }
+
+    async fn read(
+        &self,
+        epoch: &mut Epoch,
+        inbox: &InboxSender,
+        closing: &mut watch::Receiver<bool>,
+    ) -> End {
+        let mut closed = pin!(inbox.closed());
+        let mut closing = pin!(closing.changed());
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = &mut closed => return End::Closed,
+                _ = &mut closing => return End::Closed,
+                message = epoch.deliveries.next() => message,
+            };
+            let Some(Ok(message)) = message else { return End::Lost };
+            if !epoch.settler.gate.pass() {
+                // It comes back when the channel closes, which ends this loop.
+                continue;
+            }
+            let delivery = self.delivery(message, &epoch.settler);
+            if inbox.deliver(delivery).await.is_err() {
+                return End::Closed;
+            }
+        }
+    }
+
+    fn delivery(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
+        let default_type = self.source.subscription.destination().name();
+        let received = read(&message.properties, message.data.into(), default_type);
+        if received.counts_apart {
+            self.source.nack_is_free.store(true, Ordering::Relaxed);
+        }
+        let hop = (received.hop != Hop::default()).then(|| Box::new(received.hop));
+        Delivery::new(
+            Arc::new(received.envelope),
+            hop,
+            received.returned,
+            message.delivery_tag,
+            Arc::clone(settler) as _,
+        )
+    }
+
+    /// Stops receiving, and gives back what was not handed out.
+    async fn end(&self, mut epoch: Epoch) {
+        if self.source.group.ordered {
+            // Cancelled, the next consumer would get later messages at once. Closing the channel
+            // gives all back in order.
+            epoch.settler.shut();
+            epoch.settler.flush().await;
+            // Dropped, the client's consumer would cancel itself.
+            let Epoch { mut deliveries, .. } = epoch;
+            tokio::spawn(async move { while let Some(Ok(_)) = deliveries.next().await {} });
+            return;
+        }
+        let mut released = Vec::new();
+        for consumer in epoch.deliveries.iter() {
+            let options = BasicCancelOptions::default();
+            if epoch.channel.basic_cancel(consumer.tag(), options).await.is_err() {
+                return;
+            }
+        }
+        while let Some(Ok(message)) = epoch.deliveries.next().await {
+            let delivery = self.delivery(message, &epoch.settler);
+            released.push(delivery.settle(Outcome::Release { after: std::time::Duration::ZERO }));
+        }
+        for confirmation in released {
+            // What is not released comes back when the channel closes.
+            let _ = confirmation.await;
+        }
+        epoch.settler.flush().await;
+    }
+}
+
+/// Whether opening the consumer again cannot help.
+fn is_final(error: &Error) -> bool {
+    // After a restart, a queue may not be found for a while.
+    error.retry_class() == RetryClass::Permanent && error.kind() != ErrorKind::NotFound
+}

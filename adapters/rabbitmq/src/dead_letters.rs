@@ -1,0 +1,111 @@
+use std::sync::Arc;
+
+use anybroker_core::{
+    DeadLetter, DeadLetterFilter, Envelope, ErrorKind, Hop, Peek, Redrive, Result, now,
+};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
+use lapin::types::ShortString;
+use lapin::{Channel, message};
+
+use crate::error::{error_of, failed};
+use crate::group::Group;
+use crate::message::read;
+use crate::publish::Publishers;
+use crate::settle::queue;
+use crate::topology::{Needs, Topology, short};
+
+/// What a group gave up, seen through a channel of its own: whatever happens to it, what it took
+/// and did not acknowledge is back in its place when it closes.
+pub(crate) struct DeadLetters {
+    group: Arc<Group>,
+    queue: ShortString,
+    channel: Channel,
+    /// How many there were at the start; what comes later is left alone.
+    left: u64,
+}
+
+impl DeadLetters {
+    pub(crate) async fn open(topology: &Topology, group: Group) -> Result<Self> {
+        let group = Arc::new(group);
+        topology.ensure(&Needs::Group(Arc::clone(&group))).await?;
+        let name = group.dead_letters();
+        let Some(left) = topology.count(&name).await? else {
+            let text = format!("dead-letter queue {name:?} does not exist; declare the subscription");
+            return Err(error_of(ErrorKind::NotFound, "dead letters", text));
+        };
+        let channel = topology.link.channel("dead letters").await?;
+        Ok(Self { queue: short(&name)?, group, channel, left })
+    }
+
+    pub(crate) async fn peek(mut self, filter: &DeadLetterFilter, limit: usize) -> Result<Peek> {
+        let mut entries = Vec::new();
+        while entries.len() < limit
+            && let Some(message) = self.next(false).await?
+        {
+            let (envelope, hop) = self.read(message);
+            if filter.matches(&envelope, &hop, now()) {
+                entries.push(DeadLetter { envelope: Arc::new(envelope), hop });
+            }
+        }
+        let complete = self.left == 0;
+        self.put_back().await?;
+        Ok(Peek { entries, complete })
+    }
+
+    pub(crate) async fn redrive(mut self, redrive: &Redrive, publishers: &Publishers) -> Result<u64> {
+        let mut sent = 0;
+        while sent < redrive.at_most()
+            && let Some(message) = self.next(false).await?
+        {
+            let tag = message.delivery_tag;
+            let (envelope, hop) = self.read(message);
+            if !redrive.selected().matches(&envelope, &hop, now()) {
+                continue;
+            }
+            if sent > 0 && let Some(interval) = redrive.interval() {
+                tokio::time::sleep(interval).await;
+            }
+            let name = self.group.queue_for(envelope.key.as_deref(), &envelope.id);
+            // Cut off between the two, it is in both: a duplicate, never a loss.
+            publishers.send(queue(&name, Needs::Nothing)?, &envelope, &Hop::redrive()).await?;
+            let acked = self.channel.basic_ack(tag, BasicAckOptions::default()).await;
+            acked.map_err(|error| failed("redrive", "removing what was sent", error))?;
+            sent += 1;
+        }
+        self.put_back().await?;
+        Ok(sent)
+    }
+
+    pub(crate) async fn purge(mut self) -> Result<u64> {
+        let mut removed = 0;
+        while self.next(true).await?.is_some() {
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Takes the oldest of those that are left.
+    async fn next(&mut self, no_ack: bool) -> Result<Option<message::Delivery>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let options = BasicGetOptions { no_ack };
+        let taken = self.channel.basic_get(self.queue.clone(), options).await;
+        let taken = taken.map_err(|error| failed("dead letters", "reading the queue", error))?;
+        self.left = if taken.is_some() { self.left - 1 } else { 0 };
+        Ok(taken.map(|message| message.delivery))
+    }
+
+    fn read(&self, message: message::Delivery) -> (Envelope, Hop) {
+        let default_type = self.group.destination.name();
+        let received = read(&message.properties, message.data.into(), default_type);
+        (received.envelope, received.hop)
+    }
+
+    /// Puts back what was only looked at. Tag 0 means all of it.
+    async fn put_back(&self) -> Result<()> {
+        let options = BasicNackOptions { multiple: true, requeue: true };
+        let put_back = self.channel.basic_nack(0, options).await;
+        put_back.map_err(|error| failed("dead letters", "putting back what was read", error))
+    }
+}

@@ -1,0 +1,283 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use anybroker_core::{ErrorKind, Result};
+use futures_util::StreamExt;
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval, sleep, timeout};
+
+use crate::error::{closed, error_of, failed};
+use crate::options::Settings;
+
+/// How long one attempt to connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silent peer is given up after twice this.
+const HEARTBEAT_SECONDS: u16 = 15;
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+
+/// A connection that comes back: each new one is an epoch, and what belonged to the former one is
+/// gone.
+#[derive(Clone)]
+pub(crate) struct Link(watch::Receiver<State>);
+
+/// Keeps the connection up; ends it when dropped.
+pub(crate) struct Supervisor {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    /// How many connections there were.
+    epoch: u64,
+    connection: Option<Arc<Connection>>,
+    blocked: bool,
+    closed: bool,
+}
+
+impl Link {
+    /// Connects, and keeps connecting.
+    pub(crate) async fn open(
+        settings: Arc<Settings>,
+        name: &'static str,
+    ) -> Result<(Self, Supervisor)> {
+        let mut attempt = 0;
+        let first = loop {
+            match connect(&settings, name).await {
+                Ok(connection) => break connection,
+                Err(error) if settings.wait && error.kind() == ErrorKind::Unavailable => {
+                    tracing::warn!(%error, "waiting for the broker");
+                    attempt += 1;
+                    pause(attempt).await;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let (state, link) = watch::channel(State::default());
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(supervise(settings, name, first, state, stopped));
+        Ok((Self(link), Supervisor { stop, task }))
+    }
+
+    /// Waits for the connection.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub(crate) async fn connection(&self, operation: &'static str) -> Result<Arc<Connection>> {
+        self.when(operation, |state| state.connection.is_some()).await
+    }
+
+    /// Waits for a connection that takes publishes.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub(crate) async fn writable(&self, operation: &'static str) -> Result<Arc<Connection>> {
+        self.when(operation, |state| state.connection.is_some() && !state.blocked).await
+    }
+
+    async fn when(
+        &self,
+        operation: &'static str,
+        ready: impl Fn(&State) -> bool,
+    ) -> Result<Arc<Connection>> {
+        let mut link = self.0.clone();
+        let state = link.wait_for(|state| state.closed || ready(state)).await;
+        match state.ok().and_then(|state| state.connection.clone()) {
+            Some(connection) => Ok(connection),
+            None => Err(closed(operation)),
+        }
+    }
+
+    /// Opens a channel as soon as there is a connection.
+    ///
+    /// # Errors
+    /// `Closed`, or what the broker answers.
+    pub(crate) async fn channel(&self, operation: &'static str) -> Result<Channel> {
+        let connection = self.connection(operation).await?;
+        let channel = connection.create_channel().await;
+        channel.map_err(|error| failed(operation, "opening a channel", error))
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.borrow().epoch
+    }
+
+    /// Whether the broker takes no publishes for now.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.0.borrow().blocked
+    }
+}
+
+impl Supervisor {
+    pub(crate) async fn close(&self) {
+        self.stop.send_replace(true);
+        // The supervisor drops its receiver when the connection is closed.
+        self.stop.closed().await;
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn supervise(
+    settings: Arc<Settings>,
+    name: &'static str,
+    first: Connection,
+    state: watch::Sender<State>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut next = Some(first);
+    let (mut epoch, mut attempt, mut since) = (0, 0, Instant::now());
+    loop {
+        let connection = match next.take() {
+            Some(connection) => Arc::new(connection),
+            None => tokio::select! {
+                _ = stopped.changed() => break,
+                connected = connect(&settings, name) => match connected {
+                    Ok(connection) => {
+                        tracing::info!(link = name, "connected again");
+                        since = Instant::now();
+                        Arc::new(connection)
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, link = name, "connecting failed");
+                        attempt += 1;
+                        tokio::select! {
+                            _ = stopped.changed() => break,
+                            () = pause(attempt) => continue,
+                        }
+                    }
+                },
+            },
+        };
+        epoch += 1;
+        let up = |blocked| State {
+            epoch,
+            connection: Some(connection.clone()),
+            blocked,
+            closed: false,
+        };
+        state.send_replace(up(false));
+        tokio::select! {
+            _ = stopped.changed() => {
+                state.send_replace(State { closed: true, epoch, ..State::default() });
+                let _ = timeout(Duration::from_secs(5), connection.close(200, "OK".into())).await;
+                return;
+            }
+            () = watch(&connection, |blocked| { state.send_replace(up(blocked)); }) => {}
+        }
+        state.send_replace(State { epoch, ..State::default() });
+        // A connection that lived for a while may come back at once; one that did not may not.
+        if since.elapsed() > LONGEST_BACKOFF {
+            attempt = 0;
+        }
+        pause(attempt).await;
+        attempt += 1;
+    }
+    state.send_replace(State { closed: true, epoch, ..State::default() });
+}
+
+/// Resolves when the connection is gone.
+async fn watch(connection: &Connection, blocked: impl Fn(bool)) {
+    let mut events = connection.events_listener();
+    // Not every end of a connection is an event.
+    let mut check = interval(Duration::from_secs(1));
+    while connection.status().connected() {
+        tokio::select! {
+            _ = check.tick() => {}
+            event = events.next() => match event {
+                Some(Event::ConnectionBlocked(reason)) => {
+                    tracing::warn!(reason, "the broker takes no publishes for now");
+                    blocked(true);
+                }
+                Some(Event::ConnectionUnblocked) => blocked(false),
+                // An error of a channel is its user's concern; of the connection, the loop's.
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+}
+
+/// 50 % to 150 % of 100 ms · 2^attempt, at most 10 s.
+fn backoff(attempt: u32) -> Duration {
+    let base = Duration::from_millis(100).saturating_mul(1 << attempt.min(10));
+    base.min(LONGEST_BACKOFF).mul_f64(0.5 + fastrand::f64())
+}
+
+/// Waits before another attempt.
+pub(crate) async fn pause(attempt: u32) {
+    sleep(backoff(attempt)).await;
+}
+
+/// Tries each host once.
+async fn connect(settings: &Settings, name: &str) -> Result<Connection> {
+    let tls = tls(settings).await?;
+    let mut result = Err(error_of(ErrorKind::Config, "connect", "there is no host to connect to"));
+    for (host, port) in &settings.hosts {
+        let scheme = if settings.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP };
+        let uri = AMQPUri {
+            scheme,
+            authority: AMQPAuthority {
+                userinfo: AMQPUserInfo {
+                    username: settings.user.clone(),
+                    password: settings.password.clone(),
+                },
+                host: host.clone(),
+                port: *port,
+            },
+            vhost: settings.vhost.clone(),
+            query: AMQPQueryString {
+                heartbeat: Some(HEARTBEAT_SECONDS),
+                ..AMQPQueryString::default()
+            },
+        };
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("anybroker {name}").into());
+        let runtime = lapin::runtime::default_runtime()
+            .map_err(|error| failed("connect", "finding the runtime", error))?;
+        let connected =
+            Connection::connect_uri_with_config(uri, properties, tls.clone(), runtime);
+        result = match timeout(CONNECT_TIMEOUT, connected).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => {
+                Err(failed("connect", &format!("connecting to {host}:{port}"), error))
+            }
+            Err(_) => {
+                let text = format!("{host}:{port} did not answer within 10 s");
+                Err(error_of(ErrorKind::Unavailable, "connect", text))
+            }
+        };
+    }
+    result
+}
+
+async fn tls(settings: &Settings) -> Result<OwnedTLSConfig> {
+    let mut config = OwnedTLSConfig::default();
+    if !settings.tls {
+        return Ok(config);
+    }
+    if let Some(ca) = &settings.ca {
+        config.cert_chain = Some(String::from_utf8_lossy(&read(ca).await?).into_owned());
+    }
+    if let Some((certificate, key)) = &settings.identity {
+        config.identity = Some(OwnedIdentity::PKCS8 { pem: read(certificate).await?, key: read(key).await? });
+    }
+    Ok(config)
+}
+
+async fn read(path: &std::path::Path) -> Result<Vec<u8>> {
+    let owned = path.to_owned();
+    let content = tokio::task::spawn_blocking(move || std::fs::read(owned)).await;
+    content.unwrap_or_else(|_| Err(std::io::Error::other("reading was cut off"))).map_err(|error| {
+        let text = format!("cannot read the certificate file {}", path.display());
+        error_of(ErrorKind::Config, "connect", text).with_source(error)
+    })
+}

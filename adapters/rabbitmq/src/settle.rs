@@ -1,0 +1,289 @@
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anybroker_core::{
+    Confirmation, Confirmer, Delivery, Envelope, Error, Hop, Outcome, Result, Settler,
+    Subscription,
+};
+use lapin::Channel;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::acks::Acks;
+use crate::error::BROKER;
+use crate::group::{Group, LAST_TIER, tier};
+use crate::publish::{Publishers, Target};
+use crate::topology::{Needs, short};
+
+/// Settles the deliveries of one channel. Another epoch has another one, so that a delivery of the
+/// former finds its channel gone.
+pub(crate) struct ChannelSettler {
+    commands: mpsc::UnboundedSender<Command>,
+    pub(crate) source: Arc<Source>,
+    pub(crate) gate: Arc<Gate>,
+}
+
+/// What the settlers of all epochs of a consumer share.
+pub(crate) struct Source {
+    pub(crate) subscription: Subscription,
+    pub(crate) group: Arc<Group>,
+    pub(crate) publishers: Arc<Publishers>,
+    /// Whether `basic.nack` is known not to count as a failure. Until then a copy is stored, which
+    /// counts on no version.
+    pub(crate) nack_is_free: AtomicBool,
+}
+
+/// Counts what an ordered channel handed out, until it hands out no more.
+///
+/// What is given back there is not sent back at once: it would come again behind the later
+/// messages that the channel holds. Instead nothing more is handed out, and the channel is closed
+/// when the last handler is done; then all comes back in order.
+#[derive(Default)]
+pub(crate) struct Gate(Mutex<(u64, bool)>);
+
+enum Command {
+    Settle(u64, How, Option<Confirmer>),
+    /// Hand out no more, and close when all that was handed out is finished.
+    Shut,
+    /// Answers when everything before it is written.
+    Flush(oneshot::Sender<()>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    Ack,
+    /// Back to the queue.
+    Nack,
+    /// Back to the queue, and counted as a delivery on every version.
+    Reject,
+    /// Nothing is sent: it comes back when the channel closes.
+    Leave,
+}
+
+impl Gate {
+    /// Whether one more may be handed out.
+    pub(crate) fn pass(&self) -> bool {
+        let mut state = self.lock();
+        if !state.1 {
+            state.0 += 1;
+        }
+        !state.1
+    }
+
+    fn shut(&self) {
+        self.lock().1 = true;
+    }
+
+    fn is_done(&self, finished: u64) -> bool {
+        let state = self.lock();
+        state.1 && state.0 == finished
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, bool)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ChannelSettler {
+    /// Starts settling on a channel, which is closed when the last delivery is settled or dropped
+    /// and the settler is too.
+    pub(crate) fn start(channel: Channel, source: Arc<Source>) -> Arc<Self> {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let gate = Arc::new(Gate::default());
+        let writer = Writer { acks: Acks::new(channel), gate: Arc::clone(&gate), finished: 0 };
+        tokio::spawn(writer.run(receiver));
+        Arc::new(Self { commands, source, gate })
+    }
+
+    /// Hands out no more; see [`Gate`].
+    pub(crate) fn shut(&self) {
+        self.gate.shut();
+        // Gone means closed already.
+        let _ = self.commands.send(Command::Shut);
+    }
+
+    /// Resolves when what was settled so far is written.
+    pub(crate) async fn flush(&self) {
+        let (done, flushed) = oneshot::channel();
+        if self.commands.send(Command::Flush(done)).is_ok() {
+            let _ = flushed.await;
+        }
+    }
+
+    fn write(&self, tag: u64, how: How) -> Confirmation {
+        let (confirmer, confirmation) = Confirmation::channel();
+        match self.commands.send(Command::Settle(tag, how, Some(confirmer))) {
+            Ok(()) => confirmation,
+            Err(_) => Confirmation::ready(Err(stale())),
+        }
+    }
+
+    fn give_back(&self, tag: u64) -> Confirmation {
+        self.gate.shut();
+        let _ = self.commands.send(Command::Settle(tag, How::Leave, None));
+        Confirmation::ready(Ok(()))
+    }
+
+    /// Stores a copy, and acknowledges the original only when the broker has it.
+    fn replace(&self, delivery: &Delivery, target: Result<Target>, hop: &Hop) -> Confirmation {
+        if self.commands.is_closed() {
+            return Confirmation::ready(Err(stale()));
+        }
+        let tag = delivery.tag();
+        let stored = match target {
+            Ok(target) => self.source.publishers.send(target, delivery.envelope(), hop),
+            Err(error) => Confirmation::ready(Err(error)),
+        };
+        let commands = self.commands.clone();
+        let failed = if self.source.group.ordered { How::Leave } else { How::Nack };
+        let gate = Arc::clone(&self.gate);
+        let (confirmer, confirmation) = Confirmation::channel();
+        tokio::spawn(async move {
+            match stored.await {
+                Ok(()) => {
+                    let command = Command::Settle(tag, How::Ack, Some(confirmer));
+                    if let Err(mpsc::error::SendError(Command::Settle(_, _, Some(confirmer)))) =
+                        commands.send(command)
+                    {
+                        confirmer.confirm(Err(stale()));
+                    }
+                }
+                Err(error) => {
+                    if failed == How::Leave {
+                        gate.shut();
+                    }
+                    let _ = commands.send(Command::Settle(tag, failed, None));
+                    confirmer.confirm(Err(error));
+                }
+            }
+        });
+        confirmation
+    }
+}
+
+impl Source {
+    /// The group's own queue, or the longest tier that is not longer than the delay.
+    fn target(&self, envelope: &Envelope, after: Duration) -> Result<Target> {
+        delayed(&self.group, envelope, after)
+    }
+
+    fn dead_letters(&self) -> Result<Target> {
+        queue(&self.group.dead_letters(), Needs::Group(Arc::clone(&self.group)))
+    }
+}
+
+/// A queue's tier for a delay, or itself for less than a second: what comes early waits where it
+/// is received.
+pub(crate) fn delayed(group: &Arc<Group>, envelope: &Envelope, after: Duration) -> Result<Target> {
+    let name = group.queue_for(envelope.key.as_deref(), &envelope.id);
+    match after.as_secs().checked_ilog2() {
+        None => queue(&name, Needs::Group(Arc::clone(group))),
+        Some(power) => {
+            let power = power.min(LAST_TIER);
+            queue(&tier(&name, power), Needs::Tier(Arc::clone(group), name, power))
+        }
+    }
+}
+
+pub(crate) fn queue(name: &str, needs: Needs) -> Result<Target> {
+    Ok(Target { exchange: "".into(), routing_key: short(name)?, mandatory: true, needs })
+}
+
+impl Settler for ChannelSettler {
+    fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
+        let source = &self.source;
+        let tag = delivery.tag();
+        match outcome {
+            Outcome::Ack => self.write(tag, How::Ack),
+            Outcome::Release { after } if after.is_zero() && source.group.ordered => {
+                self.give_back(tag)
+            }
+            Outcome::Release { after }
+                if after.is_zero() && source.nack_is_free.load(Ordering::Relaxed) =>
+            {
+                self.write(tag, How::Nack)
+            }
+            Outcome::Release { after } => {
+                let target = source.target(delivery.envelope(), after);
+                self.replace(&delivery, target, &Hop::release(&delivery, after))
+            }
+            Outcome::Retry { after } => {
+                let target = source.target(delivery.envelope(), after);
+                self.replace(&delivery, target, &Hop::retry(&delivery, after))
+            }
+            Outcome::DeadLetter { reason } => {
+                let hop = Hop::dead_letter(&delivery, &reason, &source.subscription);
+                self.replace(&delivery, source.dead_letters(), &hop)
+            }
+        }
+    }
+
+    fn abandon(&self, tag: u64) {
+        if self.source.group.ordered {
+            drop(self.give_back(tag));
+        } else {
+            // Gone means that the channel is closed, and the message back already.
+            let _ = self.commands.send(Command::Settle(tag, How::Reject, None));
+        }
+    }
+}
+
+impl fmt::Debug for ChannelSettler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelSettler").field("group", &self.source.group.stored).finish()
+    }
+}
+
+/// The task that writes settlements.
+struct Writer {
+    acks: Acks,
+    gate: Arc<Gate>,
+    finished: u64,
+}
+
+/// How many settlements are taken at once: about as many as one acknowledgement covers at best.
+const BATCH: usize = 256;
+
+impl Writer {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut flushed = Vec::new();
+        while commands.recv_many(&mut batch, BATCH).await > 0 {
+            for command in batch.drain(..) {
+                match command {
+                    Command::Settle(tag, how, confirmer) => {
+                        self.finished += 1;
+                        self.acks.finish(tag, how, confirmer);
+                    }
+                    Command::Shut => {}
+                    Command::Flush(done) => flushed.push(done),
+                }
+            }
+            // More is waiting, and may fill the gaps.
+            let all = commands.is_empty() || !flushed.is_empty();
+            let alive = self.acks.flush(all).await;
+            for done in flushed.drain(..) {
+                // Who asked may be gone.
+                let _ = done.send(());
+            }
+            if !alive || self.gate.is_done(self.finished) {
+                break;
+            }
+        }
+        // From here on every settlement is too late.
+        commands.close();
+        while let Some(command) = commands.recv().await {
+            if let Command::Settle(_, _, Some(confirmer)) = command {
+                confirmer.confirm(Err(stale()));
+            }
+        }
+        self.acks.close().await;
+    }
+}
+
+pub(crate) fn stale() -> Error {
+    Error::stale("the channel of the delivery is closed; the message comes again")
+        .broker(BROKER)
+        .operation("settle")
+}

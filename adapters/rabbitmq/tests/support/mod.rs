@@ -1,0 +1,78 @@
+//! What the tests share: the servers, names of their own, and a few steps.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anybroker_core::{
+    Broker, BrokerUrl, Consumer, Delivery, Destination, Envelope, Outcome, Outgoing, Subscription,
+};
+use anybroker_rabbitmq::RabbitmqBroker;
+
+/// The URL of each server.
+pub fn servers() -> Vec<(&'static str, String)> {
+    ["ANYBROKER_RABBITMQ_310_URL", "ANYBROKER_RABBITMQ_43_URL"]
+        .into_iter()
+        .map(|name| match std::env::var(name) {
+            Ok(url) => (name, url),
+            Err(_) => panic!("{name} is not set: run `cargo xtask test`, which starts the servers"),
+        })
+        .collect()
+}
+
+/// Something that nobody else on the server is called.
+pub fn unique(what: &str) -> String {
+    format!("{what}-{:08x}", fastrand::u32(..))
+}
+
+pub fn parse(url: &str) -> BrokerUrl {
+    url.parse().expect("a URL")
+}
+
+pub async fn connect(url: &str) -> Arc<RabbitmqBroker> {
+    anybroker_rabbitmq::connect(parse(url)).await.expect("a connection")
+}
+
+pub async fn send(broker: &RabbitmqBroker, to: impl Into<Destination>, envelope: Envelope) {
+    broker.producer().send(Outgoing::new(to, envelope)).await.expect("a confirmed publish");
+}
+
+/// The next delivery, within ten seconds.
+pub async fn receive(consumer: &mut Box<dyn Consumer>) -> Delivery {
+    try_receive(consumer, Duration::from_secs(10)).await.expect("a delivery within 10 s")
+}
+
+/// The next delivery, if one comes within this time.
+pub async fn try_receive(
+    consumer: &mut Box<dyn Consumer>,
+    within: Duration,
+) -> Option<Delivery> {
+    let mut out = Vec::new();
+    let next = poll_fn(|cx| consumer.poll_receive(cx, 1, &mut out));
+    match tokio::time::timeout(within, next).await {
+        Ok(received) => received.expect("an open consumer"),
+        Err(_) => return None,
+    }
+    out.pop()
+}
+
+pub async fn ack(delivery: Delivery) {
+    delivery.settle(Outcome::Ack).await.expect("a settlement");
+}
+
+/// Deletes what a subscription stored.
+pub async fn delete(broker: &RabbitmqBroker, subscription: &Subscription) {
+    use anybroker_rabbitmq::lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+    let channel = broker.channel().await.expect("a channel");
+    let stored = subscription.stored_name();
+    let mut names = vec![stored.clone(), format!("{stored}--dlq")];
+    names.extend((0..6).map(|power| format!("{stored}--delay-{}s", 1 << power)));
+    for name in names {
+        let _ = channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await;
+    }
+    if subscription.destination().is_topic() {
+        let name = subscription.destination().name().into();
+        let _ = channel.exchange_delete(name, ExchangeDeleteOptions::default()).await;
+    }
+}

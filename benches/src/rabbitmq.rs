@@ -1,0 +1,296 @@
+//! RabbitMQ, quorum queues with confirms and `mandatory`, against lapin used as an expert would.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anybroker::{
+    BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
+};
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use tokio::sync::Notify;
+use tower::service_fn;
+
+use crate::measure::{Goal, Table, in_turn, rate};
+
+const PAYLOAD: [u8; 256] = [b'x'; 256];
+const WINDOW: usize = 1_000;
+/// A multiple-ack for each hundred, and a lot of publishes as large.
+const LOT: usize = 100;
+
+pub(crate) async fn run(table: &mut Table, url: &str, quick: bool) -> Result<(), BoxError> {
+    let messages = if quick { 40_000 } else { 100_000 };
+    let rounds = if quick { 3 } else { 5 };
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let version = server_version(&connection);
+    let bench = Bench { url: url.to_owned(), messages };
+
+    // The bare client with the number of connections that serves this server best.
+    let one = bench.bare_publish(1).await?;
+    let two = bench.bare_publish(2).await?;
+    let connections = if one > two { 1 } else { 2 };
+    let (ours, bare) =
+        in_turn(rounds, || bench.publish(), || bench.bare_publish(connections)).await?;
+    table.add(
+        format!("rabbitmq {version} · publish, 256 B, {WINDOW} in flight"),
+        ours,
+        Some(bare),
+        Goal::Ratio(0.8),
+    );
+
+    let one = bench.bare_consume(1).await?;
+    let two = bench.bare_consume(2).await?;
+    let connections = if one > two { 1 } else { 2 };
+    let (ours, bare) =
+        in_turn(rounds, || bench.consume(), || bench.bare_consume(connections)).await?;
+    table.add(
+        format!("rabbitmq {version} · consume, 256 B, {WINDOW} in flight"),
+        ours,
+        Some(bare),
+        Goal::Ratio(0.8),
+    );
+    Ok(())
+}
+
+fn server_version(connection: &Connection) -> String {
+    let properties = connection.status().properties();
+    match properties.inner().get("version") {
+        Some(AMQPValue::LongString(version)) => version.to_string(),
+        _ => "?".to_owned(),
+    }
+}
+
+struct Bench {
+    url: String,
+    messages: usize,
+}
+
+impl Bench {
+    async fn publish(&self) -> Result<f64, BoxError> {
+        let broker = connect(&self.url).await?;
+        let queue = Queue::new(unique_name());
+        broker.declare_destination(&queue.clone().into()).await?;
+        let rate = publish_all(&broker, &queue, self.messages).await?;
+        broker.close().await?;
+        self.delete(queue).await?;
+        Ok(rate)
+    }
+
+    async fn consume(&self) -> Result<f64, BoxError> {
+        let broker = connect(&self.url).await?;
+        let queue = Queue::new(unique_name());
+        broker.declare_destination(&queue.clone().into()).await?;
+        publish_all(&broker, &queue, self.messages).await?;
+        let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
+        let service = service_fn({
+            let left = Arc::clone(&left);
+            move |message: Message| {
+                std::hint::black_box(message.envelope().payload.len());
+                if left.0.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    left.1.notify_one();
+                }
+                std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
+            }
+        });
+        let subscription = Subscription::queue(queue.clone());
+        let started = Instant::now();
+        let worker = Worker::new(Arc::clone(&broker))
+            .subscribe(subscription, service)
+            .concurrency(WINDOW)
+            .start()
+            .await?;
+        let report = worker
+            .run_until(async {
+                left.1.notified().await;
+            })
+            .await?;
+        let rate = rate(self.messages, started);
+        assert_eq!(report.handled as usize, self.messages, "{report}");
+        broker.close().await?;
+        self.delete(queue).await?;
+        Ok(rate)
+    }
+
+    /// Deletes what a run has made; the dead-letter queue too.
+    async fn delete(&self, queue: Queue) -> Result<(), BoxError> {
+        let subscription = Subscription::queue(queue);
+        let connection = Connection::connect(&self.url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        for name in [subscription.stored_name(), subscription.derived_name("dlq")] {
+            channel.queue_delete(name.into(), QueueDeleteOptions::default()).await?;
+        }
+        connection.close(200, "done".into()).await?;
+        Ok(())
+    }
+
+    async fn bare_publish(&self, connections: usize) -> Result<f64, BoxError> {
+        let name = unique_name();
+        let channels = self.channels(&name, connections).await?;
+        let rate = bare_publish_all(&channels, &name, self.messages).await?;
+        self.bare_delete(&channels[0].1, &name).await?;
+        Ok(rate)
+    }
+
+    async fn bare_consume(&self, connections: usize) -> Result<f64, BoxError> {
+        let name = unique_name();
+        let channels = self.channels(&name, connections).await?;
+        bare_publish_all(&channels, &name, self.messages).await?;
+        let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
+        let started = Instant::now();
+        let tasks: Vec<_> = channels
+            .iter()
+            .map(|(_, channel)| {
+                let (channel, name, left) = (channel.clone(), name.clone(), Arc::clone(&left));
+                tokio::spawn(async move { bare_consumer(channel, name, left).await })
+            })
+            .collect();
+        left.1.notified().await;
+        let rate = rate(self.messages, started);
+        for task in tasks {
+            task.abort();
+        }
+        self.bare_delete(&channels[0].1, &name).await?;
+        Ok(rate)
+    }
+
+    async fn channels(
+        &self,
+        queue: &str,
+        connections: usize,
+    ) -> Result<Vec<(Connection, Channel)>, BoxError> {
+        let mut channels = Vec::new();
+        for _ in 0..connections {
+            let connection =
+                Connection::connect(&self.url, ConnectionProperties::default()).await?;
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            channels.push((connection, channel));
+        }
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channels[0].1.queue_declare(queue.into(), options, arguments).await?;
+        Ok(channels)
+    }
+
+    async fn bare_delete(&self, channel: &Channel, queue: &str) -> Result<(), BoxError> {
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        Ok(())
+    }
+}
+
+/// Publishes through the public API, `WINDOW` in flight.
+async fn publish_all(
+    broker: &Arc<dyn Broker>,
+    queue: &Queue,
+    messages: usize,
+) -> Result<f64, BoxError> {
+    let publisher = broker.publisher();
+    let started = Instant::now();
+    let mut window = VecDeque::with_capacity(WINDOW);
+    for _ in 0..messages {
+        if window.len() == WINDOW {
+            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
+            oldest.await?;
+        }
+        let envelope = Envelope::new("bench.message", &PAYLOAD[..]);
+        window.push_back(publisher.publish_envelope(queue.clone(), envelope).start());
+    }
+    for confirmation in window {
+        confirmation.await?;
+    }
+    Ok(rate(messages, started))
+}
+
+/// Each channel has a task that publishes lots, with as many in flight as the window allows.
+async fn bare_publish_all(
+    channels: &[(Connection, Channel)],
+    queue: &str,
+    messages: usize,
+) -> Result<f64, BoxError> {
+    let share = messages / channels.len();
+    let window = WINDOW / channels.len();
+    let started = Instant::now();
+    let tasks: Vec<_> = channels
+        .iter()
+        .map(|(_, channel)| {
+            let (channel, queue) = (channel.clone(), queue.to_owned());
+            tokio::spawn(async move {
+                let properties = BasicProperties::default().with_delivery_mode(2);
+                let options =
+                    BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let mut in_flight = VecDeque::with_capacity(window);
+                for _ in 0..share {
+                    if in_flight.len() == window {
+                        // The oldest lot at once: a confirm covers many.
+                        for confirm in in_flight.drain(..LOT) {
+                            let confirm: lapin::PublisherConfirm = confirm;
+                            confirm.await?;
+                        }
+                    }
+                    let confirm = channel
+                        .basic_publish(
+                            "".into(),
+                            queue.as_str().into(),
+                            options,
+                            &PAYLOAD,
+                            properties.clone(),
+                        )
+                        .await?;
+                    in_flight.push_back(confirm);
+                }
+                for confirm in in_flight {
+                    confirm.await?;
+                }
+                Ok::<_, lapin::Error>(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await??;
+    }
+    Ok(rate(messages, started))
+}
+
+async fn bare_consumer(
+    channel: Channel,
+    queue: String,
+    left: Arc<(AtomicUsize, Notify)>,
+) -> Result<(), lapin::Error> {
+    let prefetch = u16::try_from(WINDOW).unwrap_or(u16::MAX);
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+    let mut deliveries = channel
+        .basic_consume(
+            queue.into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        )
+        .await?;
+    let mut unacked = 0;
+    while let Some(delivery) = deliveries.next().await {
+        let delivery = delivery?;
+        std::hint::black_box(delivery.data.len());
+        unacked += 1;
+        let last = left.0.fetch_sub(1, Ordering::Relaxed) == 1;
+        if unacked == LOT || last {
+            unacked = 0;
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await?;
+        }
+        if last {
+            left.1.notify_one();
+        }
+    }
+    Ok(())
+}
+
+fn unique_name() -> String {
+    format!("bench-{}", Envelope::new("name", "").id)
+}

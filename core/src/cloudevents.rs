@@ -1,0 +1,27 @@
+//! How an envelope and its hop look on the wire: as a CloudEvents 1.0 event. The one mapping that
+//! all adapters use; each adds the prefix of its transport (`ce_`, `ce-`) to the names.
+//!
+//! | attribute | field |
+//! |---|---|
+//! | `id`, `source`, `type`, `time` | the envelope's own |
+//! | `schemaversion` | `version` |
+//! | `partitionkey` | `key` |
+//! | `correlationid`, `causationid` | `correlation_id`, `causation_id` |
+//! | `expirytime` | `expires` |
+//! | any other | a header |
+//! | `abhop`, `abattempts`, `notbefore` | the hop's `id`, `attempts`, `not_before` |
+//! | `abfirstfailure` | the hop's `first_failure` |
+//! | `abreason`, `aberror`, `aborigin`, `abgroup`, `ablastfailure` | the hop's `failure` |
+//!
+//! Times are RFC 3339 with up to nanoseconds, in the years 0000 to 9999; a time beyond them is
+//! written as the first or last of them. Values are text as it is, control characters included:
+//! what a transport cannot carry, its adapter escapes.
+
+mod attribute;
+mod json;
+mod read;
+mod write;
+
+pub use json::{from_json, is_structured, to_json};
+pub use read::AttributeReader;
+pub use write::write_attributes;

@@ -1,0 +1,386 @@
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::{attribute, json};
+use crate::envelope::new_id;
+use crate::{Envelope, Failure, Headers, Hop, now};
+
+/// Reads an envelope and its hop from what came with a message, whoever sent it.
+///
+/// Nothing makes it fail: what is no CloudEvents attribute, or breaks the rules of the attribute
+/// it claims to be, ends in the header `nativeheaders`, a JSON object. Of two attributes of one
+/// name the first counts.
+///
+/// ```
+/// # use anybroker_core::cloudevents::AttributeReader;
+/// let mut reader = AttributeReader::new();
+/// reader.attribute("type", "order.created");
+/// reader.attribute("tenant", "acme");
+/// let (envelope, _) = reader.finish("orders", Some("17"), None, "{}".into());
+/// assert_eq!((&*envelope.r#type, &*envelope.id), ("order.created", "17"));
+/// assert_eq!(envelope.headers.get("tenant"), Some("acme"));
+/// ```
+#[derive(Debug, Default)]
+pub struct AttributeReader {
+    id: Option<String>,
+    r#type: Option<String>,
+    source: Option<Cow<'static, str>>,
+    time: Option<SystemTime>,
+    version: Option<u32>,
+    key: Option<String>,
+    content_type: Option<Cow<'static, str>>,
+    correlation_id: Option<String>,
+    causation_id: Option<String>,
+    expires: Option<SystemTime>,
+    headers: Headers,
+    headers_size: usize,
+    native: Map<String, Value>,
+    attempts: Option<u32>,
+    hop: Hop,
+    failure: Option<Box<Gathered>>,
+}
+
+/// The parts of a failure, in whatever order they come.
+#[derive(Debug, Default)]
+struct Gathered {
+    reason: Option<String>,
+    error: Option<String>,
+    origin: Option<String>,
+    group: Option<String>,
+    at: Option<SystemTime>,
+}
+
+/// As much as an envelope may have. The limit here keeps the search for duplicates short when a
+/// message comes with headers by the hundred thousand.
+const LARGEST_HEADERS: usize = 44 * 1024;
+
+impl AttributeReader {
+    /// Makes a reader that has read nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads an attribute, whose name has lost the transport's prefix.
+    pub fn attribute(&mut self, name: &str, value: &str) {
+        let understood = match name {
+            attribute::SPEC_VERSION => value == "1.0",
+            attribute::ID => text(&mut self.id, value),
+            attribute::SOURCE => known_text(&mut self.source, value, "anybroker"),
+            attribute::TYPE => text(&mut self.r#type, value),
+            attribute::TIME => parsed(&mut self.time, attribute::parse_time(value)),
+            attribute::VERSION => {
+                let version = value.parse().ok();
+                self.version.get_or_insert(version.unwrap_or(0));
+                version.is_some()
+            }
+            attribute::KEY => text(&mut self.key, value),
+            attribute::CONTENT_TYPE => known_text(&mut self.content_type, value, json::MEDIA_TYPE),
+            attribute::CORRELATION_ID => text(&mut self.correlation_id, value),
+            attribute::CAUSATION_ID => text(&mut self.causation_id, value),
+            attribute::EXPIRES => parsed(&mut self.expires, attribute::parse_time(value)),
+            attribute::HOP => text(&mut self.hop.id, value),
+            attribute::NOT_BEFORE => parsed(&mut self.hop.not_before, attribute::parse_time(value)),
+            attribute::FIRST_FAILURE => {
+                parsed(&mut self.hop.first_failure, attribute::parse_time(value))
+            }
+            attribute::ATTEMPTS => parsed(&mut self.attempts, value.parse().ok()),
+            attribute::REASON => first(&mut self.failure().reason, value),
+            attribute::ERROR => first(&mut self.failure().error, value),
+            attribute::ORIGIN => first(&mut self.failure().origin, value),
+            attribute::GROUP => first(&mut self.failure().group, value),
+            attribute::LAST_FAILURE => parsed(&mut self.failure().at, attribute::parse_time(value)),
+            _ => self.header(name, value),
+        };
+        if !understood {
+            self.native(name, value.into());
+        }
+    }
+
+    /// Reads a header that is no CloudEvents attribute.
+    pub fn native(&mut self, name: &str, value: Value) {
+        if !self.native.contains_key(name) {
+            self.native.insert(name.to_owned(), value);
+        }
+    }
+
+    /// Ends the reading.
+    ///
+    /// A content type that begins with `application/cloudevents` means a structured event: the
+    /// payload is read as one, and its attributes count instead of those read before. If it is
+    /// none, the message is delivered as it is.
+    ///
+    /// # Defaults
+    /// `id`: the transport's `message_id`, or a new one at each reading; `type`: `default_type`;
+    /// `source`: `unknown`; `time`: now; `version`: 1 if there was none, 0 if it could not be
+    /// read, which no message type decodes; content type: `application/json`. An empty text counts
+    /// as none.
+    pub fn finish(
+        mut self,
+        default_type: &str,
+        message_id: Option<&str>,
+        content_type: Option<&str>,
+        mut payload: Bytes,
+    ) -> (Envelope, Hop) {
+        if content_type.is_some_and(json::is_structured)
+            && let Ok((mut event, data)) = json::read(&payload)
+        {
+            for (name, value) in self.native {
+                event.native(&name, value);
+            }
+            (self, payload) = (event, data);
+        } else if let Some(own) = content_type.filter(|text| !text.is_empty()) {
+            self.content_type = None;
+            known_text(&mut self.content_type, own, json::MEDIA_TYPE);
+        }
+        if !self.native.is_empty() {
+            self.keep_native();
+        }
+        let mut hop = Hop { attempts: self.attempts.unwrap_or(0), ..self.hop };
+        let time = self.time.unwrap_or_else(now);
+        if let Some(failure) = self.failure {
+            hop.failure = Some(Box::new(Failure::new(
+                failure.reason.unwrap_or_default(),
+                failure.error.unwrap_or_default(),
+                failure.origin.unwrap_or_default(),
+                failure.group.unwrap_or_default(),
+                failure.at.or(hop.first_failure).unwrap_or(time),
+            )));
+        }
+        let non_empty = |id: &&str| !id.is_empty();
+        let envelope = Envelope {
+            id: self.id.unwrap_or_else(|| {
+                message_id.filter(non_empty).map_or_else(new_id, ToOwned::to_owned)
+            }),
+            r#type: self.r#type.unwrap_or_else(|| default_type.to_owned()).into(),
+            version: self.version.unwrap_or(1),
+            source: self.source.unwrap_or(Cow::Borrowed("unknown")),
+            time,
+            key: self.key,
+            content_type: self.content_type.unwrap_or(Cow::Borrowed(json::MEDIA_TYPE)),
+            correlation_id: self.correlation_id,
+            causation_id: self.causation_id,
+            expires: self.expires,
+            headers: self.headers,
+            payload,
+        };
+        (envelope, hop)
+    }
+
+    pub(super) fn content_type(&self) -> Option<&str> {
+        self.content_type.as_deref()
+    }
+
+    /// Whether everything came that CloudEvents requires.
+    pub(super) fn is_event(&self) -> bool {
+        self.id.is_some() && self.source.is_some() && self.r#type.is_some()
+    }
+
+    fn failure(&mut self) -> &mut Gathered {
+        self.failure.get_or_insert_default()
+    }
+
+    fn header(&mut self, name: &str, value: &str) -> bool {
+        let size = self.headers_size + name.len() + value.len();
+        // Already read at an earlier hop, with whatever size it had: it stays what it is.
+        if name != attribute::NATIVE {
+            if size > LARGEST_HEADERS {
+                return false;
+            }
+            self.headers_size = size;
+        }
+        self.headers.insert_first(name, value).is_ok()
+    }
+
+    /// Joins the native headers with those that an earlier hop kept.
+    fn keep_native(&mut self) {
+        if let Some(kept) = self.headers.remove(attribute::NATIVE) {
+            match serde_json::from_str::<Map<String, Value>>(&kept) {
+                Ok(kept) => self.native.extend(kept),
+                Err(_) => self.native(attribute::NATIVE, kept.into()),
+            }
+        }
+        let text = Value::Object(std::mem::take(&mut self.native)).to_string();
+        // The name keeps the rules of headers, so that there is no error to handle.
+        let _ = self.headers.insert(attribute::NATIVE, text);
+    }
+}
+
+/// Sets what is not set, and answers whether the value is a text at all.
+fn text(field: &mut Option<String>, value: &str) -> bool {
+    !value.is_empty() && first(field, value)
+}
+
+/// As [`text`], without an allocation for the value that most messages have.
+fn known_text(field: &mut Option<Cow<'static, str>>, value: &str, known: &'static str) -> bool {
+    if field.is_none() && !value.is_empty() {
+        let borrowed = value == known;
+        *field = Some(if borrowed { Cow::Borrowed(known) } else { Cow::Owned(value.to_owned()) });
+    }
+    !value.is_empty()
+}
+
+fn first(field: &mut Option<String>, value: &str) -> bool {
+    if field.is_none() {
+        *field = Some(value.to_owned());
+    }
+    true
+}
+
+fn parsed<T>(field: &mut Option<T>, value: Option<T>) -> bool {
+    let understood = value.is_some();
+    if field.is_none() {
+        *field = value;
+    }
+    understood
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::cloudevents::write_attributes;
+
+    fn read(attributes: &[(&str, &str)]) -> (Envelope, Hop) {
+        let mut reader = AttributeReader::new();
+        for (name, value) in attributes {
+            reader.attribute(name, value);
+        }
+        reader.finish("orders", Some("17"), None, Bytes::new())
+    }
+
+    fn native(envelope: &Envelope) -> Value {
+        serde_json::from_str(envelope.headers.get("nativeheaders").expect("some are native"))
+            .expect("they are JSON")
+    }
+
+    #[test]
+    fn a_message_without_attributes_gets_defaults() {
+        let (envelope, hop) = read(&[]);
+        assert_eq!((&*envelope.id, &*envelope.r#type), ("17", "orders"));
+        assert_eq!((envelope.version, &*envelope.source), (1, "unknown"));
+        assert_eq!(envelope.content_type, "application/json");
+        assert!(now().duration_since(envelope.time).expect("not later") < Duration::from_mins(1));
+        assert!(envelope.headers.is_empty());
+        assert_eq!(hop, Hop::default());
+
+        let id = || AttributeReader::new().finish("orders", None, None, Bytes::new()).0.id;
+        assert_ne!(id(), id());
+    }
+
+    #[test]
+    fn an_event_of_another_sdk_is_read_as_it_is() {
+        let (envelope, _) = read(&[
+            ("specversion", "1.0"),
+            ("id", "A234-1234-1234"),
+            ("source", "https://github.com/cloudevents/spec/pull"),
+            ("type", "com.github.pull_request.opened"),
+            ("subject", "123"),
+            ("dataschema", "https://acme.example/schema"),
+            ("time", "2018-04-05T19:31:00+02:00"),
+            ("datacontenttype", "text/xml"),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        ]);
+        assert_eq!(envelope.id, "A234-1234-1234");
+        assert_eq!(envelope.source, "https://github.com/cloudevents/spec/pull");
+        assert_eq!(envelope.content_type, "text/xml");
+        assert_eq!(envelope.time, SystemTime::UNIX_EPOCH + Duration::from_mins(25_382_491));
+        let headers: Vec<_> = envelope.headers.iter().map(|(name, _)| name).collect();
+        assert_eq!(headers, ["subject", "dataschema", "traceparent"]);
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_kept_beside_the_default() {
+        let (envelope, hop) = read(&[
+            ("time", "yesterday"),
+            ("schemaversion", "abc"),
+            ("abattempts", "-1"),
+            ("id", ""),
+            ("data", "d"),
+            ("Tenant-Id", "acme"),
+        ]);
+        assert_eq!((&*envelope.id, envelope.version, hop.attempts), ("17", 0, 0));
+        assert_eq!(
+            native(&envelope),
+            json!({
+                "time": "yesterday", "schemaversion": "abc", "abattempts": "-1", "id": "",
+                "data": "d", "Tenant-Id": "acme",
+            })
+        );
+    }
+
+    #[test]
+    fn of_two_attributes_of_one_name_the_first_counts() {
+        let (envelope, hop) = read(&[
+            ("id", "1"),
+            ("id", "2"),
+            ("tenant", "acme"),
+            ("tenant", "other"),
+            ("abattempts", "3"),
+            ("abattempts", "4"),
+        ]);
+        assert_eq!((&*envelope.id, hop.attempts), ("1", 3));
+        assert_eq!(envelope.headers.get("tenant"), Some("acme"));
+    }
+
+    #[test]
+    fn native_headers_join_those_of_earlier_hops() {
+        let mut reader = AttributeReader::new();
+        reader.native("x-priority", json!(2));
+        reader.native("x-priority", json!(3));
+        reader.native("x-retry", json!({"count": 1}));
+        reader.attribute("nativeheaders", r#"{"x-retry":"kept"}"#);
+        let (envelope, _) = reader.finish("orders", None, None, Bytes::new());
+        assert_eq!(native(&envelope), json!({"x-priority": 2, "x-retry": "kept"}));
+
+        let mut reader = AttributeReader::new();
+        reader.native("x-priority", json!(2));
+        reader.attribute("nativeheaders", "not ours");
+        let (envelope, _) = reader.finish("orders", None, None, Bytes::new());
+        assert_eq!(native(&envelope), json!({"x-priority": 2, "nativeheaders": "not ours"}));
+    }
+
+    #[test]
+    fn more_headers_than_an_envelope_may_have_are_kept_as_native() {
+        let mut reader = AttributeReader::new();
+        let names: Vec<_> = (0..2000).map(|number| format!("h{number}")).collect();
+        for name in &names {
+            reader.attribute(name, &"x".repeat(100));
+        }
+        let (mut envelope, _) = reader.finish("orders", None, None, Bytes::new());
+        let kept = native(&envelope).as_object().expect("an object").len();
+        envelope.headers.remove("nativeheaders");
+        assert_eq!(envelope.headers.len() + kept, names.len());
+        envelope.validate().expect("the headers are within the limit");
+    }
+
+    #[test]
+    fn a_failure_is_read_from_any_of_its_parts() {
+        let (_, hop) = read(&[("abgroup", "email"), ("abfirstfailure", "2026-01-02T03:04:05Z")]);
+        let failure = hop.failure.expect("there is one");
+        assert_eq!((&*failure.group, &*failure.reason, &*failure.error), ("email", "", ""));
+        assert_eq!(Some(failure.at), hop.first_failure);
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_written_becomes_the_nearest_that_can() {
+        let millennia = |count: u64| Duration::from_hours(24 * 365_250 * count);
+        let late = SystemTime::UNIX_EPOCH + millennia(100);
+        let early = SystemTime::UNIX_EPOCH - millennia(100);
+        let envelope = Envelope { time: early, ..Envelope::new("t", "").with_expires(late) };
+        let mut written = Vec::new();
+        write_attributes(&envelope, &Hop::default(), |name, value| {
+            written.push((name.to_owned(), value.to_owned()));
+        });
+        let value = |name| &*written.iter().find(|(known, _)| known == name).expect("written").1;
+        assert_eq!(value("time"), "0000-01-01T00:00:00Z");
+        assert_eq!(value("expirytime"), "9999-12-30T22:00:00.999999999Z");
+        assert!(attribute::parse_time(value("time")).is_some());
+        assert!(attribute::parse_time(value("expirytime")).is_some());
+    }
+}

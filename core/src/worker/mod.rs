@@ -1,0 +1,258 @@
+//! Runs handlers over subscriptions, and loses nothing.
+
+mod lanes;
+mod leases;
+mod parked;
+mod policy;
+mod report;
+mod settling;
+mod shard;
+mod slots;
+mod source;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+pub use self::report::Report;
+use self::shard::Shard;
+use self::source::Source;
+use crate::{Broker, Error, ErrorKind, Handler, Result, Subscription};
+
+/// How long open settlements and the close of a consumer may take after a drain.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// With more subscriptions than this each has one loop: together they keep all cores busy.
+const MANY_SUBSCRIPTIONS: usize = 16;
+
+/// Runs handlers over the deliveries of one broker's subscriptions.
+///
+/// Each subscription is handled by one loop per core, each with a consumer of its own; handlers
+/// run inside the loop, concurrently, without a task of their own. A handler that blocks its
+/// thread therefore holds up its loop (not the leases): move blocking work to
+/// `tokio::task::spawn_blocking`.
+///
+/// # Back-pressure
+/// The service's `poll_ready` is the only one: while it is pending, its subscription receives
+/// nothing more.
+///
+/// # Ordering
+/// An ordered subscription handles messages of one key one after the other. A retry or a release
+/// waits in the process and holds its key back, as long as the worker runs.
+///
+/// # Defaults
+/// 64 handlers at once for each subscription; 30 s to drain. An error that no retry layer judged
+/// is retried 5 times in all, after 1 s, 2 s, 4 s, 8 s (each times 0.5 to 1.5); permanent and
+/// exhausted errors go to the dead-letter queue. A panic is an error like any other.
+#[must_use = "a worker does nothing until it is started"]
+pub struct Worker {
+    broker: Arc<dyn Broker>,
+    mounts: Vec<(Arc<Subscription>, Box<dyn Mount>)>,
+    concurrency: usize,
+    drain_timeout: Duration,
+    loops: Option<usize>,
+}
+
+/// A worker that has declared its groups and consumes.
+///
+/// Dropped, it stops at once: running handlers are cut off, and their messages come back.
+#[must_use = "a dropped worker stops"]
+pub struct RunningWorker {
+    shutdown: watch::Sender<bool>,
+    shards: JoinSet<(Report, Result<()>)>,
+}
+
+impl Worker {
+    /// Makes a worker without subscriptions.
+    pub fn new(broker: Arc<dyn Broker>) -> Self {
+        Self {
+            broker,
+            mounts: Vec::new(),
+            concurrency: 64,
+            drain_timeout: Duration::from_secs(30),
+            loops: None,
+        }
+    }
+
+    /// Handles a subscription with a service: [`handler_fn`](crate::handler_fn), a
+    /// [`Router`](crate::Router), either under any tower layers, or any service over
+    /// [`Message`](crate::Message).
+    pub fn subscribe(mut self, subscription: Subscription, service: impl Handler) -> Self {
+        self.mounts.push((Arc::new(subscription), Box::new(Mounted(service))));
+        self
+    }
+
+    /// Sets how many handlers of one subscription run at once; 64 unless set, at least 1.
+    pub fn concurrency(mut self, handlers: usize) -> Self {
+        self.concurrency = handlers.max(1);
+        self
+    }
+
+    /// Sets how long running handlers may take to finish at shutdown, before they are cut off and
+    /// their messages given back; 30 s unless set.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
+    /// Sets how many loops share a subscription; one per thread of the runtime unless set.
+    pub fn loops(mut self, loops: usize) -> Self {
+        self.loops = Some(loops.max(1));
+        self
+    }
+
+    /// Declares every subscription and starts to consume: messages published from here on reach
+    /// the groups.
+    ///
+    /// # Errors
+    /// What validating, declaring or consuming answers; nothing runs then.
+    pub async fn start(self) -> Result<RunningWorker> {
+        if self.mounts.is_empty() {
+            let text = "the worker has no subscription: call subscribe(..) before start()";
+            return Err(Error::new(ErrorKind::Config, text));
+        }
+        let Self { broker, mounts, concurrency, drain_timeout, loops } = self;
+        let subscriptions: Vec<_> =
+            mounts.iter().map(|(subscription, _)| subscription.clone()).collect();
+        for subscription in subscriptions {
+            subscription.validate()?;
+            broker.declare(&subscription).await?;
+        }
+        let loops =
+            loops.unwrap_or_else(|| if mounts.len() > MANY_SUBSCRIPTIONS { 1 } else { threads() });
+        let (shutdown, watch) = watch::channel(false);
+        let mut starting = Vec::new();
+        for (subscription, mount) in mounts {
+            // Only one consumer of an ordered partition is active: more would stand idle.
+            let active = if subscription.is_ordered() {
+                usize::from(subscription.partition_count())
+            } else {
+                loops
+            };
+            let loops = loops.min(concurrency).min(active);
+            for index in 0..loops {
+                // Shared out so that the sum is the concurrency asked for.
+                let concurrency = (concurrency + index) / loops;
+                let prefetch = 2 * concurrency + parked_limit(concurrency);
+                // A copy of its own, so that the loops do not share a reference count.
+                let subscription = Arc::new(Subscription::clone(&subscription));
+                let source =
+                    Source::open(Arc::clone(&broker), Arc::clone(&subscription), prefetch).await?;
+                let shutdown = watch.clone();
+                starting.push(mount.run(Setup {
+                    subscription,
+                    source,
+                    concurrency,
+                    drain_timeout,
+                    shutdown,
+                }));
+            }
+        }
+        Ok(RunningWorker { shutdown, shards: starting.into_iter().collect() })
+    }
+}
+
+impl RunningWorker {
+    /// Works until `shutdown` resolves, then drains: takes nothing new, lets running handlers
+    /// finish within the drain timeout, settles, gives back the rest, and reports.
+    ///
+    /// The broker stays open, since publishers may share it.
+    ///
+    /// # Cancel safety
+    /// Dropping this future stops the worker at once; unsettled messages come back.
+    ///
+    /// # Errors
+    /// `Closed` when the broker was closed before `shutdown` resolved.
+    pub async fn run_until(mut self, shutdown: impl Future<Output = impl Sized>) -> Result<Report> {
+        let mut ended = Vec::new();
+        tokio::select! {
+            _ = shutdown => {}
+            Some(first) = self.shards.join_next() => ended.push(first),
+        }
+        // Every loop holds a receiver while it lives; without one there is nobody to tell.
+        let _ = self.shutdown.send(true);
+        while let Some(next) = self.shards.join_next().await {
+            ended.push(next);
+        }
+        let mut report = Report::default();
+        let mut result = Ok(());
+        for shard in ended {
+            match shard {
+                Ok((counts, end)) => {
+                    report = [report, counts].into_iter().sum();
+                    result = result.and(end);
+                }
+                Err(error) => {
+                    let text = "a loop of the worker ended before its time; its messages come back";
+                    result =
+                        result.and(Err(Error::new(ErrorKind::Closed, text).with_source(error)));
+                }
+            }
+        }
+        result.map(|()| report)
+    }
+}
+
+/// How many deliveries may wait in a loop for their next attempt, beside those that run.
+fn parked_limit(concurrency: usize) -> usize {
+    (4 * concurrency).min(256)
+}
+
+fn threads() -> usize {
+    tokio::runtime::Handle::current().metrics().num_workers().max(1)
+}
+
+/// What a loop needs beside its service.
+struct Setup {
+    subscription: Arc<Subscription>,
+    source: Source,
+    concurrency: usize,
+    drain_timeout: Duration,
+    shutdown: watch::Receiver<bool>,
+}
+
+/// A loop, boxed once for each subscription and core.
+type Loop = Pin<Box<dyn Future<Output = (Report, Result<()>)> + Send>>;
+
+/// A service whose type is forgotten.
+trait Mount: Send {
+    fn run(&self, setup: Setup) -> Loop;
+}
+
+struct Mounted<S>(S);
+
+impl<S: Handler> Mount for Mounted<S> {
+    fn run(&self, setup: Setup) -> Loop {
+        let Setup { subscription, source, concurrency, drain_timeout, mut shutdown } = setup;
+        let shard = Shard::new(self.0.clone(), subscription, source, concurrency);
+        Box::pin(shard.run(
+            async move {
+                // An error means that the running worker was dropped: stop too.
+                let _ = shutdown.wait_for(|stop| *stop).await;
+            },
+            drain_timeout,
+        ))
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let subscriptions = self.mounts.iter().map(|(subscription, _)| subscription.stored_name());
+        f.debug_struct("Worker")
+            .field("broker", &self.broker)
+            .field("subscriptions", &subscriptions.collect::<Vec<_>>())
+            .field("concurrency", &self.concurrency)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RunningWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningWorker").field("loops", &self.shards.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,71 @@
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use tokio::time::Instant;
+
+use super::shard::Held;
+
+/// Deliveries that wait in the process for their time, the earliest first.
+#[derive(Default)]
+pub(super) struct Parked {
+    heap: BinaryHeap<Entry>,
+    sequence: u64,
+}
+
+struct Entry {
+    due: Reverse<(Instant, u64)>,
+    held: Held,
+    counted: bool,
+}
+
+impl Parked {
+    /// `counted` tells whether the wait follows a failed attempt.
+    pub(super) fn push(&mut self, due: Instant, held: Held, counted: bool) {
+        self.sequence += 1;
+        self.heap.push(Entry { due: Reverse((due, self.sequence)), held, counted });
+    }
+
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<(Held, bool)> {
+        let Reverse((due, _)) = self.heap.peek()?.due;
+        if due > now {
+            return None;
+        }
+        self.heap.pop().map(|entry| (entry.held, entry.counted))
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.heap.peek().map(|entry| entry.due.0.0)
+    }
+
+    pub(super) fn drain(&mut self) -> Vec<(Instant, Held, bool)> {
+        self.heap.drain().map(|entry| (entry.due.0.0, entry.held, entry.counted)).collect()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.due.cmp(&other.due)
+    }
+}

@@ -1,0 +1,403 @@
+mod drain;
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{Instant, Sleep};
+use tower::Service;
+
+use super::lanes::Lanes;
+use super::leases::{LeaseSlot, Leases};
+use super::parked::Parked;
+use super::policy;
+use super::report::Report;
+use super::settling::{Kind, Settling};
+use super::slots::{Answer, Slots};
+use super::source::Source;
+use crate::handler::panicked;
+use crate::{BoxError, Delivery, Error, ErrorKind, Message, Outcome, Result, Subscription};
+
+/// How many messages a shard handles before it lets other tasks of its thread run.
+const BUDGET: usize = 256;
+
+/// A failed attempt waits this long at most in the process, with its lease renewed; a longer delay
+/// is the broker's.
+const LONGEST_PARKED: Duration = Duration::from_secs(5);
+
+/// A delivery that an ordered group gives back waits at least this long, since it blocks its key.
+const ORDERED_RELEASE: Duration = Duration::from_millis(50);
+
+/// One of a subscription's loops: takes deliveries, runs them through the service, settles them.
+///
+/// It is one future that polls everything it owns, never a task for a message.
+pub(super) struct Shard<S: Service<Message>> {
+    service: S,
+    /// Replaces the service when its `poll_ready` failed, after which tower forbids to use it.
+    spare: S,
+    subscription: Arc<Subscription>,
+    source: Source,
+    slots: Slots<S::Future, Held>,
+    /// Ready to be handled, in order.
+    queue: VecDeque<Held>,
+    lanes: Option<Lanes<Held>>,
+    parked: Parked,
+    leases: Leases,
+    settling: FuturesUnordered<Settling>,
+    received: Vec<Delivery>,
+    /// How many deliveries may be held: running, queued, in lanes and parked.
+    window: usize,
+    parked_limit: usize,
+    /// A longer wait would break what the broker allows a delivery to be held; it costs the order.
+    longest_ordered_wait: Duration,
+    /// Nothing new is started before, since a settlement or the service failed.
+    paused_until: Option<Instant>,
+    failures: u32,
+    timer: Option<Pin<Box<Sleep>>>,
+    draining: bool,
+    report: Report,
+}
+
+/// A delivery in the shard's hands.
+pub(super) struct Held {
+    pub(super) delivery: Delivery,
+    lease: LeaseSlot,
+}
+
+/// What is to be done with a delivery before a handler sees it.
+enum Admission {
+    Run,
+    Wait(Instant),
+    Settle(Outcome, Kind),
+}
+
+impl<S> Shard<S>
+where
+    S: Service<Message, Response = Outcome, Error: Into<BoxError>> + Clone,
+{
+    pub(super) fn new(
+        service: S,
+        subscription: Arc<Subscription>,
+        source: Source,
+        concurrency: usize,
+    ) -> Self {
+        let parked_limit = super::parked_limit(concurrency);
+        let window = concurrency + parked_limit;
+        // Twice the window: what is being settled keeps its lease until the broker has answered.
+        let leases = Leases::start(source.lease(), 2 * window);
+        let longest_ordered_wait = source.longest_hold().map_or(Duration::MAX, |hold| hold / 4 * 3);
+        Self {
+            spare: service.clone(),
+            service,
+            lanes: subscription.is_ordered().then(Lanes::new),
+            subscription,
+            source,
+            slots: Slots::new(concurrency),
+            queue: VecDeque::new(),
+            parked: Parked::default(),
+            leases,
+            settling: FuturesUnordered::new(),
+            received: Vec::new(),
+            window,
+            parked_limit,
+            longest_ordered_wait,
+            paused_until: None,
+            failures: 0,
+            timer: None,
+            draining: false,
+            report: Report::default(),
+        }
+    }
+
+    /// Handles messages until `shutdown` resolves or the broker is closed; then finishes or gives
+    /// back what it holds, within `drain_timeout`.
+    ///
+    /// # Errors
+    /// `Closed` when the broker was closed underneath, after the same drain.
+    pub(super) async fn run(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+        drain_timeout: Duration,
+    ) -> (Report, Result<()>) {
+        let ended = tokio::select! {
+            biased;
+            () = shutdown => Ok(()),
+            error = poll_fn(|cx| self.poll_run(cx)) => Err(error),
+        };
+        self.drain(drain_timeout).await;
+        (self.report, ended)
+    }
+
+    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        self.slots.register(cx.waker());
+        let mut budget = BUDGET;
+        loop {
+            let mut progress = self.poll_finished();
+            progress |= self.poll_settling(cx);
+            let now = self.now_if_timed();
+            progress |= self.unpark(now);
+            if !self.is_paused(now) {
+                progress |= self.dispatch(cx, &mut budget);
+                match self.poll_receive(cx) {
+                    Poll::Ready(Ok(())) => progress = true,
+                    Poll::Ready(Err(error)) => return Poll::Ready(error),
+                    Poll::Pending => {}
+                }
+            }
+            if budget == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !progress && self.poll_timer(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// The time, when anything waits for one: the clock costs as much as a message.
+    fn now_if_timed(&self) -> Option<Instant> {
+        (!self.parked.is_empty() || self.paused_until.is_some()).then(Instant::now)
+    }
+
+    fn is_paused(&mut self, now: Option<Instant>) -> bool {
+        match (self.paused_until, now) {
+            (Some(until), Some(now)) if now < until => true,
+            _ => {
+                self.paused_until = None;
+                false
+            }
+        }
+    }
+
+    /// Starts nothing new for a while, longer after each failure in a row.
+    fn pause(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        self.paused_until = Some(Instant::now() + super::policy::reconnect_delay(self.failures));
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let due = match (self.parked.next_due(), self.paused_until) {
+            (Some(parked), Some(paused)) => parked.min(paused),
+            (Some(due), None) | (None, Some(due)) => due,
+            (None, None) => return Poll::Pending,
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if !self.queue.is_empty() || !self.received.is_empty() {
+            return Poll::Pending;
+        }
+        let waiting = self.lanes.as_ref().map_or(0, Lanes::len);
+        let held = self.slots.running() + waiting + self.parked.len();
+        let room = self.slots.free().min(self.window.saturating_sub(held));
+        if room == 0 {
+            return Poll::Pending;
+        }
+        let received = std::task::ready!(self.source.poll_receive(cx, room, &mut self.received));
+        match received {
+            Ok(None) => self.failures = 0,
+            Ok(Some(lease)) => self.leases.renew_with(lease),
+            Err(error) if error.kind() == ErrorKind::Closed => return Poll::Ready(Err(error)),
+            Err(error) => {
+                tracing::warn!(%error, subscription = %self.subscription.stored_name(), "receiving failed");
+                self.pause();
+            }
+        }
+        let mut received = std::mem::take(&mut self.received);
+        for delivery in received.drain(..) {
+            let lease = self.leases.hold(delivery.tag());
+            self.enter(Held { delivery, lease });
+        }
+        self.received = received;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes a new delivery in: into its key's lane when that is busy.
+    fn enter(&mut self, held: Held) {
+        let Some(lanes) = &mut self.lanes else { return self.admit(Some(held)) };
+        let envelope = Arc::clone(held.delivery.envelope());
+        let next = lanes.enter(envelope.key.as_deref(), held);
+        self.admit(next);
+    }
+
+    /// Queues, parks or settles a delivery, and those of its lane that follow a settled one.
+    fn admit(&mut self, mut next: Option<Held>) {
+        while let Some(held) = next.take() {
+            match self.admission(&held.delivery) {
+                Admission::Run => self.queue.push_back(held),
+                Admission::Wait(due) => self.parked.push(due, held, false),
+                Admission::Settle(outcome, kind) => next = self.settle(held, outcome, kind),
+            }
+        }
+    }
+
+    fn admission(&self, delivery: &Delivery) -> Admission {
+        let attempt = delivery.attempt();
+        if self.subscription.delivery_limit().is_some_and(|limit| attempt > limit) {
+            return Admission::Settle(policy::too_many_deliveries(attempt - 1), Kind::DeadLettered);
+        }
+        if let Some(not_before) = delivery.hop().not_before
+            && let Ok(remaining) = not_before.duration_since(crate::now())
+            && !remaining.is_zero()
+        {
+            return if self.parks(remaining) {
+                Admission::Wait(Instant::now() + remaining)
+            } else {
+                Admission::Settle(Outcome::Release { after: remaining }, Kind::Delayed)
+            };
+        }
+        if delivery.envelope().expires.is_some() && delivery.envelope().is_expired() {
+            let (outcome, kind) = policy::expired(self.subscription.expired_policy());
+            return Admission::Settle(outcome, kind);
+        }
+        Admission::Run
+    }
+
+    /// Moves what has waited long enough to the head of the queue.
+    fn unpark(&mut self, now: Option<Instant>) -> bool {
+        let mut progress = false;
+        while let Some(now) = now
+            && let Some((mut held, counted)) = self.parked.pop_due(now)
+        {
+            progress = true;
+            if counted {
+                held.delivery.count_attempt();
+            }
+            match self.admission(&held.delivery) {
+                Admission::Run => self.queue.push_front(held),
+                Admission::Wait(due) => self.parked.push(due, held, false),
+                Admission::Settle(outcome, kind) => {
+                    let next = self.settle(held, outcome, kind);
+                    self.admit(next);
+                }
+            }
+        }
+        progress
+    }
+
+    fn dispatch(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
+        let mut progress = false;
+        while *budget > 0 && !self.queue.is_empty() && self.slots.free() > 0 {
+            match self.service.poll_ready(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    tracing::warn!(error = %error.into(), "the handler's service is not ready");
+                    self.service = self.spare.clone();
+                    self.pause();
+                    break;
+                }
+            }
+            let Some(held) = self.queue.pop_front() else { break };
+            progress = true;
+            *budget -= 1;
+            let message = Message::new(
+                Arc::clone(held.delivery.envelope()),
+                Arc::clone(&self.subscription),
+                held.delivery.attempt(),
+            );
+            // A panic of `call` must cost its own message an attempt, and no other one anything.
+            match catch_unwind(AssertUnwindSafe(|| self.service.call(message))) {
+                Ok(future) => {
+                    if let Some((held, answer)) = self.slots.start(future, held) {
+                        self.finish(held, answer);
+                    }
+                }
+                Err(panic) => self.finish(held, Err(panic)),
+            }
+        }
+        progress
+    }
+
+    fn poll_finished(&mut self) -> bool {
+        let mut progress = false;
+        while let Some((held, answer)) = self.slots.next_finished() {
+            self.finish(held, answer);
+            progress = true;
+        }
+        progress
+    }
+
+    /// Settles what a handler has answered, or parks it for its next attempt.
+    fn finish(&mut self, held: Held, answer: Answer<Result<Outcome, S::Error>>) {
+        let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
+        let outcome = match answer {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => policy::outcome_of(error.into(), attempt, id),
+            Err(panic) => policy::outcome_of(panicked(&*panic), attempt, id),
+        };
+        let next = match outcome {
+            Outcome::Retry { after } if self.parks(after) => {
+                self.report.retried += 1;
+                self.parked.push(Instant::now() + after, held, true);
+                None
+            }
+            // Given back to the broker, it would come again behind the later ones of its key.
+            Outcome::Release { after } if self.lanes.is_some() && self.parks(after) => {
+                self.report.released += 1;
+                self.parked.push(Instant::now() + after.max(ORDERED_RELEASE), held, false);
+                None
+            }
+            outcome => {
+                let kind = Kind::of(&outcome);
+                self.settle(held, outcome, kind)
+            }
+        };
+        self.admit(next);
+    }
+
+    fn parks(&self, after: Duration) -> bool {
+        let (longest, room) = match self.lanes {
+            Some(_) => (self.longest_ordered_wait, true),
+            None => (LONGEST_PARKED, self.parked.len() < self.parked_limit),
+        };
+        !self.draining && room && after <= longest
+    }
+
+    /// Settles a delivery and answers the next one of its lane.
+    fn settle(&mut self, held: Held, outcome: Outcome, kind: Kind) -> Option<Held> {
+        let envelope = self.lanes.is_some().then(|| Arc::clone(held.delivery.envelope()));
+        let mut confirmation = held.delivery.settle(outcome);
+        match confirmation.take_ready() {
+            Some(result) => self.settled(kind, held.lease, result),
+            None => self.settling.push(Settling::new(kind, held.lease, confirmation)),
+        }
+        let key = envelope.as_ref()?.key.as_deref()?;
+        self.lanes.as_mut()?.leave(key)
+    }
+
+    fn poll_settling(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Poll::Ready(Some((kind, lease, result))) = self.settling.poll_next_unpin(cx) {
+            self.settled(kind, lease, result);
+            progress = true;
+        }
+        progress
+    }
+
+    fn settled(&mut self, kind: Kind, lease: LeaseSlot, result: Result<()>) {
+        self.leases.let_go(lease);
+        match result {
+            Ok(()) => kind.count(&mut self.report),
+            Err(error) if error.kind() == ErrorKind::StaleDelivery => {
+                tracing::debug!(%error, "a settlement came too late");
+                self.report.stale += 1;
+            }
+            Err(error) => {
+                tracing::warn!(%error, subscription = %self.subscription.stored_name(), "a settlement failed");
+                self.report.unsettled += 1;
+                self.pause();
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+use std::fmt;
+
+/// Why no server could be had, and what to do about it.
+#[derive(Debug)]
+pub struct Error(String);
+
+impl Error {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+
+    /// An error of the operating system, with what was tried.
+    pub(super) fn io(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self(format!("{what}: {error}"))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}

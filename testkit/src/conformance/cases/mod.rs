@@ -1,0 +1,43 @@
+//! The cases, by what they are about.
+
+mod attempts;
+mod dead_letters;
+mod delays;
+mod envelopes;
+mod errors;
+mod groups;
+mod kills;
+mod layers;
+mod ordering;
+mod receiving;
+mod restarts;
+mod settlement;
+mod volume;
+mod workers;
+
+use super::case::Case;
+
+/// Every case, in the order in which they run.
+pub(super) fn all() -> impl Iterator<Item = Case> {
+    // The slow ones first, so that the quick ones fill the gaps; those that need the broker for
+    // themselves last.
+    [
+        kills::CASES,
+        volume::CASES,
+        layers::CASES,
+        workers::CASES,
+        ordering::CASES,
+        delays::CASES,
+        attempts::CASES,
+        settlement::CASES,
+        receiving::CASES,
+        dead_letters::CASES,
+        groups::CASES,
+        envelopes::CASES,
+        errors::CASES,
+        restarts::CASES,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+}

@@ -1,0 +1,397 @@
+//! The worker on this broker: retries, leases, drain, and the limits it keeps.
+
+use std::collections::HashSet;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anybroker_core::{
+    BoxError, DeadLetterFilter, Envelope, ErrorKind, Expired, Message, Outcome, Outgoing, Reason,
+    Subscription, Worker, now, permanent,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::conformance::case::{Checked, cases};
+use crate::conformance::lab::{self, Lab, QUIET, ids, message, messages, sorted};
+use crate::conformance::worked::{Sightings, Working, acknowledge};
+
+cases! {
+    a_handler_that_always_fails_leaves_one_dead_letter_and_no_hot_loop, within 90;
+    a_permanent_error_is_given_up_at_once;
+    a_panic_is_retried_and_harms_no_neighbour;
+    retries_reach_the_handler_neither_early_nor_late;
+    delayed_publishes_reach_the_handler_neither_early_nor_late;
+    a_waiting_retry_holds_up_no_other_message;
+    a_slow_handler_keeps_its_message;
+    draining_under_load_loses_and_repeats_nothing;
+    a_drain_that_runs_out_of_time_gives_the_message_back;
+    an_aborted_worker_leaves_its_messages_to_the_next;
+    a_message_that_kills_its_process_is_given_up_unseen;
+    an_expired_message_is_given_up_unseen;
+    an_expired_message_may_be_discarded;
+    several_subscriptions_run_in_one_worker;
+    a_worker_on_a_closed_broker_ends_and_says_so;
+}
+
+async fn a_handler_that_always_fails_leaves_one_dead_letter_and_no_hot_loop(lab: Lab) -> Checked {
+    let topic = lab::topic();
+    let subscription = Subscription::topic(topic.clone()).group("failing");
+    let (mut seen, service) = Sightings::of(|_| async { Err("out of paper".into()) });
+    let working = Working::on(&lab, &subscription, service).await?;
+    lab.publish(topic, messages(1)).await?;
+    let mut last: Option<Instant> = None;
+    for attempt in 1..=5 {
+        lab.step(format!("attempt {attempt}"));
+        let sight = seen.next().await?;
+        assert_eq!(sight.attempt, attempt);
+        if let Some(last) = last {
+            let paused = sight.at - last;
+            assert!(paused >= Duration::from_millis(500), "a hot loop: again after {paused:?}");
+        }
+        last = Some(sight.at);
+    }
+    seen.quiet(2 * QUIET).await?;
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.retried, report.dead_lettered), (0, 4, 1), "{report}");
+    let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
+    let [entry] = &*peek.entries else { return Err(format!("one expected: {peek:?}").into()) };
+    let failure = entry.failure().ok_or("no failure")?;
+    assert_eq!(failure.reason, Reason::EXHAUSTED);
+    assert!(failure.error.contains("out of paper"), "{failure:?}");
+    assert_eq!(entry.hop.attempts, 5);
+    Ok(())
+}
+
+async fn a_permanent_error_is_given_up_at_once(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone());
+    let (mut seen, service) = Sightings::of(|message: Message| async move {
+        if message.envelope().id == "m1" {
+            Err(permanent("no such customer"))
+        } else {
+            Ok(Outcome::Ack)
+        }
+    });
+    let working = Working::on(&lab, &subscription, service).await?;
+    lab.publish(queue, messages(3)).await?;
+    seen.take(3).await?;
+    seen.quiet(QUIET).await?;
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.retried, report.dead_lettered), (2, 0, 1), "{report}");
+    let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
+    assert_eq!(peek.entries.len(), 1);
+    assert_eq!(peek.entries[0].envelope.id, "m1");
+    assert_eq!(peek.entries[0].failure().ok_or("no failure")?.reason, Reason::PERMANENT);
+    Ok(())
+}
+
+async fn a_panic_is_retried_and_harms_no_neighbour(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let (mut seen, service) = Sightings::of(|message: Message| async move {
+        // Quietly: this panic is meant, and a trace of it would look like a failed case.
+        if message.envelope().id == "m0" && message.attempt() == 1 {
+            std::panic::resume_unwind(Box::new("on purpose"));
+        }
+        Ok(Outcome::Ack)
+    });
+    let working = Working::on(&lab, &Subscription::queue(queue.clone()), service).await?;
+    lab.publish(queue, messages(20)).await?;
+    let seen_ids = seen.take(21).await?.into_iter().map(|sight| sight.id).collect::<HashSet<_>>();
+    assert_eq!(seen_ids.len(), 20);
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.retried, report.dead_lettered), (20, 1, 0), "{report}");
+    Ok(())
+}
+
+/// Below and above what the worker waits for itself (5 s), and between the brokers' tiers.
+const DELAYS: [u64; 7] = [0, 300, 1000, 1700, 4900, 5200, 7300];
+const LATE: Duration = Duration::from_secs(1);
+
+async fn retries_reach_the_handler_neither_early_nor_late(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let (mut seen, service) = Sightings::of(|message: Message| async move {
+        if message.attempt() > 1 {
+            return Ok(Outcome::Ack);
+        }
+        Ok(Outcome::Retry { after: Duration::from_millis(message.envelope().id.parse()?) })
+    });
+    let working = Working::on(&lab, &Subscription::queue(queue.clone()), service).await?;
+    lab.publish(queue, DELAYS.map(|delay| message(&delay.to_string()))).await?;
+    let sights = seen.take(2 * DELAYS.len()).await?;
+    for delay in DELAYS {
+        let of_one: Vec<_> = sights.iter().filter(|sight| sight.id == delay.to_string()).collect();
+        let [first, second] = &*of_one else { return Err(format!("{of_one:?}").into()) };
+        assert_eq!((first.attempt, second.attempt), (1, 2));
+        in_time(delay, second.at - first.at);
+    }
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.retried), (7, 7), "{report}");
+    Ok(())
+}
+
+async fn delayed_publishes_reach_the_handler_neither_early_nor_late(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &Subscription::queue(queue.clone()), service).await?;
+    let producer = lab.broker().producer();
+    let mut sends = Vec::new();
+    let begun = Instant::now();
+    for delay in DELAYS {
+        let outgoing = Outgoing::new(queue.clone(), message(&delay.to_string()));
+        sends.push(producer.send(outgoing.with_delay(Duration::from_millis(delay))));
+    }
+    for send in sends {
+        send.await?;
+    }
+    for sight in seen.take(DELAYS.len()).await? {
+        assert_eq!(sight.attempt, 1, "waiting is no attempt");
+        in_time(sight.id.parse()?, sight.at - begun);
+    }
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.retried), (7, 0), "{report}");
+    Ok(())
+}
+
+fn in_time(delay: u64, took: Duration) {
+    let delay = Duration::from_millis(delay);
+    assert!(took >= delay, "{delay:?} is early: after {took:?}");
+    assert!(took <= delay + LATE, "{delay:?} is late: after {took:?}");
+}
+
+async fn a_waiting_retry_holds_up_no_other_message(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let (mut seen, service) = Sightings::of(|message: Message| async move {
+        if message.envelope().id.starts_with("slow") && message.attempt() == 1 {
+            return Ok(Outcome::Retry { after: Duration::from_secs(4) });
+        }
+        Ok(Outcome::Ack)
+    });
+    let worker = Worker::new(lab.broker().clone()).concurrency(1);
+    let working =
+        Working::start(worker.subscribe(Subscription::queue(queue.clone()), service)).await?;
+    lab.publish(queue.clone(), ["slow1", "slow2", "slow3"].map(message)).await?;
+    seen.take(3).await?;
+    let begun = Instant::now();
+    lab.publish(queue, messages(20)).await?;
+    for sight in seen.take(20).await? {
+        assert!(sight.id.starts_with('m'), "{sight:?} is early");
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(3), "20 messages took {took:?} with one slot");
+    seen.take(3).await?;
+    assert_eq!(working.drain().await?.handled, 23);
+    Ok(())
+}
+
+async fn a_slow_handler_keeps_its_message(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1));
+    let (mut seen, service) = Sightings::of(|_| async {
+        sleep(Duration::from_millis(3500)).await;
+        Ok(Outcome::Ack)
+    });
+    let first = Working::on(&lab, &subscription, service.clone()).await?;
+    let other = lab.reconnected().await?;
+    let second = Working::on(&other, &subscription, service).await?;
+    lab.publish(queue, messages(2)).await?;
+    let sights = seen.take(2).await?;
+    assert!(sights.iter().all(|sight| sight.attempt == 1), "{sights:?}");
+    seen.quiet(Duration::from_secs(5)).await?;
+    let (one, two) = (first.drain().await?, second.drain().await?);
+    assert_eq!((one.handled + two.handled, one.stale + two.stale), (2, 0), "{one}; {two}");
+    Ok(())
+}
+
+async fn draining_under_load_loses_and_repeats_nothing(lab: Lab) -> Checked {
+    const COUNT: usize = 1500;
+    let topic = lab::topic();
+    let subscription = Subscription::topic(topic.clone()).group("one");
+    lab.broker().declare(&subscription).await?;
+    let sender = lab.clone();
+    let sent = tokio::spawn(async move {
+        for burst in 0..15 {
+            let range = burst * 100..(burst + 1) * 100;
+            sender.publish(topic.clone(), range.map(|n| message(&format!("m{n}")))).await?;
+        }
+        Ok::<_, BoxError>(())
+    });
+    let mut all = Vec::new();
+    let mut handled = 0;
+    // Rolling restarts: each worker is drained in the middle of its work.
+    for round in 0..5 {
+        lab.step(format!("worker {round}, {handled} handled so far"));
+        let (mut seen, service) = Sightings::of(|_| async {
+            sleep(Duration::from_millis(5)).await;
+            Ok(Outcome::Ack)
+        });
+        let other = lab.reconnected().await?;
+        let working = Working::on(&other, &subscription, service).await?;
+        all.extend(seen.take(if round == 4 { COUNT - all.len() } else { 150 }).await?);
+        let report = working.drain().await?;
+        handled += report.handled;
+        assert_eq!((report.stale, report.unsettled), (0, 0), "{report}");
+        all.extend(seen.rest());
+        other.broker().close().await?;
+    }
+    sent.await??;
+    assert!(all.iter().all(|sight| sight.attempt == 1), "a drain uses no attempt");
+    assert_eq!(sorted(all.into_iter().map(|sight| sight.id).collect()), ids(COUNT));
+    assert_eq!(handled, COUNT as u64);
+    lab.consume(&subscription).await?.quiet(QUIET).await
+}
+
+async fn a_drain_that_runs_out_of_time_gives_the_message_back(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone());
+    let (mut seen, service) = Sightings::of(|_| pending());
+    let worker = Worker::new(lab.broker().clone()).drain_timeout(Duration::from_millis(300));
+    let working = Working::start(worker.subscribe(subscription.clone(), service)).await?;
+    lab.publish(queue, messages(3)).await?;
+    seen.take(3).await?;
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.released), (0, 3), "{report}");
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &subscription, service).await?;
+    let sights = seen.take(3).await?;
+    assert!(sights.iter().all(|sight| sight.attempt == 1), "{sights:?}");
+    assert_eq!(working.drain().await?.handled, 3);
+    Ok(())
+}
+
+async fn an_aborted_worker_leaves_its_messages_to_the_next(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1));
+    let other = lab.reconnected().await?;
+    let (mut seen, service) = Sightings::of(|_| pending());
+    let working = Working::on(&other, &subscription, service).await?;
+    lab.publish(queue, messages(10)).await?;
+    seen.take(10).await?;
+    working.abort().await;
+    other.broker().close().await?;
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &subscription, service).await?;
+    let seen_ids = seen.take(10).await?.into_iter().map(|sight| sight.id).collect();
+    assert_eq!(sorted(seen_ids), ids(10));
+    assert_eq!(working.drain().await?.handled, 10);
+    Ok(())
+}
+
+async fn a_message_that_kills_its_process_is_given_up_unseen(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription =
+        Subscription::queue(queue.clone()).max_deliveries(3).lease(Duration::from_secs(1));
+    let handled = Arc::new(AtomicUsize::new(0));
+    lab.publish(queue.clone(), [message("poison")]).await?;
+    let counts = lab.broker().capabilities().counts_crashes;
+    for crash in 0..3 {
+        lab.step(format!("crash {crash}"));
+        if !counts && crash > 0 {
+            break;
+        }
+        let count = handled.clone();
+        let (mut seen, service) = Sightings::of(move |message: Message| {
+            let count = count.clone();
+            async move {
+                if message.envelope().id == "poison" {
+                    pending::<()>().await;
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok(Outcome::Ack)
+            }
+        });
+        let other = lab.reconnected().await?;
+        let working = Working::on(&other, &subscription, service).await?;
+        let sight = seen.next().await?;
+        assert_eq!((&*sight.id, sight.attempt), ("poison", crash + 1));
+        lab.step(format!("neighbours after crash {crash}"));
+        lab.publish(queue.clone(), messages(5)).await?;
+        seen.take(5).await?;
+        // They are settled before the crash, so that each is a neighbour once.
+        let is = |value: Option<u64>, expected| value.is_none_or(|value| value == expected);
+        lab.depth(&subscription, "the poison alone", |depth| {
+            is(depth.ready, 0) && is(depth.in_flight, 1)
+        })
+        .await?;
+        working.abort().await;
+        other.broker().close().await?;
+    }
+    if !counts {
+        return Ok(());
+    }
+    lab.step("the fourth delivery");
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &subscription, service).await?;
+    lab.publish(queue, [message("last")]).await?;
+    assert_eq!(seen.next().await?.id, "last");
+    seen.quiet(QUIET).await?;
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.dead_lettered), (1, 1), "{report}");
+    assert_eq!(handled.load(Ordering::Relaxed), 15);
+    let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
+    assert_eq!(peek.entries.len(), 1);
+    assert_eq!(peek.entries[0].failure().ok_or("no failure")?.reason, Reason::MAX_DELIVERIES);
+    Ok(())
+}
+
+fn expired() -> Envelope {
+    message("expired").with_expires(now() - Duration::from_secs(1))
+}
+
+async fn an_expired_message_is_given_up_unseen(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone());
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &subscription, service).await?;
+    let later = message("later").with_expires(now() + Duration::from_mins(5));
+    lab.publish(queue, [expired(), later]).await?;
+    assert_eq!(seen.next().await?.id, "later");
+    seen.quiet(QUIET).await?;
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.dead_lettered), (1, 1), "{report}");
+    let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
+    assert_eq!(peek.entries[0].failure().ok_or("no failure")?.reason, Reason::EXPIRED);
+    Ok(())
+}
+
+async fn an_expired_message_may_be_discarded(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).expired(Expired::Discard);
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &subscription, service).await?;
+    lab.publish(queue, [expired(), message("other")]).await?;
+    assert_eq!(seen.next().await?.id, "other");
+    seen.quiet(QUIET).await?;
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.discarded, report.dead_lettered), (1, 1, 0), "{report}");
+    Ok(())
+}
+
+async fn several_subscriptions_run_in_one_worker(lab: Lab) -> Checked {
+    let (queue, topic) = (lab::queue(), lab::topic());
+    let (mut of_queue, queue_service) = Sightings::of(acknowledge);
+    let (mut of_one, one_service) = Sightings::of(acknowledge);
+    let (mut of_two, two_service) = Sightings::of(acknowledge);
+    let worker = Worker::new(lab.broker().clone())
+        .subscribe(Subscription::queue(queue.clone()), queue_service)
+        .subscribe(Subscription::topic(topic.clone()).group("one"), one_service)
+        .subscribe(Subscription::topic(topic.clone()).group("two"), two_service);
+    let working = Working::start(worker).await?;
+    lab.publish(queue, messages(10)).await?;
+    lab.publish(topic, messages(20)).await?;
+    of_queue.take(10).await?;
+    of_one.take(20).await?;
+    of_two.take(20).await?;
+    assert_eq!(working.drain().await?.handled, 50);
+    Ok(())
+}
+
+async fn a_worker_on_a_closed_broker_ends_and_says_so(lab: Lab) -> Checked {
+    let (_seen, service) = Sightings::of(acknowledge);
+    let other = lab.reconnected().await?;
+    let working = Working::on(&other, &Subscription::queue(lab::queue()), service).await?;
+    other.broker().close().await?;
+    let Err(error) = working.ended().await? else { return Err("it ended without an error".into()) };
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    Ok(())
+}
