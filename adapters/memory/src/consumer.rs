@@ -61,7 +61,7 @@ impl MemoryConsumer {
         group.take(room.min(max), &mut self.taken);
         if !self.taken.is_empty() {
             let expires = now + in_flight.lease;
-            group.lease(expires, &mut signals);
+            group.lease(expires);
             groups.admit(&mut signals);
             drop(groups);
             out.reserve(self.taken.len());

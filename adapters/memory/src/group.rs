@@ -130,8 +130,11 @@ impl Group {
             self.ready.push_back(entry);
             return self.wake(signals);
         };
-        self.expect(due, signals);
+        let is_earlier = self.next_deadline().is_none_or(|next| due < next);
         self.delayed.insert((due, entry.number), entry);
+        if is_earlier {
+            self.wake(signals);
+        }
     }
 
     /// Puts a message back where it was.
@@ -197,18 +200,11 @@ impl Group {
         taken.extend(self.ready.drain(..count));
     }
 
-    /// Notes a lease that ends then.
-    pub(crate) fn lease(&mut self, end: Instant, signals: &mut Signals) {
+    /// Notes a lease that ends then. Nobody needs to learn of it: the message, when it became ready,
+    /// has woken whoever waited.
+    pub(crate) fn lease(&mut self, end: Instant) {
         if self.earliest_lease_end.is_none_or(|earliest| end < earliest) {
-            self.expect(end, signals);
             self.earliest_lease_end = Some(end);
-        }
-    }
-
-    /// Lets the consumers that wait set their timers anew when `deadline` comes before them.
-    fn expect(&mut self, deadline: Instant, signals: &mut Signals) {
-        if self.next_deadline().is_none_or(|next| deadline < next) {
-            self.wake(signals);
         }
     }
 

@@ -42,6 +42,17 @@ async fn later_calls_answer_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn idle_receiver_ends() {
+    let broker = broker();
+    let mut receiver = Receiver::open(&broker, &queue()).await;
+    let waiting = tokio::spawn(async move { receiver.receive(1).await });
+    tokio::task::yield_now().await;
+    broker.close().await.unwrap();
+    let ended = tokio::time::timeout(SECOND, waiting).await.unwrap();
+    assert_eq!(ended.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiting_receivers_end() {
     let broker = broker();
     let mut idle = Receiver::open(&broker, &queue()).await;
