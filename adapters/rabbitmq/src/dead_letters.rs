@@ -10,9 +10,8 @@ use lapin::{Channel, message};
 use crate::error::{error_of, failed};
 use crate::group::Group;
 use crate::message::read;
-use crate::publish::Publishers;
-use crate::settle::queue;
-use crate::topology::{Needs, Topology, short};
+use crate::publish::{Publishers, Target};
+use crate::topology::{Place, Topology, short};
 
 /// What a group gave up, seen through a channel of its own: whatever happens to it, what it took
 /// and did not acknowledge is back in its place when it closes.
@@ -25,9 +24,8 @@ pub(crate) struct DeadLetters {
 }
 
 impl DeadLetters {
-    pub(crate) async fn open(topology: &Topology, group: Group) -> Result<Self> {
-        let group = Arc::new(group);
-        topology.ensure(&Needs::Group(Arc::clone(&group))).await?;
+    pub(crate) async fn open(topology: &Topology, group: Arc<Group>) -> Result<Self> {
+        topology.ensure_place(&Place::Group(Arc::clone(&group))).await?;
         let name = group.dead_letters();
         let Some(left) = topology.count(&name).await? else {
             let text =
@@ -72,9 +70,10 @@ impl DeadLetters {
             {
                 tokio::time::sleep(interval).await;
             }
-            let name = self.group.queue_for(envelope.key.as_deref(), &envelope.id);
+            let queue = self.group.queue_for(envelope.key.as_deref(), &envelope.id);
+            let target = Target::queue(&self.group, queue)?;
             // Cut off between the two, it is in both: a duplicate, never a loss.
-            publishers.send(queue(&name, Needs::Nothing)?, &envelope, &Hop::redrive()).await?;
+            publishers.send(target, envelope, Hop::redrive()).await?;
             let acked = self.channel.basic_ack(tag, BasicAckOptions::default()).await;
             acked.map_err(|error| failed("redrive", "removing what was sent", error))?;
             sent += 1;

@@ -134,7 +134,7 @@ async fn supervise(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut next = Some(first);
-    let (mut epoch, mut attempt, mut since) = (0, 0, Instant::now());
+    let (mut epoch, mut attempt, mut since) = (0_u64, 0, Instant::now());
     loop {
         let connection = match next.take() {
             Some(connection) => Arc::new(connection),

@@ -57,13 +57,13 @@ pub(crate) fn properties(envelope: &Envelope, hop: &Hop) -> (BasicProperties, us
     let properties = properties
         .with_headers(table)
         .with_delivery_mode(PERSISTENT)
-        .with_message_id(cut(&envelope.id))
+        .with_message_id(id_property(&envelope.id))
         .with_timestamp(timestamp.as_secs());
     (properties, size)
 }
 
 /// Properties hold at most 255 bytes; a longer id stands whole in the headers.
-pub(crate) fn cut(text: &str) -> ShortString {
+pub(crate) fn id_property(text: &str) -> ShortString {
     ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_else(|_| "".into())
 }
 
