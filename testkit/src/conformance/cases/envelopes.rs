@@ -8,7 +8,7 @@ use anybroker_core::{
 };
 
 use crate::conformance::case::{Checked, cases};
-use crate::conformance::lab::{self, Lab, QUIET, message, refused};
+use crate::conformance::lab::{self, Lab, QUIET, message, refused, same};
 
 cases! {
     every_field_arrives_as_it_was_sent;
@@ -47,7 +47,7 @@ async fn arrives(lab: &Lab, envelope: Envelope) -> Checked {
         lab.publish(destination, [envelope.clone()]).await?;
         let mut receiver = lab.consume(&subscription).await?;
         let delivery = receiver.next().await?;
-        assert_eq!(**delivery.envelope(), envelope);
+        same(delivery.envelope(), &envelope);
         assert_eq!(delivery.attempt(), 1);
         assert_eq!(*delivery.hop(), anybroker_core::Hop::default());
         delivery.settle(Outcome::Ack).await?;
@@ -111,17 +111,17 @@ async fn an_envelope_survives_retry_dead_letter_and_redrive(lab: Lab) -> Checked
         Outcome::dead_letter("test", "for the test"),
     ] {
         let delivery = receiver.next().await?;
-        assert_eq!(**delivery.envelope(), envelope);
+        same(delivery.envelope(), &envelope);
         delivery.settle(outcome).await?;
     }
     lab.step("dead letter");
     let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
     assert_eq!(peek.entries.len(), 1);
-    assert_eq!(*peek.entries[0].envelope, envelope);
+    same(&peek.entries[0].envelope, &envelope);
     lab.step("redrive");
     lab.broker().redrive(&subscription, &Redrive::all()).await?;
     let delivery = receiver.next().await?;
-    assert_eq!(**delivery.envelope(), envelope);
+    same(delivery.envelope(), &envelope);
     delivery.settle(Outcome::Ack).await?;
     Ok(())
 }

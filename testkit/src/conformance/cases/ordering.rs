@@ -17,6 +17,7 @@ cases! {
     messages_sent_one_after_the_other_arrive_in_that_order;
     ten_consumers_keep_sixteen_keys_of_a_queue_in_order;
     ten_consumers_keep_sixteen_keys_of_a_topic_in_order;
+    ten_consumers_keep_the_order_of_a_topic_in_four_partitions;
     a_retry_holds_back_its_key_and_no_other;
     rolling_restarts_keep_the_order;
     a_crash_keeps_the_order;
@@ -90,6 +91,12 @@ async fn ten_consumers_keep_sixteen_keys_of_a_queue_in_order(lab: Lab) -> Checke
 }
 
 async fn ten_consumers_keep_sixteen_keys_of_a_topic_in_order(lab: Lab) -> Checked {
+    let topic = lab::topic();
+    let subscription = Subscription::topic(topic.clone()).group("one").ordered();
+    ten_consumers(lab, topic.into(), subscription).await
+}
+
+async fn ten_consumers_keep_the_order_of_a_topic_in_four_partitions(lab: Lab) -> Checked {
     let topic = lab::topic();
     let subscription = Subscription::topic(topic.clone()).group("one").ordered().partitions(4);
     ten_consumers(lab, topic.into(), subscription).await
