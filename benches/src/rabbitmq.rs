@@ -25,11 +25,14 @@ const WINDOW: usize = 1_000;
 /// A multiple-ack for each hundred, and a lot of publishes as large.
 const LOT: usize = 100;
 
-pub(crate) async fn run(table: &mut Table, url: &str, quick: bool) -> Result<(), BoxError> {
+pub(crate) async fn run(
+    table: &mut Table,
+    url: &str,
+    version: &str,
+    quick: bool,
+) -> Result<(), BoxError> {
     let messages = if quick { 40_000 } else { 100_000 };
     let rounds = if quick { 3 } else { 5 };
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let version = server_version(&connection);
     let bench = Bench { url: url.to_owned(), messages };
 
     // The bare client with the number of connections that serves this server best.
@@ -59,14 +62,6 @@ pub(crate) async fn run(table: &mut Table, url: &str, quick: bool) -> Result<(),
     Ok(())
 }
 
-fn server_version(connection: &Connection) -> String {
-    let properties = connection.status().properties();
-    match properties.inner().get("version") {
-        Some(AMQPValue::LongString(version)) => version.to_string(),
-        _ => "?".to_owned(),
-    }
-}
-
 struct Bench {
     url: String,
     messages: usize,
@@ -79,7 +74,8 @@ impl Bench {
         broker.declare_destination(&queue.clone().into()).await?;
         let rate = publish_all(&broker, &queue, self.messages).await?;
         broker.close().await?;
-        self.delete(queue).await?;
+        let subscription = Subscription::queue(queue);
+        self.delete(&[subscription.stored_name(), subscription.derived_name("dlq")]).await?;
         Ok(rate)
     }
 
@@ -114,17 +110,17 @@ impl Bench {
         let rate = rate(self.messages, started);
         assert_eq!(report.handled as usize, self.messages, "{report}");
         broker.close().await?;
-        self.delete(queue).await?;
+        let subscription = Subscription::queue(queue);
+        self.delete(&[subscription.stored_name(), subscription.derived_name("dlq")]).await?;
         Ok(rate)
     }
 
-    /// Deletes what a run has made; the dead-letter queue too.
-    async fn delete(&self, queue: Queue) -> Result<(), BoxError> {
-        let subscription = Subscription::queue(queue);
+    /// Deletes what a run has made, once its connections are gone.
+    async fn delete(&self, names: &[String]) -> Result<(), BoxError> {
         let connection = Connection::connect(&self.url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        for name in [subscription.stored_name(), subscription.derived_name("dlq")] {
-            channel.queue_delete(name.into(), QueueDeleteOptions::default()).await?;
+        for name in names {
+            channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await?;
         }
         connection.close(200, "done".into()).await?;
         Ok(())
@@ -134,7 +130,8 @@ impl Bench {
         let name = unique_name();
         let channels = self.channels(&name, connections).await?;
         let rate = bare_publish_all(&channels, &name, self.messages).await?;
-        self.bare_delete(&channels[0].1, &name).await?;
+        drop(channels);
+        self.delete(&[name]).await?;
         Ok(rate)
     }
 
@@ -156,7 +153,11 @@ impl Bench {
         for task in tasks {
             task.abort();
         }
-        self.bare_delete(&channels[0].1, &name).await?;
+        for (connection, _) in &channels {
+            connection.close(200, "done".into()).await?;
+        }
+        drop(channels);
+        self.delete(&[name]).await?;
         Ok(rate)
     }
 
@@ -178,11 +179,6 @@ impl Bench {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         channels[0].1.queue_declare(queue.into(), options, arguments).await?;
         Ok(channels)
-    }
-
-    async fn bare_delete(&self, channel: &Channel, queue: &str) -> Result<(), BoxError> {
-        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
-        Ok(())
     }
 }
 

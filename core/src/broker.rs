@@ -85,13 +85,15 @@ pub trait Producer: Send + Sync + fmt::Debug {
 /// Receives the deliveries of one subscription.
 #[async_trait]
 pub trait Consumer: Send + fmt::Debug {
-    /// Appends up to `max` deliveries to `out`; pending while there are none.
+    /// Appends up to `max` deliveries to `out`; pending while there are none. Asked for 0 it is
+    /// ready at once, and waits no more: a message that woke it wakes another consumer.
     ///
     /// # Cancel safety
     /// Nothing is held back between polls: what was not handed out is handed out next.
     ///
     /// # Errors
-    /// A transient error ends nothing: poll again. `Closed` and permanent errors end the consumer.
+    /// A transient error ends nothing: poll again. `Closed` and permanent errors end the consumer,
+    /// and what it handed out comes again.
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -107,6 +109,10 @@ pub trait Consumer: Send + fmt::Debug {
 
     /// Stops receiving, gives back what was not handed out, and ends once the settlements so far
     /// are with the broker. Dropping does the same without waiting.
+    ///
+    /// The worker closes first, and settles what its handlers finish meanwhile: what was handed
+    /// out can be settled until it is dropped. Where that takes the consumer itself (a partition
+    /// that it owns), this ends when all is settled or dropped.
     async fn close(self: Box<Self>) -> Result<()>;
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 #[non_exhaustive]
 #[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about a broker")]
 pub struct Capabilities {
-    /// The adapter (`"rabbitmq"`).
+    /// The adapter (`"memory"`).
     pub broker: &'static str,
     /// The largest payload in bytes, with room kept back for what retry and dead-lettering add.
     pub max_payload: usize,

@@ -85,7 +85,7 @@ impl Error {
         }))
     }
 
-    /// Names the broker (`"rabbitmq"`).
+    /// Names the broker (`"memory"`).
     pub fn broker(mut self, broker: &'static str) -> Self {
         self.0.broker = Some(broker);
         self

@@ -13,7 +13,7 @@ use crate::{Error, ErrorKind, Result};
 ///
 /// ```
 /// # use anybroker_core::BrokerUrl;
-/// let mut url: BrokerUrl = "amqp://app:secret@mq.local/%2F?prefix=dev".parse()?;
+/// let mut url: BrokerUrl = "mine://app:secret@mq.local/%2F?prefix=dev".parse()?;
 /// assert_eq!(url.hosts(5672)?, [("mq.local".to_owned(), 5672)]);
 /// assert_eq!(url.option::<String>("prefix", "a name such as dev")?.as_deref(), Some("dev"));
 /// url.finish(&["prefix"])?;
@@ -184,9 +184,7 @@ impl FromStr for BrokerUrl {
     fn from_str(text: &str) -> Result<Self> {
         let Some((scheme, rest)) = text.split_once("://").filter(|(name, _)| is_scheme(name))
         else {
-            return Err(config(
-                "the URL has no scheme: write for example memory:// or amqp://host",
-            ));
+            return Err(config("the URL has no scheme: write for example memory://"));
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));

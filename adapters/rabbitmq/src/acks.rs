@@ -79,7 +79,8 @@ impl Acks {
     pub(crate) async fn flush(&mut self, all: bool) -> bool {
         let base = self.base;
         // The tag itself must be open at the broker, so that it must be one of these.
-        if let Some(last) = self.waiting.iter().map(|(tag, _)| *tag).filter(|tag| *tag < base).max() {
+        if let Some(last) = self.waiting.iter().map(|(tag, _)| *tag).filter(|tag| *tag < base).max()
+        {
             let merged = self.waiting.extract_if(.., |(tag, _)| *tag < base);
             let confirmers = merged.filter_map(|(_, confirmer)| confirmer).collect();
             self.ack(last, true, confirmers);

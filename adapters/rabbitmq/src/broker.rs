@@ -16,12 +16,12 @@ use crate::RabbitmqBuilder;
 use crate::consume::consume;
 use crate::dead_letters::DeadLetters;
 use crate::error::{BROKER, closed, error_of};
-use crate::group::{Group, LAST_TIER, prefixed, tier};
+use crate::group::{Group, LAST_TIER, tier};
 use crate::link::{Link, Supervisor};
 use crate::options::Settings;
 use crate::publish::{Publishers, Target};
-use crate::settle::{delayed, queue};
-use crate::topology::{Needs, Topology, short};
+use crate::settle::delayed;
+use crate::topology::{Needs, Place, Topology, short};
 
 /// What retry and dead-lettering may add to a message.
 const KEPT_BACK: usize = 64 * 1024;
@@ -95,25 +95,21 @@ impl RabbitmqBroker {
         })
     }
 
-    fn group(&self, subscription: &Subscription) -> Result<Group> {
-        Group::new(subscription, self.topology.prefix())
-    }
-
     async fn dead_letter_queue(&self, subscription: &Subscription) -> Result<DeadLetters> {
-        let group = self.group(subscription)?;
+        let group = self.topology.group(subscription)?;
         self.within("dead letters", DeadLetters::open(&self.topology, group)).await
     }
 
     async fn counts(&self, group: &Group) -> Result<Depth> {
         let (mut ready, mut delayed) = (0, 0);
-        for queue in group.queues() {
-            let Some(count) = self.topology.count(&queue).await? else {
+        for queue in &group.queues {
+            let Some(count) = self.topology.count(queue).await? else {
                 let text = format!("queue {queue:?} does not exist; declare the subscription");
                 return Err(error_of(ErrorKind::NotFound, "depth", text));
             };
             ready += count;
             for power in 0..=LAST_TIER {
-                delayed += self.topology.count(&tier(&queue, power)).await?.unwrap_or(0);
+                delayed += self.topology.count(&tier(queue, power)).await?.unwrap_or(0);
             }
         }
         let mut depth = Depth::default();
@@ -139,13 +135,13 @@ impl Broker for RabbitmqBroker {
     }
 
     async fn declare_destination(&self, destination: &Destination) -> Result<()> {
-        let needs = Needs::Destination(destination.clone());
-        self.within("declare", self.topology.ensure(&needs)).await
+        let place = self.topology.destination(destination)?;
+        self.within("declare", self.topology.ensure_place(&place)).await
     }
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
-        let needs = Needs::Group(Arc::new(self.group(subscription)?));
-        self.within("declare", self.topology.ensure(&needs)).await
+        let place = Place::Group(self.topology.group(subscription)?);
+        self.within("declare", self.topology.ensure_place(&place)).await
     }
 
     async fn consume(
@@ -159,7 +155,7 @@ impl Broker for RabbitmqBroker {
     }
 
     async fn depth(&self, subscription: &Subscription) -> Result<Depth> {
-        let group = self.group(subscription)?;
+        let group = self.topology.group(subscription)?;
         self.within("depth", self.counts(&group)).await
     }
 
@@ -236,23 +232,14 @@ impl RabbitmqProducer {
             );
             return Err(error_of(ErrorKind::TooLarge, "publish", text));
         }
-        let prefix = self.topology.prefix();
-        if destination.is_topic() {
-            destination.validate()?;
-            return Ok(Target {
-                exchange: short(&prefixed(destination, prefix, destination.name()))?,
+        match self.topology.destination(destination)? {
+            Place::Topic(topic) => Ok(Target {
+                exchange: topic.exchange.clone(),
                 routing_key: short(&envelope.r#type)?,
                 mandatory: !allow_unrouted,
-                needs: Needs::Destination(destination.clone()),
-            });
-        }
-        let group = Group::of_queue(destination, prefix)?;
-        match delay {
-            Some(delay) => delayed(&Arc::new(group), envelope, *delay),
-            None => {
-                let name = group.queue_for(envelope.key.as_deref(), &envelope.id);
-                queue(&name, Needs::Destination(destination.clone()))
-            }
+                needs: Needs { place: Place::Topic(topic), tier: None },
+            }),
+            Place::Group(group) => delayed(&group, envelope, delay.unwrap_or_default()),
         }
     }
 }
@@ -261,7 +248,7 @@ impl Producer for RabbitmqProducer {
     fn send(&self, outgoing: Outgoing) -> Confirmation {
         let hop = outgoing.delay.map(Hop::delayed).unwrap_or_default();
         match self.target(&outgoing) {
-            Ok(target) => self.publishers.send(target, &outgoing.envelope, &hop),
+            Ok(target) => self.publishers.send(target, outgoing.envelope, hop),
             Err(error) => Confirmation::ready(Err(error)),
         }
     }

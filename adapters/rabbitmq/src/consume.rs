@@ -1,25 +1,25 @@
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use anybroker_core::{
     Consumer, Delivery, Error, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
     Subscription,
 };
-use futures_util::StreamExt;
-use futures_util::stream::{SelectAll, select_all};
+use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, message};
 use tokio::sync::watch;
 
 use crate::error::failed;
-use crate::group::Group;
 use crate::link::pause;
 use crate::message::read;
 use crate::publish::Publishers;
 use crate::settle::{ChannelSettler, Source};
-use crate::topology::{Needs, Topology, short};
+use crate::topology::{Place, Topology, short};
 
 /// Declares the group and consumes its queues, in each epoch anew.
 pub(crate) async fn consume(
@@ -29,7 +29,7 @@ pub(crate) async fn consume(
     subscription: &Subscription,
     prefetch: usize,
 ) -> Result<Box<dyn Consumer>> {
-    let group = Arc::new(Group::new(subscription, topology.prefix())?);
+    let group = topology.group(subscription)?;
     let reader = Reader {
         topology,
         prefetch,
@@ -56,8 +56,29 @@ struct Reader {
 /// One channel, with what it consumes.
 struct Epoch {
     channel: Channel,
-    deliveries: SelectAll<lapin::Consumer>,
+    streams: Streams,
     settler: Arc<ChannelSettler>,
+}
+
+/// What comes from the queues of a group.
+struct Streams {
+    consumers: Vec<lapin::Consumer>,
+    /// Which comes first the next time.
+    turn: usize,
+}
+
+impl Streams {
+    /// The next message; `None` when one of the streams has ended.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<message::Delivery>> {
+        let count = self.consumers.len();
+        for _ in 0..count {
+            self.turn = (self.turn + 1) % count;
+            if let Poll::Ready(next) = self.consumers[self.turn].poll_next_unpin(cx) {
+                return Poll::Ready(next.and_then(lapin::Result::ok));
+            }
+        }
+        Poll::Pending
+    }
 }
 
 /// Why an epoch ended.
@@ -71,41 +92,39 @@ enum End {
 impl Reader {
     async fn open(&self) -> Result<Epoch> {
         let group = &self.source.group;
-        self.topology.ensure(&Needs::Group(Arc::clone(group))).await?;
+        self.topology.ensure_place(&Place::Group(Arc::clone(group))).await?;
         let channel = self.topology.link.channel("consume").await?;
-        let queues = group.queues();
+        let queues = &group.queues;
         let prefetch = u16::try_from(self.prefetch / queues.len()).unwrap_or(u16::MAX).max(1);
         let lost = |error| failed("consume", &format!("group {:?}", group.stored), error);
         channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(lost)?;
         let mut consumers = Vec::with_capacity(queues.len());
-        for queue in &queues {
+        for queue in queues {
             let options = BasicConsumeOptions::default();
             let consumer =
                 channel.basic_consume(short(queue)?, "".into(), options, FieldTable::default());
             consumers.push(consumer.await.map_err(lost)?);
         }
         let settler = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
-        Ok(Epoch { channel, deliveries: select_all(consumers), settler })
+        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler })
     }
 
-    async fn run(
-        self,
-        mut epoch: Epoch,
-        inbox: InboxSender,
-        mut closing: watch::Receiver<bool>,
-    ) {
+    async fn run(self, mut epoch: Epoch, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
         loop {
             if let End::Closed = self.read(&mut epoch, &inbox, &mut closing).await {
                 return self.end(epoch).await;
             }
             drop(epoch);
             tracing::debug!(group = %self.source.group.stored, "the channel is gone; consuming anew");
-            let mut attempt = 0;
+            // If somebody deleted the queue, it is to be declared again; but to consume it while it
+            // is being deleted would cost the whole connection (541).
+            self.topology.forget();
+            let mut attempt = 1;
             epoch = loop {
                 let opened = tokio::select! {
                     () = inbox.closed() => return,
                     _ = closing.changed() => return,
-                    opened = self.open() => opened,
+                    opened = async { pause(attempt).await; self.open().await } => opened,
                 };
                 match opened {
                     Ok(epoch) => break epoch,
@@ -116,11 +135,7 @@ impl Reader {
                     }
                     Err(error) => {
                         tracing::warn!(%error, group = %self.source.group.stored, "consuming failed");
-                        tokio::select! {
-                            () = inbox.closed() => return,
-                            _ = closing.changed() => return,
-                            () = pause(attempt) => attempt += 1,
-                        }
+                        attempt += 1;
                     }
                 }
             };
@@ -133,22 +148,26 @@ impl Reader {
         inbox: &InboxSender,
         closing: &mut watch::Receiver<bool>,
     ) -> End {
+        let Epoch { streams, settler, .. } = epoch;
         let mut closed = pin!(inbox.closed());
-        let mut closing = pin!(closing.changed());
         loop {
-            let message = tokio::select! {
-                biased;
-                () = &mut closed => return End::Closed,
-                _ = &mut closing => return End::Closed,
-                message = epoch.deliveries.next() => message,
+            // Most of the time there is a message, and nothing else needs to be looked at.
+            let message = match poll_fn(|cx| streams.poll_next(cx)).now_or_never() {
+                Some(message) => message,
+                None => tokio::select! {
+                    biased;
+                    () = &mut closed => return End::Closed,
+                    _ = closing.changed() => return End::Closed,
+                    message = poll_fn(|cx| streams.poll_next(cx)) => message,
+                },
             };
-            let Some(Ok(message)) = message else { return End::Lost };
-            if !epoch.settler.gate.pass() {
+            let Some(message) = message else { return End::Lost };
+            if !settler.gate.pass() {
                 // It comes back when the channel closes, which ends this loop.
                 continue;
             }
-            let delivery = self.delivery(message, &epoch.settler);
-            if inbox.deliver(delivery).await.is_err() {
+            let delivery = self.delivery(message, settler);
+            if *closing.borrow() || inbox.deliver(delivery).await.is_err() {
                 return End::Closed;
             }
         }
@@ -157,14 +176,14 @@ impl Reader {
     fn delivery(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
         let default_type = self.source.subscription.destination().name();
         let received = read(&message.properties, message.data.into(), default_type);
-        if received.returned.is_none() && !message.redelivered {
+        if received.counts_apart {
             self.source.nack_is_free.store(true, Ordering::Relaxed);
         }
         let hop = (received.hop != Hop::default()).then(|| Box::new(received.hop));
         Delivery::new(
             Arc::new(received.envelope),
             hop,
-            received.returned.unwrap_or(0),
+            received.returned,
             message.delivery_tag,
             Arc::clone(settler) as _,
         )
@@ -178,20 +197,23 @@ impl Reader {
             epoch.settler.shut();
             epoch.settler.flush().await;
             // Dropped, the client's consumer would cancel itself.
-            let Epoch { mut deliveries, .. } = epoch;
-            tokio::spawn(async move { while let Some(Ok(_)) = deliveries.next().await {} });
+            let Epoch { mut streams, .. } = epoch;
+            tokio::spawn(async move { while poll_fn(|cx| streams.poll_next(cx)).await.is_some() {} });
             return;
         }
         let mut released = Vec::new();
-        for consumer in epoch.deliveries.iter() {
+        for consumer in &epoch.streams.consumers {
             let options = BasicCancelOptions::default();
             if epoch.channel.basic_cancel(consumer.tag(), options).await.is_err() {
                 return;
             }
         }
-        while let Some(Ok(message)) = epoch.deliveries.next().await {
-            let delivery = self.delivery(message, &epoch.settler);
-            released.push(delivery.settle(Outcome::Release { after: std::time::Duration::ZERO }));
+        for consumer in &mut epoch.streams.consumers {
+            while let Some(Ok(message)) = consumer.next().await {
+                let delivery = self.delivery(message, &epoch.settler);
+                let outcome = Outcome::Release { after: std::time::Duration::ZERO };
+                released.push(delivery.settle(outcome));
+            }
         }
         for confirmation in released {
             // What is not released comes back when the channel closes.

@@ -10,9 +10,8 @@ use lapin::{Channel, message};
 use crate::error::{error_of, failed};
 use crate::group::Group;
 use crate::message::read;
-use crate::publish::Publishers;
-use crate::settle::queue;
-use crate::topology::{Needs, Topology, short};
+use crate::publish::{Publishers, Target};
+use crate::topology::{Place, Topology, short};
 
 /// What a group gave up, seen through a channel of its own: whatever happens to it, what it took
 /// and did not acknowledge is back in its place when it closes.
@@ -25,12 +24,12 @@ pub(crate) struct DeadLetters {
 }
 
 impl DeadLetters {
-    pub(crate) async fn open(topology: &Topology, group: Group) -> Result<Self> {
-        let group = Arc::new(group);
-        topology.ensure(&Needs::Group(Arc::clone(&group))).await?;
+    pub(crate) async fn open(topology: &Topology, group: Arc<Group>) -> Result<Self> {
+        topology.ensure_place(&Place::Group(Arc::clone(&group))).await?;
         let name = group.dead_letters();
         let Some(left) = topology.count(&name).await? else {
-            let text = format!("dead-letter queue {name:?} does not exist; declare the subscription");
+            let text =
+                format!("dead-letter queue {name:?} does not exist; declare the subscription");
             return Err(error_of(ErrorKind::NotFound, "dead letters", text));
         };
         let channel = topology.link.channel("dead letters").await?;
@@ -52,7 +51,11 @@ impl DeadLetters {
         Ok(Peek { entries, complete })
     }
 
-    pub(crate) async fn redrive(mut self, redrive: &Redrive, publishers: &Publishers) -> Result<u64> {
+    pub(crate) async fn redrive(
+        mut self,
+        redrive: &Redrive,
+        publishers: &Publishers,
+    ) -> Result<u64> {
         let mut sent = 0;
         while sent < redrive.at_most()
             && let Some(message) = self.next(false).await?
@@ -62,12 +65,15 @@ impl DeadLetters {
             if !redrive.selected().matches(&envelope, &hop, now()) {
                 continue;
             }
-            if sent > 0 && let Some(interval) = redrive.interval() {
+            if sent > 0
+                && let Some(interval) = redrive.interval()
+            {
                 tokio::time::sleep(interval).await;
             }
-            let name = self.group.queue_for(envelope.key.as_deref(), &envelope.id);
+            let queue = self.group.queue_for(envelope.key.as_deref(), &envelope.id);
+            let target = Target::queue(&self.group, queue)?;
             // Cut off between the two, it is in both: a duplicate, never a loss.
-            publishers.send(queue(&name, Needs::Nothing)?, &envelope, &Hop::redrive()).await?;
+            publishers.send(target, envelope, Hop::redrive()).await?;
             let acked = self.channel.basic_ack(tag, BasicAckOptions::default()).await;
             acked.map_err(|error| failed("redrive", "removing what was sent", error))?;
             sent += 1;

@@ -10,12 +10,16 @@ use serde_json::{Map, Value};
 /// What the official libraries write, and what others do.
 const PREFIXES: [&str; 3] = ["ce-", "cloudEvents_", "cloudEvents:"];
 
-/// How often the queue saw this copy come back.
+/// How often the queue saw this copy come back; absent for the first delivery.
 const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// How often the queue handed it out, releases included. RabbitMQ 4 writes it from the second time
+/// on; it is there that `basic.nack` does not raise the count above.
+const ACQUIRED_COUNT: &str = "x-acquired-count";
 
 /// What the broker writes about a message's way. With it, a copy that takes the same way again
 /// would be dropped as a cycle.
-const WAY: [&str; 5] = ["x-death", "x-first-death-", "x-last-death-", "x-acquired-count", "x-opt-"];
+const WAY: [&str; 4] = ["x-death", "x-first-death-", "x-last-death-", "x-opt-"];
 
 const PERSISTENT: u8 = 2;
 
@@ -23,9 +27,10 @@ const PERSISTENT: u8 = 2;
 pub(crate) struct Received {
     pub(crate) envelope: Envelope,
     pub(crate) hop: Hop,
-    /// How often it came back; `None` where the broker does not say, as newer ones do not the
-    /// first time.
-    pub(crate) returned: Option<u32>,
+    /// How often it came back by failure.
+    pub(crate) returned: u32,
+    /// Whether the broker counts apart from that how often it handed it out.
+    pub(crate) counts_apart: bool,
 }
 
 /// Writes everything but the payload; answers also how many bytes the headers take.
@@ -52,20 +57,20 @@ pub(crate) fn properties(envelope: &Envelope, hop: &Hop) -> (BasicProperties, us
     let properties = properties
         .with_headers(table)
         .with_delivery_mode(PERSISTENT)
-        .with_message_id(cut(&envelope.id))
+        .with_message_id(id_property(&envelope.id))
         .with_timestamp(timestamp.as_secs());
     (properties, size)
 }
 
 /// Properties hold at most 255 bytes; a longer id stands whole in the headers.
-pub(crate) fn cut(text: &str) -> ShortString {
+pub(crate) fn id_property(text: &str) -> ShortString {
     ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_else(|_| "".into())
 }
 
 /// Reads any message, ours or foreign.
 pub(crate) fn read(properties: &BasicProperties, payload: Bytes, default_type: &str) -> Received {
     let mut reader = AttributeReader::new();
-    let mut returned = None;
+    let (mut returned, mut counts_apart) = (0, false);
     let mut ours = false;
     if let Some(headers) = properties.headers() {
         for (name, value) in headers {
@@ -77,7 +82,9 @@ pub(crate) fn read(properties: &BasicProperties, payload: Bytes, default_type: &
                     None => reader.native(name, json(value)),
                 }
             } else if name == DELIVERY_COUNT {
-                returned = integer(value).and_then(|count| u32::try_from(count).ok());
+                returned = integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
+            } else if name == ACQUIRED_COUNT {
+                counts_apart = true;
             } else if !WAY.iter().any(|way| name.starts_with(way)) {
                 reader.native(name, json(value));
             }
@@ -104,7 +111,7 @@ pub(crate) fn read(properties: &BasicProperties, payload: Bytes, default_type: &
     let message_id = properties.message_id().as_ref().map(ShortString::as_str);
     let content_type = properties.content_type().as_ref().map(ShortString::as_str);
     let (envelope, hop) = reader.finish(default_type, message_id, content_type, payload);
-    Received { envelope, hop, returned }
+    Received { envelope, hop, returned, counts_apart }
 }
 
 /// The text of a CloudEvents attribute, which other libraries also write as numbers.
@@ -137,7 +144,9 @@ fn json(value: &AMQPValue) -> Value {
         AMQPValue::Double(number) => Value::from(*number),
         AMQPValue::Boolean(flag) => Value::from(*flag),
         AMQPValue::Timestamp(seconds) => Value::from(*seconds),
-        AMQPValue::DecimalValue(decimal) => Value::from(format!("{}e-{}", decimal.value, decimal.scale)),
+        AMQPValue::DecimalValue(decimal) => {
+            Value::from(format!("{}e-{}", decimal.value, decimal.scale))
+        }
         AMQPValue::LongString(text) => bytes(text.as_bytes()),
         AMQPValue::ByteArray(array) => bytes(array.as_slice()),
         AMQPValue::FieldArray(array) => array.as_slice().iter().map(json).collect(),

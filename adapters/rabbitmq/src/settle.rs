@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Error, Hop, Outcome, Result, Settler,
-    Subscription,
+    Confirmation, Confirmer, Delivery, Envelope, Error, Hop, Outcome, Result, Settler, Subscription,
 };
 use lapin::Channel;
 use tokio::sync::{mpsc, oneshot};
@@ -14,7 +13,6 @@ use crate::acks::Acks;
 use crate::error::BROKER;
 use crate::group::{Group, LAST_TIER, tier};
 use crate::publish::{Publishers, Target};
-use crate::topology::{Needs, short};
 
 /// Settles the deliveries of one channel. Another epoch has another one, so that a delivery of the
 /// former finds its channel gone.
@@ -29,8 +27,8 @@ pub(crate) struct Source {
     pub(crate) subscription: Subscription,
     pub(crate) group: Arc<Group>,
     pub(crate) publishers: Arc<Publishers>,
-    /// Whether `basic.nack` is known not to count as a delivery: RabbitMQ 4 shows it by a first
-    /// delivery without a count.
+    /// Whether `basic.nack` is known not to count as a failure. Until then a copy is stored, which
+    /// counts on no version.
     pub(crate) nack_is_free: AtomicBool,
 }
 
@@ -126,13 +124,16 @@ impl ChannelSettler {
     }
 
     /// Stores a copy, and acknowledges the original only when the broker has it.
-    fn replace(&self, delivery: &Delivery, target: Result<Target>, hop: &Hop) -> Confirmation {
+    fn replace(&self, delivery: &Delivery, target: Result<Target>, hop: Hop) -> Confirmation {
         if self.commands.is_closed() {
             return Confirmation::ready(Err(stale()));
         }
         let tag = delivery.tag();
         let stored = match target {
-            Ok(target) => self.source.publishers.send(target, delivery.envelope(), hop),
+            Ok(target) => {
+                let envelope = Envelope::clone(delivery.envelope());
+                self.source.publishers.send(target, envelope, hop)
+            },
             Err(error) => Confirmation::ready(Err(error)),
         };
         let commands = self.commands.clone();
@@ -169,25 +170,19 @@ impl Source {
     }
 
     fn dead_letters(&self) -> Result<Target> {
-        queue(&self.group.dead_letters(), Needs::Group(Arc::clone(&self.group)))
+        Target::queue(&self.group, &self.group.dead_letters())
     }
 }
 
 /// A queue's tier for a delay, or itself for less than a second: what comes early waits where it
 /// is received.
 pub(crate) fn delayed(group: &Arc<Group>, envelope: &Envelope, after: Duration) -> Result<Target> {
-    let name = group.queue_for(envelope.key.as_deref(), &envelope.id);
-    match after.as_secs().checked_ilog2() {
-        None => queue(&name, Needs::Group(Arc::clone(group))),
-        Some(power) => {
-            let power = power.min(LAST_TIER);
-            queue(&tier(&name, power), Needs::Tier(Arc::clone(group), name, power))
-        }
-    }
-}
-
-pub(crate) fn queue(name: &str, needs: Needs) -> Result<Target> {
-    Ok(Target { exchange: "".into(), routing_key: short(name)?, mandatory: true, needs })
+    let queue = group.queue_for(envelope.key.as_deref(), &envelope.id);
+    let Some(power) = after.as_secs().checked_ilog2() else { return Target::queue(group, queue) };
+    let power = power.min(LAST_TIER);
+    let mut target = Target::queue(group, &tier(queue, power))?;
+    target.needs.tier = Some((queue.to_owned(), power));
+    Ok(target)
 }
 
 impl Settler for ChannelSettler {
@@ -206,15 +201,15 @@ impl Settler for ChannelSettler {
             }
             Outcome::Release { after } => {
                 let target = source.target(delivery.envelope(), after);
-                self.replace(&delivery, target, &Hop::release(&delivery, after))
+                self.replace(&delivery, target, Hop::release(&delivery, after))
             }
             Outcome::Retry { after } => {
                 let target = source.target(delivery.envelope(), after);
-                self.replace(&delivery, target, &Hop::retry(&delivery, after))
+                self.replace(&delivery, target, Hop::retry(&delivery, after))
             }
             Outcome::DeadLetter { reason } => {
                 let hop = Hop::dead_letter(&delivery, &reason, &source.subscription);
-                self.replace(&delivery, source.dead_letters(), &hop)
+                self.replace(&delivery, source.dead_letters(), hop)
             }
         }
     }

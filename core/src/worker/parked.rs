@@ -15,30 +15,40 @@ pub(super) struct Parked {
 struct Entry {
     due: Reverse<(Instant, u64)>,
     held: Held,
-    counted: bool,
+    wait: Wait,
+}
+
+/// What a delivery waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Its next attempt, after one that failed.
+    Retry,
+    /// Its handler, which gave it back untouched.
+    Release,
+    /// The time before which no handler may see it.
+    Early,
 }
 
 impl Parked {
-    /// `counted` tells whether the wait follows a failed attempt.
-    pub(super) fn push(&mut self, due: Instant, held: Held, counted: bool) {
+    pub(super) fn push(&mut self, due: Instant, held: Held, wait: Wait) {
         self.sequence += 1;
-        self.heap.push(Entry { due: Reverse((due, self.sequence)), held, counted });
+        self.heap.push(Entry { due: Reverse((due, self.sequence)), held, wait });
     }
 
-    pub(super) fn pop_due(&mut self, now: Instant) -> Option<(Held, bool)> {
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<(Held, Wait)> {
         let Reverse((due, _)) = self.heap.peek()?.due;
         if due > now {
             return None;
         }
-        self.heap.pop().map(|entry| (entry.held, entry.counted))
+        self.heap.pop().map(|entry| (entry.held, entry.wait))
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.heap.peek().map(|entry| entry.due.0.0)
     }
 
-    pub(super) fn drain(&mut self) -> Vec<(Instant, Held, bool)> {
-        self.heap.drain().map(|entry| (entry.due.0.0, entry.held, entry.counted)).collect()
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = (Instant, Held, Wait)> {
+        self.heap.drain().map(|entry| (entry.due.0.0, entry.held, entry.wait))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,4 +1,5 @@
 mod drain;
+mod intake;
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -14,17 +15,17 @@ use tower::Service;
 
 use super::lanes::Lanes;
 use super::leases::{LeaseSlot, Leases};
-use super::parked::Parked;
+use super::parked::{Parked, Wait};
 use super::policy;
 use super::report::Report;
 use super::settling::{Kind, Settling};
 use super::slots::{Answer, Slots};
 use super::source::Source;
-use crate::handler::panicked;
+use crate::handler::{caught, panicked};
 use crate::{BoxError, Delivery, Error, ErrorKind, Message, Outcome, Result, Subscription};
 
-/// How many messages a shard handles before it lets other tasks of its thread run.
-const BUDGET: usize = 256;
+/// How many messages a shard takes and starts before it lets other tasks of its thread run.
+const BUDGET: usize = 512;
 
 /// A failed attempt waits this long at most in the process, with its lease renewed; a longer delay
 /// is the broker's.
@@ -32,6 +33,9 @@ const LONGEST_PARKED: Duration = Duration::from_secs(5);
 
 /// A delivery that an ordered group gives back waits at least this long, since it blocks its key.
 const ORDERED_RELEASE: Duration = Duration::from_millis(50);
+
+/// Where the broker sets no limit: the clock has one.
+const LONGEST_ORDERED_WAIT: Duration = Duration::from_hours(24 * 365 * 30);
 
 /// One of a subscription's loops: takes deliveries, runs them through the service, settles them.
 ///
@@ -50,14 +54,19 @@ pub(super) struct Shard<S: Service<Message>> {
     leases: Leases,
     settling: FuturesUnordered<Settling>,
     received: Vec<Delivery>,
+    /// Whether the consumer was asked last and had nothing, so that it waits for more.
+    awaiting: bool,
     /// How many deliveries may be held: running, queued, in lanes and parked.
     window: usize,
     parked_limit: usize,
     /// A longer wait would break what the broker allows a delivery to be held; it costs the order.
     longest_ordered_wait: Duration,
-    /// Nothing new is started before, since a settlement or the service failed.
+    /// Nothing new is started before, since a settlement, the service or the consumer failed.
     paused_until: Option<Instant>,
+    /// Failures in a row of the settlements and the service.
     failures: u32,
+    /// Failures in a row of the consumer.
+    receive_failures: u32,
     timer: Option<Pin<Box<Sleep>>>,
     draining: bool,
     report: Report,
@@ -67,13 +76,6 @@ pub(super) struct Shard<S: Service<Message>> {
 pub(super) struct Held {
     pub(super) delivery: Delivery,
     lease: LeaseSlot,
-}
-
-/// What is to be done with a delivery before a handler sees it.
-enum Admission {
-    Run,
-    Wait(Instant),
-    Settle(Outcome, Kind),
 }
 
 impl<S> Shard<S>
@@ -90,7 +92,8 @@ where
         let window = concurrency + parked_limit;
         // Twice the window: what is being settled keeps its lease until the broker has answered.
         let leases = Leases::start(source.lease(), 2 * window);
-        let longest_ordered_wait = source.longest_hold().map_or(Duration::MAX, |hold| hold / 4 * 3);
+        let longest_ordered_wait =
+            source.longest_hold().map_or(LONGEST_ORDERED_WAIT, |hold| hold / 4 * 3);
         Self {
             spare: service.clone(),
             service,
@@ -103,11 +106,13 @@ where
             leases,
             settling: FuturesUnordered::new(),
             received: Vec::new(),
+            awaiting: false,
             window,
             parked_limit,
             longest_ordered_wait,
             paused_until: None,
             failures: 0,
+            receive_failures: 0,
             timer: None,
             draining: false,
             report: Report::default(),
@@ -137,18 +142,19 @@ where
         self.slots.register(cx.waker());
         let mut budget = BUDGET;
         loop {
-            let mut progress = self.poll_finished();
-            progress |= self.poll_settling(cx);
+            // Handlers last: those that always have something to do leave nothing of the share of
+            // steps that tokio gives the task.
+            let mut progress = self.poll_settling(cx);
             let now = self.now_if_timed();
+            self.resume(now);
             progress |= self.unpark(now);
-            if !self.is_paused(now) {
-                progress |= self.dispatch(cx, &mut budget);
-                match self.poll_receive(cx) {
-                    Poll::Ready(Ok(())) => progress = true,
-                    Poll::Ready(Err(error)) => return Poll::Ready(error),
-                    Poll::Pending => {}
-                }
+            progress |= self.dispatch(cx, &mut budget);
+            match self.poll_receive(cx, &mut budget) {
+                Poll::Ready(Ok(())) => progress = true,
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending => {}
             }
+            progress |= self.poll_finished();
             if budget == 0 {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -164,20 +170,22 @@ where
         (!self.parked.is_empty() || self.paused_until.is_some()).then(Instant::now)
     }
 
-    fn is_paused(&mut self, now: Option<Instant>) -> bool {
-        match (self.paused_until, now) {
-            (Some(until), Some(now)) if now < until => true,
-            _ => {
-                self.paused_until = None;
-                false
-            }
+    fn resume(&mut self, now: Option<Instant>) {
+        if self.paused_until.is_some_and(|until| now.is_some_and(|now| now >= until)) {
+            self.paused_until = None;
         }
     }
 
-    /// Starts nothing new for a while, longer after each failure in a row.
-    fn pause(&mut self) {
-        self.failures = self.failures.saturating_add(1);
-        self.paused_until = Some(Instant::now() + super::policy::reconnect_delay(self.failures));
+    /// Starts nothing new for a while; answers the failures in a row, after each of which it is
+    /// longer. What fails together, as with a connection, is one failure.
+    fn pause(&mut self, failures: u32) -> u32 {
+        let now = Instant::now();
+        if self.paused_until.is_some_and(|until| now < until) {
+            return failures;
+        }
+        let failures = failures.saturating_add(1);
+        self.paused_until = Some(now + policy::reconnect_delay(failures));
+        failures
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -193,108 +201,25 @@ where
         timer.as_mut().poll(cx)
     }
 
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if !self.queue.is_empty() || !self.received.is_empty() {
-            return Poll::Pending;
-        }
-        let waiting = self.lanes.as_ref().map_or(0, Lanes::len);
-        let held = self.slots.running() + waiting + self.parked.len();
-        let room = self.slots.free().min(self.window.saturating_sub(held));
-        if room == 0 {
-            return Poll::Pending;
-        }
-        let received = std::task::ready!(self.source.poll_receive(cx, room, &mut self.received));
-        match received {
-            Ok(None) => self.failures = 0,
-            Ok(Some(lease)) => self.leases.renew_with(lease),
-            Err(error) if error.kind() == ErrorKind::Closed => return Poll::Ready(Err(error)),
-            Err(error) => {
-                tracing::warn!(%error, subscription = %self.subscription.stored_name(), "receiving failed");
-                self.pause();
-            }
-        }
-        let mut received = std::mem::take(&mut self.received);
-        for delivery in received.drain(..) {
-            let lease = self.leases.hold(delivery.tag());
-            self.enter(Held { delivery, lease });
-        }
-        self.received = received;
-        Poll::Ready(Ok(()))
-    }
-
-    /// Takes a new delivery in: into its key's lane when that is busy.
-    fn enter(&mut self, held: Held) {
-        let Some(lanes) = &mut self.lanes else { return self.admit(Some(held)) };
-        let envelope = Arc::clone(held.delivery.envelope());
-        let next = lanes.enter(envelope.key.as_deref(), held);
-        self.admit(next);
-    }
-
-    /// Queues, parks or settles a delivery, and those of its lane that follow a settled one.
-    fn admit(&mut self, mut next: Option<Held>) {
-        while let Some(held) = next.take() {
-            match self.admission(&held.delivery) {
-                Admission::Run => self.queue.push_back(held),
-                Admission::Wait(due) => self.parked.push(due, held, false),
-                Admission::Settle(outcome, kind) => next = self.settle(held, outcome, kind),
-            }
-        }
-    }
-
-    fn admission(&self, delivery: &Delivery) -> Admission {
-        let attempt = delivery.attempt();
-        if self.subscription.delivery_limit().is_some_and(|limit| attempt > limit) {
-            return Admission::Settle(policy::too_many_deliveries(attempt - 1), Kind::DeadLettered);
-        }
-        if let Some(not_before) = delivery.hop().not_before
-            && let Ok(remaining) = not_before.duration_since(crate::now())
-            && !remaining.is_zero()
-        {
-            return if self.parks(remaining) {
-                Admission::Wait(Instant::now() + remaining)
-            } else {
-                Admission::Settle(Outcome::Release { after: remaining }, Kind::Delayed)
-            };
-        }
-        if delivery.envelope().expires.is_some() && delivery.envelope().is_expired() {
-            let (outcome, kind) = policy::expired(self.subscription.expired_policy());
-            return Admission::Settle(outcome, kind);
-        }
-        Admission::Run
-    }
-
-    /// Moves what has waited long enough to the head of the queue.
-    fn unpark(&mut self, now: Option<Instant>) -> bool {
-        let mut progress = false;
-        while let Some(now) = now
-            && let Some((mut held, counted)) = self.parked.pop_due(now)
-        {
-            progress = true;
-            if counted {
-                held.delivery.count_attempt();
-            }
-            match self.admission(&held.delivery) {
-                Admission::Run => self.queue.push_front(held),
-                Admission::Wait(due) => self.parked.push(due, held, false),
-                Admission::Settle(outcome, kind) => {
-                    let next = self.settle(held, outcome, kind);
-                    self.admit(next);
-                }
-            }
-        }
-        progress
-    }
-
     fn dispatch(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
         let mut progress = false;
-        while *budget > 0 && !self.queue.is_empty() && self.slots.free() > 0 {
-            match self.service.poll_ready(cx) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => {
-                    tracing::warn!(error = %error.into(), "the handler's service is not ready");
+        while *budget > 0
+            && self.paused_until.is_none()
+            && !self.queue.is_empty()
+            && self.slots.free() > 0
+        {
+            let ready = caught(|| match self.service.poll_ready(cx) {
+                Poll::Ready(Err(error)) => Err(error.into()),
+                Poll::Ready(Ok(())) => Ok(true),
+                Poll::Pending => Ok(false),
+            });
+            match ready {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "the handler's service is not ready");
                     self.service = self.spare.clone();
-                    self.pause();
+                    self.failures = self.pause(self.failures);
                     break;
                 }
             }
@@ -333,19 +258,21 @@ where
         let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
         let outcome = match answer {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => policy::outcome_of(error.into(), attempt, id),
+            // What an error says of itself is the user's code too.
+            Ok(Err(error)) => caught(|| Ok(policy::outcome_of(error.into(), attempt, id)))
+                .unwrap_or_else(|panicked| policy::outcome_of(panicked, attempt, id)),
             Err(panic) => policy::outcome_of(panicked(&*panic), attempt, id),
         };
         let next = match outcome {
             Outcome::Retry { after } if self.parks(after) => {
                 self.report.retried += 1;
-                self.parked.push(Instant::now() + after, held, true);
+                self.parked.push(Instant::now() + after, held, Wait::Retry);
                 None
             }
             // Given back to the broker, it would come again behind the later ones of its key.
             Outcome::Release { after } if self.lanes.is_some() && self.parks(after) => {
                 self.report.released += 1;
-                self.parked.push(Instant::now() + after.max(ORDERED_RELEASE), held, false);
+                self.parked.push(Instant::now() + after.max(ORDERED_RELEASE), held, Wait::Release);
                 None
             }
             outcome => {
@@ -388,7 +315,10 @@ where
     fn settled(&mut self, kind: Kind, lease: LeaseSlot, result: Result<()>) {
         self.leases.let_go(lease);
         match result {
-            Ok(()) => kind.count(&mut self.report),
+            Ok(()) => {
+                self.failures = 0;
+                kind.count(&mut self.report);
+            }
             Err(error) if error.kind() == ErrorKind::StaleDelivery => {
                 tracing::debug!(%error, "a settlement came too late");
                 self.report.stale += 1;
@@ -396,7 +326,7 @@ where
             Err(error) => {
                 tracing::warn!(%error, subscription = %self.subscription.stored_name(), "a settlement failed");
                 self.report.unsettled += 1;
-                self.pause();
+                self.failures = self.pause(self.failures);
             }
         }
     }

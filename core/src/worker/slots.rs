@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
+use tokio::task::coop::has_budget_remaining;
+
 /// A table of running futures, each with a value beside it. Slots keep their allocation and their
 /// waker, so that starting a future allocates nothing once the table is warm.
 pub(super) struct Slots<F, T> {
@@ -70,8 +72,16 @@ impl<F: Future, T> Slots<F, T> {
     }
 
     /// Polls the noted futures until one finishes.
+    ///
+    /// Each is polled once before any is polled again. Where those before it have used up the steps
+    /// that tokio gives a task in one go, so that it could get nowhere, it is polled in the next.
     pub(super) fn next_finished(&mut self) -> Option<(T, Answer<F::Output>)> {
         while let Some(index) = self.scratch.pop() {
+            if !has_budget_remaining() {
+                self.scratch.push(index);
+                self.woken.wake(None);
+                return None;
+            }
             if let Some(finished) = self.poll_slot(index) {
                 return Some(finished);
             }
@@ -135,6 +145,18 @@ impl Woken {
     fn lock(&self) -> MutexGuard<'_, WokenState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Wakes who polls the slots, for one of them.
+    fn wake(&self, index: Option<usize>) {
+        let waker = {
+            let mut woken = self.lock();
+            woken.indexes.extend(index);
+            woken.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
 }
 
 struct SlotWaker {
@@ -152,14 +174,7 @@ impl Wake for SlotWaker {
         if self.queued.swap(true, Ordering::AcqRel) {
             return;
         }
-        let waker = {
-            let mut woken = self.woken.lock();
-            woken.indexes.push(self.index);
-            woken.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.woken.wake(Some(self.index));
     }
 }
 

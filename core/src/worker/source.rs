@@ -22,6 +22,17 @@ enum State {
 
 type Replacing = Pin<Box<dyn Future<Output = Result<Box<dyn Consumer>>> + Send>>;
 
+type Closing = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// What a poll of a [`Source`] has brought.
+pub(super) enum Received {
+    Deliveries,
+    /// The consumer ended, and what it handed out went with it; another one is being opened.
+    Ended,
+    /// Another consumer was opened.
+    Opened(Lease),
+}
+
 /// Who renews, and what; see [`Consumer::lease`].
 pub(super) type Lease = Option<(Arc<dyn Settler>, Duration)>;
 
@@ -46,7 +57,7 @@ impl Source {
         self.broker.capabilities().longest_hold
     }
 
-    /// Receives; answers the new lease when the consumer was replaced.
+    /// Receives up to `max` deliveries, and stops waiting for them where that is 0.
     ///
     /// # Errors
     /// Transient errors, after which to pause and poll again; `Closed` when the broker was closed.
@@ -55,12 +66,12 @@ impl Source {
         cx: &mut Context<'_>,
         max: usize,
         out: &mut Vec<Delivery>,
-    ) -> Poll<Result<Option<Lease>>> {
+    ) -> Poll<Result<Received>> {
         match &mut self.state {
             State::Consuming(consumer) => match ready!(consumer.poll_receive(cx, max, out)) {
                 Ok(()) => {
                     self.failures = 0;
-                    Poll::Ready(Ok(None))
+                    Poll::Ready(Ok(Received::Deliveries))
                 }
                 Err(error) if error.retry_class() != RetryClass::Permanent => {
                     Poll::Ready(Err(error))
@@ -68,14 +79,14 @@ impl Source {
                 Err(error) => {
                     tracing::warn!(%error, "the consumer ended; opening another one");
                     self.state = State::Replacing(self.replace());
-                    self.poll_receive(cx, max, out)
+                    Poll::Ready(Ok(Received::Ended))
                 }
             },
             State::Replacing(opening) => match ready!(opening.as_mut().poll(cx)) {
                 Ok(consumer) => {
                     let lease = consumer.lease();
                     self.state = State::Consuming(consumer);
-                    Poll::Ready(Ok(Some(lease)))
+                    Poll::Ready(Ok(Received::Opened(lease)))
                 }
                 Err(error) => {
                     if error.kind() != ErrorKind::Closed {
@@ -98,12 +109,12 @@ impl Source {
         })
     }
 
-    /// Gives back what was not handed out, and flushes.
-    pub(super) async fn close(&mut self) -> Result<()> {
+    /// Stops receiving and gives back what was not handed out.
+    pub(super) fn close(&mut self) -> Closing {
         let closed = State::Replacing(Box::pin(std::future::pending()));
         match std::mem::replace(&mut self.state, closed) {
-            State::Consuming(consumer) => consumer.close().await,
-            State::Replacing(_) => Ok(()),
+            State::Consuming(consumer) => consumer.close(),
+            State::Replacing(_) => Box::pin(std::future::ready(Ok(()))),
         }
     }
 }

@@ -1,25 +1,51 @@
 //! How a shard ends: nothing new, what runs may finish, the rest is given back.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use tokio::time::{Instant, timeout, timeout_at};
 use tower::Service;
 
-use super::{Held, Shard};
+use super::Shard;
 use crate::worker::FLUSH_TIMEOUT;
+use crate::worker::parked::Wait;
 use crate::worker::settling::Kind;
 use crate::{BoxError, Message, Outcome};
+
+const AT_ONCE: Outcome = Outcome::Release { after: Duration::ZERO };
 
 impl<S> Shard<S>
 where
     S: Service<Message, Response = Outcome, Error: Into<BoxError>> + Clone,
 {
+    /// The consumer closes while handlers finish, so that others of the group get what comes.
     pub(super) async fn drain(&mut self, drain_timeout: Duration) {
         self.draining = true;
+        let closing = self.source.close();
+        let closed = match select(closing, pin!(self.finish_all(drain_timeout))).await {
+            Either::Left((closed, finishing)) => {
+                finishing.await;
+                Ok(closed)
+            }
+            Either::Right(((), closing)) => timeout(FLUSH_TIMEOUT, closing).await,
+        };
+        match closed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the consumer did not close cleanly"),
+            Err(_) => tracing::warn!("the consumer did not close in time"),
+        }
+    }
+
+    async fn finish_all(&mut self, drain_timeout: Duration) {
         let deadline = Instant::now() + drain_timeout;
-        self.give_back();
+        // In order, what waits for its key follows what runs: brokers hand out again in the order
+        // in which they get back.
+        if self.lanes.is_none() {
+            self.give_back();
+        }
         let finished = poll_fn(|cx| {
             self.slots.register(cx.waker());
             while self.poll_finished() || self.poll_settling(cx) {}
@@ -32,12 +58,10 @@ where
                 "handlers did not finish within the drain timeout"
             );
             for held in cut {
-                let next =
-                    self.settle(held, Outcome::Release { after: Duration::ZERO }, Kind::Released);
+                let next = self.settle(held, AT_ONCE, Kind::Released);
                 self.admit(next);
             }
         }
-        // What became free in the lanes while the last handlers finished.
         self.give_back();
         let settled = poll_fn(|cx| {
             self.poll_settling(cx);
@@ -48,34 +72,26 @@ where
             tracing::warn!(open, "settlements were not answered; the messages may come again");
             self.report.unsettled += open;
         }
-        match timeout(FLUSH_TIMEOUT, self.source.close()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the consumer did not close cleanly"),
-            Err(_) => tracing::warn!("the consumer did not close in time"),
-        }
     }
 
     /// Gives back what no handler is running.
     fn give_back(&mut self) {
-        let mut untouched: Vec<Held> = self.queue.drain(..).collect();
-        if let Some(lanes) = &mut self.lanes {
-            untouched.extend(lanes.drain());
-        }
-        for held in untouched {
-            let next =
-                self.settle(held, Outcome::Release { after: Duration::ZERO }, Kind::Released);
-            self.admit(next);
-        }
         let now = Instant::now();
-        for (due, held, counted) in self.parked.drain() {
+        let parked: Vec<_> = self.parked.drain().collect();
+        for (due, held, wait) in parked {
             let after = due.saturating_duration_since(now);
-            let (outcome, kind) = if counted {
-                // The failed attempt was counted in the report when it was parked.
-                (Outcome::Retry { after }, Kind::Delayed)
-            } else {
-                (Outcome::Release { after }, Kind::Released)
+            let (outcome, kind) = match wait {
+                // What the handler answered was counted in the report when it was parked.
+                Wait::Retry => (Outcome::Retry { after }, Kind::Delayed),
+                Wait::Release => (Outcome::Release { after }, Kind::Delayed),
+                Wait::Early => (Outcome::Release { after }, Kind::Released),
             };
             let next = self.settle(held, outcome, kind);
+            self.admit(next);
+        }
+        // What follows in a lane is queued when the one before it is settled.
+        while let Some(held) = self.queue.pop_front() {
+            let next = self.settle(held, AT_ONCE, Kind::Released);
             self.admit(next);
         }
     }

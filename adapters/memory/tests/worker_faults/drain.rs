@@ -1,0 +1,89 @@
+//! How a worker ends.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anybroker_core::{Inbox, Message, Outcome, Outgoing, Queue, Subscription, Worker};
+use tower::service_fn;
+
+use crate::double::{Answer, Double, Recorder, envelope, memory, pass, stop_with, work};
+
+/// A broker hands out what was given back in the order in which it was given back.
+#[tokio::test(start_paused = true)]
+async fn an_ordered_drain_gives_back_each_key_in_order() {
+    let recorder = Recorder::new();
+    let (sender, inbox) = Inbox::channel(64);
+    for tag in 0..12 {
+        let key = ["runs", "waits", "hangs"][usize::try_from(tag % 3).unwrap()];
+        sender.deliver(recorder.deliver(tag, envelope().with_key(key))).await.unwrap();
+    }
+    let handler = service_fn(|message: Message| async move {
+        match message.envelope().key.as_deref() {
+            Some("runs") => tokio::time::sleep(Duration::from_secs(5)).await,
+            Some("hangs") => pending().await,
+            _ => return Answer::Ok(Outcome::Retry { after: Duration::from_mins(1) }),
+        }
+        Ok(Outcome::Ack)
+    });
+    let subscription = Subscription::queue(Queue::new("keyed").ordered());
+    let worker =
+        Worker::new(Double::broker(vec![Box::new(inbox)])).subscribe(subscription, handler);
+    let (stop, report) = stop_with(worker.drain_timeout(Duration::from_secs(20))).await;
+    pass(Duration::from_secs(1)).await;
+    stop.send(()).unwrap();
+    sender.closed().await;
+    drop(sender);
+    let report = report.await.unwrap();
+    assert_eq!((report.handled, report.retried, report.released), (1, 1, 10));
+    let tags = recorder.tags();
+    for key in 0..3 {
+        let of_key: Vec<_> = tags.iter().copied().filter(|tag| tag % 3 == key).collect();
+        assert_eq!(of_key, [key, key + 3, key + 6, key + 9]);
+    }
+    let settled = recorder.settled.lock().unwrap();
+    let outcome = |tag| settled.iter().find(|(of, ..)| *of == tag).map(|(_, outcome, _)| outcome);
+    assert_eq!(outcome(0), Some(&Outcome::Ack));
+    assert!(matches!(outcome(1), Some(Outcome::Retry { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_waits_in_the_process_is_counted_once() {
+    let broker = memory().await;
+    let queue = Queue::new("keyed").ordered();
+    let outgoing = Outgoing::new(queue.clone(), envelope().with_key("a"));
+    broker.producer().send(outgoing).await.unwrap();
+    let handler = service_fn(|_: Message| async {
+        Answer::Ok(Outcome::Release { after: Duration::from_mins(1) })
+    });
+    let worker = Worker::new(broker).subscribe(Subscription::queue(queue), handler);
+    let (stop, report) = stop_with(worker).await;
+    pass(Duration::from_secs(1)).await;
+    stop.send(()).unwrap();
+    assert_eq!(report.await.unwrap().released, 1);
+}
+
+/// While its last handlers finish, others of the group are to get the messages.
+#[tokio::test(start_paused = true)]
+async fn a_drain_stops_receiving_before_it_waits_for_handlers() {
+    let recorder = Recorder::new();
+    let (sender, inbox) = Inbox::channel(64);
+    sender.deliver(recorder.deliver(1, envelope())).await.unwrap();
+    let handler = service_fn(|_: Message| async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        Answer::Ok(Outcome::Ack)
+    });
+    let worker = Worker::new(Double::broker(vec![Box::new(inbox)])).subscribe(work(), handler);
+    let (stop, report) = stop_with(worker.loops(1).concurrency(1)).await;
+    pass(Duration::from_secs(1)).await;
+    sender.deliver(recorder.deliver(2, envelope())).await.unwrap();
+    stop.send(()).unwrap();
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(recorder.tags(), [2], "the one that nobody handles is given back at once");
+    assert!(sender.deliver(recorder.deliver(3, envelope())).await.is_err());
+    drop(sender);
+    let report = report.await.unwrap();
+    assert_eq!(report.handled, 1);
+    assert_eq!(recorder.tags(), [2, 1]);
+    assert_eq!(Arc::strong_count(&recorder), 1, "nothing is left");
+}

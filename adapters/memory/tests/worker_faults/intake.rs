@@ -1,0 +1,200 @@
+//! Whatever a consumer hands out, or does not.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anybroker_core::{
+    Consumer, Delivery, Error, ErrorKind, Expired, Inbox, Message, Outcome, Queue, Result,
+    Subscription, Worker,
+};
+use async_trait::async_trait;
+use tower::service_fn;
+
+use crate::double::{Answer, Double, Recorder, envelope, pass, stop_with, work};
+
+/// Calls a function for what it receives.
+struct Calling<F>(F);
+
+#[async_trait]
+impl<F> Consumer for Calling<F>
+where
+    F: FnMut(&mut Context<'_>, usize, &mut Vec<Delivery>) -> Poll<Result<()>> + Send,
+{
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        out: &mut Vec<Delivery>,
+    ) -> Poll<Result<()>> {
+        (self.0)(cx, max, out)
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl<F> std::fmt::Debug for Calling<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Calling")
+    }
+}
+
+fn acknowledges() -> impl anybroker_core::Handler {
+    service_fn(|_: Message| async { Answer::Ok(Outcome::Ack) })
+}
+
+/// Nothing ends such a loop but a turn for the other tasks.
+#[tokio::test]
+async fn a_consumer_that_is_always_ready_lets_other_tasks_run() {
+    let recorder = Recorder::new();
+    let expired = Arc::clone(&recorder);
+    let consumers: Vec<Box<dyn Consumer>> = vec![
+        Box::new(Calling(|_: &mut Context<'_>, _, _: &mut Vec<Delivery>| Poll::Ready(Ok(())))),
+        Box::new(Calling(move |_: &mut Context<'_>, max, out: &mut Vec<Delivery>| {
+            let past = anybroker_core::now() - Duration::from_secs(1);
+            out.extend((0..max).map(|_| expired.deliver(1, envelope().with_expires(past))));
+            Poll::Ready(Ok(()))
+        })),
+    ];
+    for consumer in consumers {
+        let subscription = work().expired(Expired::Discard);
+        let worker =
+            Worker::new(Double::broker(vec![consumer])).subscribe(subscription, acknowledges());
+        let (stop, report) = stop_with(worker.loops(1)).await;
+        pass(Duration::from_millis(20)).await;
+        stop.send(()).unwrap();
+        assert_eq!(report.await.unwrap().handled, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_was_asked_for_is_handled_all_the_same() {
+    let recorder = Recorder::new();
+    let source = Arc::clone(&recorder);
+    let mut handed_out = false;
+    let consumer = Calling(move |_: &mut Context<'_>, _, out: &mut Vec<Delivery>| {
+        if std::mem::replace(&mut handed_out, true) {
+            return Poll::Pending;
+        }
+        out.extend((0..1000).map(|tag| source.deliver(tag, envelope())));
+        Poll::Ready(Ok(()))
+    });
+    let worker =
+        Worker::new(Double::broker(vec![Box::new(consumer)])).subscribe(work(), acknowledges());
+    let (stop, report) = stop_with(worker.loops(1).concurrency(3)).await;
+    pass(Duration::from_secs(1)).await;
+    stop.send(()).unwrap();
+    assert_eq!(report.await.unwrap().handled, 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_is_not_polled() {
+    let polls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&polls);
+    let consumer = Calling(move |_: &mut Context<'_>, _, _: &mut Vec<Delivery>| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Poll::Pending
+    });
+    let worker =
+        Worker::new(Double::broker(vec![Box::new(consumer)])).subscribe(work(), acknowledges());
+    let (stop, report) = stop_with(worker.loops(1)).await;
+    pass(Duration::from_hours(1)).await;
+    stop.send(()).unwrap();
+    assert_eq!(report.await.unwrap().handled, 0);
+    assert!(polls.load(Ordering::Relaxed) < 4, "{polls:?} polls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_fails_for_a_while_is_asked_seldom_and_not_given_up() {
+    let polls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&polls);
+    let recorder = Recorder::new();
+    let source = Arc::clone(&recorder);
+    let mut failures = 0;
+    let consumer = Calling(move |_: &mut Context<'_>, max, out: &mut Vec<Delivery>| {
+        count.fetch_add(1, Ordering::Relaxed);
+        if failures < 10 && max > 0 {
+            failures += 1;
+            return Poll::Ready(Err(Error::new(ErrorKind::Unavailable, "the broker is away")));
+        }
+        if max == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        if failures == 10 {
+            failures += 1;
+            out.push(source.deliver(1, envelope()));
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    });
+    let worker =
+        Worker::new(Double::broker(vec![Box::new(consumer)])).subscribe(work(), acknowledges());
+    let (stop, report) = stop_with(worker.loops(1)).await;
+    pass(Duration::from_mins(10)).await;
+    stop.send(()).unwrap();
+    assert_eq!(report.await.unwrap().handled, 1);
+    assert!(polls.load(Ordering::Relaxed) < 20, "{polls:?} polls");
+}
+
+/// What an ended consumer handed out comes again: to run the old ones too makes every message a
+/// duplicate, and breaks the order of its key.
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_consumer_handed_out_is_not_started() {
+    let (first, second) = (Recorder::new(), Recorder::new());
+    let keyed = || envelope().with_key("a");
+    let (old, old_inbox) = Inbox::channel(16);
+    let (new, new_inbox) = Inbox::channel(16);
+    for tag in 1..=3 {
+        old.deliver(first.deliver(tag, keyed())).await.unwrap();
+        new.deliver(second.deliver(tag, keyed())).await.unwrap();
+    }
+    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let handler = service_fn(move |message: Message| {
+        let log = Arc::clone(&log);
+        async move {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            log.lock().unwrap().push(message.envelope().id.clone());
+            Answer::Ok(Outcome::Ack)
+        }
+    });
+    let subscription = Subscription::queue(Queue::new("keyed").ordered());
+    let broker = Double::broker(vec![Box::new(old_inbox), Box::new(new_inbox)]);
+    let worker = Worker::new(broker).subscribe(subscription, handler);
+    let (stop, report) = stop_with(worker).await;
+    pass(Duration::from_secs(1)).await;
+    drop(old);
+    pass(Duration::from_mins(2)).await;
+    drop(new);
+    stop.send(()).unwrap();
+    report.await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), ["1", "1", "2", "3"]);
+    assert_eq!(*first.abandoned.lock().unwrap(), [2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_dropped_midway_gives_everything_back() {
+    let recorder = Recorder::new();
+    let (sender, inbox) = Inbox::channel(64);
+    for tag in 0..20 {
+        sender.deliver(recorder.deliver(tag, envelope())).await.unwrap();
+    }
+    let handler = service_fn(|message: Message| async move {
+        if message.envelope().id == "1" {
+            return Answer::Ok(Outcome::Retry { after: Duration::from_secs(3) });
+        }
+        pending().await
+    });
+    let worker = Worker::new(Double::broker(vec![Box::new(inbox)])).subscribe(work(), handler);
+    let running = worker.loops(1).concurrency(4).start().await.unwrap();
+    pass(Duration::from_secs(1)).await;
+    drop(running);
+    pass(Duration::from_secs(1)).await;
+    let mut abandoned = recorder.abandoned.lock().unwrap().clone();
+    abandoned.sort_unstable();
+    assert_eq!(abandoned, (0..20).collect::<Vec<_>>());
+}

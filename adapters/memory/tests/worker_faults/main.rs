@@ -1,0 +1,8 @@
+//! What the worker does when something around it fails: services that panic or stall, brokers that
+//! refuse, consumers that end, handlers that hog.
+
+mod double;
+mod drain;
+mod failures;
+mod fairness;
+mod intake;

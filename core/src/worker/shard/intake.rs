@@ -1,0 +1,153 @@
+//! How deliveries get into a shard, and what becomes of those that no handler sees yet.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::time::Instant;
+use tower::Service;
+
+use super::{Held, Shard};
+use crate::worker::lanes::Lanes;
+use crate::worker::parked::Wait;
+use crate::worker::policy;
+use crate::worker::settling::Kind;
+use crate::worker::source::Received;
+use crate::{BoxError, Delivery, ErrorKind, Message, Outcome, Result};
+
+/// What is to be done with a delivery before a handler sees it.
+enum Admission {
+    Run,
+    Wait(Instant),
+    Settle(Outcome, Kind),
+}
+
+impl<S> Shard<S>
+where
+    S: Service<Message, Response = Outcome, Error: Into<BoxError>> + Clone,
+{
+    /// Takes in as much as there is room for.
+    ///
+    /// A consumer that waits for deliveries when there is room no more is asked for none: it may
+    /// have been woken for a message that another one of the group has room for.
+    pub(super) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        budget: &mut usize,
+    ) -> Poll<Result<()>> {
+        let room = self.room();
+        if room == 0 && !self.awaiting {
+            return Poll::Pending;
+        }
+        let received = self.source.poll_receive(cx, room, &mut self.received);
+        self.awaiting = room > 0 && received.is_pending();
+        match ready!(received) {
+            Ok(Received::Deliveries) => self.receive_failures = 0,
+            Ok(Received::Ended) => self.forget(),
+            Ok(Received::Opened(lease)) => self.leases.renew_with(lease),
+            Err(error) if error.kind() == ErrorKind::Closed => return Poll::Ready(Err(error)),
+            Err(error) => {
+                tracing::warn!(%error, subscription = %self.subscription.stored_name(), "receiving failed");
+                self.receive_failures = self.pause(self.receive_failures);
+            }
+        }
+        // Nothing at all counts too, or a consumer that answers so keeps the thread for itself.
+        *budget = budget.saturating_sub(self.received.len().max(1));
+        let mut received = std::mem::take(&mut self.received);
+        for delivery in received.drain(..) {
+            let lease = self.leases.hold(delivery.tag());
+            self.enter(Held { delivery, lease });
+        }
+        self.received = received;
+        Poll::Ready(Ok(()))
+    }
+
+    /// How many deliveries to take.
+    fn room(&self) -> usize {
+        if self.paused_until.is_some() || !self.queue.is_empty() {
+            return 0;
+        }
+        let waiting = self.lanes.as_ref().map_or(0, Lanes::len);
+        let held = self.slots.running() + waiting + self.parked.len();
+        self.slots.free().min(self.window.saturating_sub(held))
+    }
+
+    /// Lets go of all that no handler has started: with its consumer it is lost, and comes again.
+    fn forget(&mut self) {
+        let mut lost: Vec<Held> = self.queue.drain(..).collect();
+        lost.extend(self.parked.drain().map(|(_, held, _)| held));
+        if let Some(lanes) = &mut self.lanes {
+            // Before the keys are freed, so that none of them passes to what is lost too.
+            let waiting = lanes.drain();
+            for key in lost.iter().filter_map(|held| held.delivery.envelope().key.as_deref()) {
+                lanes.leave(key);
+            }
+            lost.extend(waiting);
+        }
+        for held in lost {
+            self.leases.let_go(held.lease);
+        }
+    }
+
+    /// Takes a new delivery in: into its key's lane when that is busy.
+    fn enter(&mut self, held: Held) {
+        let Some(lanes) = &mut self.lanes else { return self.admit(Some(held)) };
+        let envelope = Arc::clone(held.delivery.envelope());
+        let next = lanes.enter(envelope.key.as_deref(), held);
+        self.admit(next);
+    }
+
+    /// Queues, parks or settles a delivery, and those of its lane that follow a settled one.
+    pub(super) fn admit(&mut self, mut next: Option<Held>) {
+        while let Some(held) = next.take() {
+            match self.admission(&held.delivery) {
+                Admission::Run => self.queue.push_back(held),
+                Admission::Wait(due) => self.parked.push(due, held, Wait::Early),
+                Admission::Settle(outcome, kind) => next = self.settle(held, outcome, kind),
+            }
+        }
+    }
+
+    fn admission(&self, delivery: &Delivery) -> Admission {
+        let attempt = delivery.attempt();
+        if self.subscription.delivery_limit().is_some_and(|limit| attempt > limit) {
+            return Admission::Settle(policy::too_many_deliveries(attempt - 1), Kind::DeadLettered);
+        }
+        if let Some(not_before) = delivery.hop().not_before
+            && let Ok(remaining) = not_before.duration_since(crate::now())
+            && !remaining.is_zero()
+        {
+            return if self.parks(remaining) {
+                Admission::Wait(Instant::now() + remaining)
+            } else {
+                Admission::Settle(Outcome::Release { after: remaining }, Kind::Delayed)
+            };
+        }
+        if delivery.envelope().expires.is_some() && delivery.envelope().is_expired() {
+            let (outcome, kind) = policy::expired(self.subscription.expired_policy());
+            return Admission::Settle(outcome, kind);
+        }
+        Admission::Run
+    }
+
+    /// Moves what has waited long enough to the head of the queue.
+    pub(super) fn unpark(&mut self, now: Option<Instant>) -> bool {
+        let mut progress = false;
+        while let Some(now) = now
+            && let Some((mut held, wait)) = self.parked.pop_due(now)
+        {
+            progress = true;
+            if wait == Wait::Retry {
+                held.delivery.count_attempt();
+            }
+            match self.admission(&held.delivery) {
+                Admission::Run => self.queue.push_front(held),
+                Admission::Wait(due) => self.parked.push(due, held, Wait::Early),
+                Admission::Settle(outcome, kind) => {
+                    let next = self.settle(held, outcome, kind);
+                    self.admit(next);
+                }
+            }
+        }
+        progress
+    }
+}
