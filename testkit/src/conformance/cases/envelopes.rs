@@ -119,7 +119,7 @@ async fn an_envelope_survives_retry_dead_letter_and_redrive(lab: Lab) -> Checked
     assert_eq!(peek.entries.len(), 1);
     same(&peek.entries[0].envelope, &envelope);
     lab.step("redrive");
-    lab.broker().redrive(&subscription, &Redrive::all()).await?;
+    assert_eq!(lab.broker().redrive(&subscription, &Redrive::all()).await?, 1);
     let delivery = receiver.next().await?;
     same(delivery.envelope(), &envelope);
     delivery.settle(Outcome::Ack).await?;

@@ -28,6 +28,7 @@ cases! {
     a_drain_that_runs_out_of_time_gives_the_message_back;
     an_aborted_worker_leaves_its_messages_to_the_next;
     a_message_that_kills_its_process_is_given_up_unseen;
+    those_behind_a_message_that_kills_its_process_are_handled;
     an_expired_message_is_given_up_unseen;
     an_expired_message_may_be_discarded;
     several_subscriptions_run_in_one_worker;
@@ -267,8 +268,7 @@ async fn an_aborted_worker_leaves_its_messages_to_the_next(lab: Lab) -> Checked 
     let working = Working::on(&other, &subscription, service).await?;
     lab.publish(queue, messages(10)).await?;
     seen.take(10).await?;
-    working.abort().await;
-    other.broker().close().await?;
+    working.crash(&other).await?;
     let (mut seen, service) = Sightings::of(acknowledge);
     let working = Working::on(&lab, &subscription, service).await?;
     let seen_ids = seen.take(10).await?.into_iter().map(|sight| sight.id).collect();
@@ -313,8 +313,7 @@ async fn a_message_that_kills_its_process_is_given_up_unseen(lab: Lab) -> Checke
             is(depth.ready, 0) && is(depth.in_flight, 1)
         })
         .await?;
-        working.abort().await;
-        other.broker().close().await?;
+        working.crash(&other).await?;
     }
     if !counts {
         return Ok(());
@@ -331,6 +330,41 @@ async fn a_message_that_kills_its_process_is_given_up_unseen(lab: Lab) -> Checke
     let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
     assert_eq!(peek.entries.len(), 1);
     assert_eq!(peek.entries[0].failure().ok_or("no failure")?.reason, Reason::MAX_DELIVERIES);
+    Ok(())
+}
+
+async fn those_behind_a_message_that_kills_its_process_are_handled(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription =
+        Subscription::queue(queue.clone()).max_deliveries(3).lease(Duration::from_secs(1));
+    lab.publish(queue.clone(), [message("poison")]).await?;
+    lab.publish(queue, messages(5)).await?;
+    let counts = lab.broker().capabilities().counts_crashes;
+    for crash in 0..4 {
+        lab.step(format!("crash {crash}"));
+        let (mut seen, service) = Sightings::of(|message: Message| async move {
+            if message.envelope().id == "poison" {
+                pending::<()>().await;
+            }
+            Ok(Outcome::Ack)
+        });
+        let other = lab.reconnected().await?;
+        // One at a time: the others wait behind the poison, wherever the broker keeps them.
+        let worker = Worker::new(other.broker().clone()).concurrency(1);
+        let working = Working::start(worker.subscribe(subscription.clone(), service)).await?;
+        while let Some(sight) = seen.within(QUIET).await? {
+            lab.step(format!("crash {crash} after {sight:?}"));
+        }
+        working.crash(&other).await?;
+        if !counts {
+            return Ok(());
+        }
+    }
+    lab.step("all but the poison were handled");
+    lab.consume(&subscription).await?.quiet(QUIET).await?;
+    let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
+    let dead: Vec<_> = peek.entries.iter().map(|entry| &*entry.envelope.id).collect();
+    assert_eq!(dead, ["poison"], "others were given up unseen");
     Ok(())
 }
 
