@@ -297,10 +297,11 @@ mod tests {
         drop(sender);
         closing.await.expect("it ends").expect("it closes");
 
-        assert_eq!(recorder.released(), [2, 3, 4, 5, 6]);
-        assert_eq!(recorder.abandoned(), [7, 8]);
+        let mut released = recorder.released();
+        released.sort_unstable();
+        assert_eq!(released, [2, 3, 4, 5, 6, 7, 8], "no handler has seen them");
         drop(first);
-        assert_eq!(recorder.abandoned(), [7, 8, 1]);
+        assert_eq!(recorder.abandoned(), [1]);
     }
 
     #[tokio::test]
@@ -317,8 +318,8 @@ mod tests {
         assert!(sender.fail(broken()).await.is_err());
         let mut abandoned = recorder.abandoned();
         abandoned.sort_unstable();
-        assert_eq!(abandoned, [1, 2, 3]);
-        assert!(recorder.released().is_empty());
+        assert_eq!(abandoned, [1, 2]);
+        assert_eq!(recorder.released(), [3], "it had not reached the consumer");
     }
 
     #[test]
