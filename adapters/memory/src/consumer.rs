@@ -74,9 +74,9 @@ impl MemoryConsumer {
             return Ok(Taken::Some);
         }
         if room == 0 {
-            table.block(cx.waker().clone());
+            table.block(cx.waker(), &mut signals);
         } else {
-            group.wait(self.number, cx.waker().clone());
+            group.wait(self.number, cx.waker(), &mut signals);
         }
         Ok(Taken::NoneUntil(group.next_deadline()))
     }
@@ -130,7 +130,7 @@ impl Consumer for MemoryConsumer {
 impl Drop for MemoryConsumer {
     fn drop(&mut self) {
         let MemorySettler { destination, group, in_flight, .. } = &*self.settler;
-        destination.with(*group, |group, _| group.leave(self.number, in_flight));
+        destination.with(*group, |group, signals| group.leave(self.number, in_flight, signals));
     }
 }
 

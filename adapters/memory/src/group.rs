@@ -222,18 +222,25 @@ impl Group {
     }
 
     /// Forgets a consumer; what it was handed stays in flight.
-    pub(crate) fn leave(&mut self, consumer: u64, in_flight: &Arc<InFlight>) {
-        self.waiting.retain(|(waiting, _)| *waiting != consumer);
-        if in_flight.leave() {
+    pub(crate) fn leave(
+        &mut self,
+        consumer: u64,
+        in_flight: &Arc<InFlight>,
+        signals: &mut Signals,
+    ) {
+        let left = self.waiting.extract_if(.., |(waiting, _)| *waiting == consumer);
+        signals.wake(left.map(|(_, waker)| waker));
+        if in_flight.leave(signals) {
             self.in_flight.retain(|known| !Arc::ptr_eq(known, in_flight));
         }
     }
 
     /// Remembers a consumer that found nothing; once, however often it looks.
-    pub(crate) fn wait(&mut self, consumer: u64, waker: Waker) {
+    pub(crate) fn wait(&mut self, consumer: u64, waker: &Waker, signals: &mut Signals) {
         match self.waiting.iter_mut().find(|(waiting, _)| *waiting == consumer) {
-            Some((_, known)) => *known = waker,
-            None => self.waiting.push((consumer, waker)),
+            Some((_, known)) if known.will_wake(waker) => {}
+            Some((_, known)) => signals.wake([std::mem::replace(known, waker.clone())]),
+            None => self.waiting.push((consumer, waker.clone())),
         }
     }
 

@@ -82,7 +82,7 @@ async fn texts_in_unicode_arrive(lab: Lab) -> Checked {
 }
 
 async fn texts_at_their_limits_arrive(lab: Lab) -> Checked {
-    let (short, long) = ("x".repeat(256), "y".repeat(1024));
+    let (short, long) = ("x".repeat(255), "y".repeat(1024));
     let envelope = Envelope::new(short.clone(), "{}")
         .with_id(short.clone())
         .with_source(long)
