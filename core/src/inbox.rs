@@ -49,13 +49,19 @@ impl Inbox {
 }
 
 impl InboxSender {
-    /// Hands a delivery over, waiting for room. The delivery comes back to the broker when the
-    /// consumer is gone.
+    /// Hands a delivery over, waiting for room. When the consumer is gone, the delivery is
+    /// released: nobody saw it, so that it uses no attempt.
     ///
     /// # Errors
     /// `Closed` when the consumer is gone.
     pub async fn deliver(&self, delivery: Delivery) -> Result<()> {
-        self.deliveries.send(Ok(delivery)).await.map_err(|_| closed())
+        self.deliveries.send(Ok(delivery)).await.map_err(|refused| {
+            if let Ok(delivery) = refused.0 {
+                // A release that fails leaves the delivery to come back by itself.
+                drop(delivery.settle(Outcome::Release { after: Duration::ZERO }));
+            }
+            closed()
+        })
     }
 
     /// Tells the consumer of an error; it is the next thing it receives.
@@ -121,6 +127,17 @@ impl Consumer for Inbox {
             let _ = confirmation.await;
         }
         Ok(())
+    }
+}
+
+/// Dropped, it gives back what was not handed out, as [`Consumer::close`] does.
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.receiver.close();
+        let waiting = std::iter::from_fn(|| self.receiver.try_recv().ok());
+        for delivery in self.taken.drain(..).chain(waiting).flatten() {
+            drop(delivery.settle(Outcome::Release { after: Duration::ZERO }));
+        }
     }
 }
 
