@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anybroker_core::{
     Broker, Capabilities, Confirmation, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind,
-    Hop, Outgoing, Peek, Producer, Redrive, Result, SettlementProof, Subscription,
+    Hop, Outgoing, Peek, Producer, Redrive, Result, RetryClass, SettlementProof, Subscription,
 };
 use async_trait::async_trait;
 use lapin::Channel;
@@ -17,11 +17,12 @@ use crate::consume::consume;
 use crate::dead_letters::DeadLetters;
 use crate::error::{BROKER, closed, error_of};
 use crate::group::{Group, LAST_TIER, tier};
-use crate::link::{Link, Supervisor};
+use crate::link::{Link, Supervisor, pause};
+use crate::message::property;
 use crate::options::Settings;
 use crate::publish::{Publishers, Target};
 use crate::settle::delayed;
-use crate::topology::{Needs, Place, Topology, short};
+use crate::topology::{Needs, Place, Topology};
 
 /// What retry and dead-lettering may add to a message.
 const KEPT_BACK: usize = 64 * 1024;
@@ -32,6 +33,8 @@ const PUBLISHING: usize = 2;
 
 /// RabbitMQ's default `consumer_timeout`.
 const LONGEST_HOLD: Duration = Duration::from_mins(30);
+
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to RabbitMQ 3.10 or later; see the [crate's documentation](crate).
 pub struct RabbitmqBroker {
@@ -76,20 +79,34 @@ impl RabbitmqBroker {
     /// # Errors
     /// `Closed`, `Unavailable`.
     pub async fn channel(&self) -> Result<Channel> {
-        self.within("open a channel", self.topology.link.channel("open a channel")).await
+        self.within("open a channel", || self.topology.link.channel("open a channel")).await
     }
 
-    /// An operation while the broker is open, and no longer than a publish may take.
-    async fn within<T>(
+    /// Runs an operation while the broker is open, for no longer than a publish may take, and
+    /// again when it was cut off by a lost connection.
+    async fn within<T, F: Future<Output = Result<T>>>(
         &self,
         operation: &'static str,
-        run: impl Future<Output = Result<T>>,
+        run: impl Fn() -> F,
     ) -> Result<T> {
         if *self.closing.borrow() {
             return Err(closed(operation));
         }
+        let patiently = async {
+            let mut attempt = 0;
+            loop {
+                match run().await {
+                    Err(error) if error.retry_class() == RetryClass::Transient => {
+                        tracing::debug!(%error, "trying again");
+                        pause(attempt).await;
+                        attempt += 1;
+                    }
+                    result => return result,
+                }
+            }
+        };
         let limit = self.topology.settings.publish_timeout;
-        timeout(limit, run).await.unwrap_or_else(|_| {
+        timeout(limit, patiently).await.unwrap_or_else(|_| {
             let text = "the broker did not answer within the publish timeout";
             Err(error_of(ErrorKind::Timeout, operation, text))
         })
@@ -97,7 +114,8 @@ impl RabbitmqBroker {
 
     async fn dead_letter_queue(&self, subscription: &Subscription) -> Result<DeadLetters> {
         let group = self.topology.group(subscription)?;
-        self.within("dead letters", DeadLetters::open(&self.topology, group)).await
+        let open = || DeadLetters::open(&self.topology, Arc::clone(&group));
+        self.within("dead letters", open).await
     }
 
     async fn counts(&self, group: &Group) -> Result<Depth> {
@@ -136,12 +154,12 @@ impl Broker for RabbitmqBroker {
 
     async fn declare_destination(&self, destination: &Destination) -> Result<()> {
         let place = self.topology.destination(destination)?;
-        self.within("declare", self.topology.ensure_place(&place)).await
+        self.within("declare", || self.topology.ensure_place(&place)).await
     }
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
         let place = Place::Group(self.topology.group(subscription)?);
-        self.within("declare", self.topology.ensure_place(&place)).await
+        self.within("declare", || self.topology.ensure_place(&place)).await
     }
 
     async fn consume(
@@ -149,14 +167,16 @@ impl Broker for RabbitmqBroker {
         subscription: &Subscription,
         prefetch: usize,
     ) -> Result<Box<dyn Consumer>> {
-        let (topology, publishers) = (Arc::clone(&self.topology), Arc::clone(&self.publishers));
-        let closing = self.closing.subscribe();
-        self.within("consume", consume(topology, publishers, closing, subscription, prefetch)).await
+        let open = || {
+            let (topology, publishers) = (Arc::clone(&self.topology), Arc::clone(&self.publishers));
+            consume(topology, publishers, self.closing.subscribe(), subscription, prefetch)
+        };
+        self.within("consume", open).await
     }
 
     async fn depth(&self, subscription: &Subscription) -> Result<Depth> {
         let group = self.topology.group(subscription)?;
-        self.within("depth", self.counts(&group)).await
+        self.within("depth", || self.counts(&group)).await
     }
 
     async fn dead_letters(
@@ -177,13 +197,19 @@ impl Broker for RabbitmqBroker {
     }
 
     async fn health(&self) -> Result<()> {
-        self.within("health", async {
+        if *self.closing.borrow() {
+            return Err(closed("health"));
+        }
+        let answers = async {
             for link in self.publishing.iter().chain([&self.topology.link]) {
                 link.channel("health").await?;
             }
             Ok(())
+        };
+        timeout(HEALTH_TIMEOUT, answers).await.unwrap_or_else(|_| {
+            let text = "the broker did not answer within 5 s";
+            Err(error_of(ErrorKind::Unavailable, "health", text))
         })
-        .await
     }
 
     async fn close(&self) -> Result<()> {
@@ -235,7 +261,7 @@ impl RabbitmqProducer {
         match self.topology.destination(destination)? {
             Place::Topic(topic) => Ok(Target {
                 exchange: topic.exchange.clone(),
-                routing_key: short(&envelope.r#type)?,
+                routing_key: property(&envelope.r#type),
                 mandatory: !allow_unrouted,
                 needs: Needs { place: Place::Topic(topic), tier: None },
             }),

@@ -17,7 +17,8 @@ pub(crate) struct Group {
     /// What the names of its queues derive from.
     pub(crate) stored: String,
     pub(crate) ordered: bool,
-    /// Where its messages are: in several queues when an ordered queue has partitions.
+    /// Where its messages are: in several queues when an ordered queue has partitions. A group of
+    /// a topic has one, since only the publisher could tell its messages apart.
     pub(crate) queues: Vec<String>,
     /// In which epoch it was declared last.
     pub(crate) declared: AtomicU64,
@@ -28,20 +29,17 @@ pub(crate) const UNDECLARED: u64 = u64::MAX;
 
 impl Group {
     /// # Errors
-    /// `Invalid` for a name, `Unsupported` for what a topic cannot do here.
+    /// `Invalid` for a name, `Unsupported` for a start that a topic does not have here.
     pub(crate) fn new(subscription: &Subscription, prefix: Option<&str>) -> Result<Self> {
         subscription.validate()?;
         let destination = subscription.destination();
-        let text = if destination.is_topic() && subscription.partition_count() > 1 {
-            "a group of a topic has one partition on RabbitMQ: drop .partitions(..), or use an ordered queue"
-        } else if destination.is_topic() && subscription.start_position() == Start::Earliest {
-            "a topic on RabbitMQ keeps nothing for groups to come: drop .start(..)"
-        } else {
-            let stored = prefixed(destination, prefix, &subscription.stored_name());
-            let name = subscription.group_name().to_owned();
-            return Self::make(destination, name, stored, subscription.is_ordered());
-        };
-        Err(error_of(ErrorKind::Unsupported, "subscribe", text))
+        if destination.is_topic() && subscription.start_position() == Start::Earliest {
+            let text = "a topic on RabbitMQ keeps nothing for groups to come: drop .start(..)";
+            return Err(error_of(ErrorKind::Unsupported, "subscribe", text));
+        }
+        let stored = prefixed(destination, prefix, &subscription.stored_name());
+        let name = subscription.group_name().to_owned();
+        Self::make(destination, name, stored, subscription.is_ordered())
     }
 
     /// The one group of a queue.
@@ -138,12 +136,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_topic_cannot_do_is_unsupported() {
-        let topic = Subscription::topic("order.created").group("email");
-        for refused in [topic.clone().ordered().partitions(2), topic.start(Start::Earliest)] {
-            let error = Group::new(&refused, None).expect_err("an error");
-            assert_eq!(error.kind(), ErrorKind::Unsupported);
-        }
+    fn a_topic_has_nothing_for_groups_to_come() {
+        let earliest = Subscription::topic("order.created").group("email").start(Start::Earliest);
+        let error = Group::new(&earliest, None).expect_err("an error");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{closed, error_of, failed};
 use crate::link::Link;
-use crate::message::{id_property, properties};
+use crate::message::{properties, property};
 use crate::publish::{Job, Target};
 use crate::topology::Topology;
 
@@ -102,7 +102,10 @@ impl Lane {
         if !self.declare(lot).await {
             return self.expire(lot);
         }
-        let (fates, returned) = self.send(&channel, lot).await;
+        let (mut fates, returned) = self.send(&channel, lot).await;
+        if repeat_refused(&mut fates, lot) {
+            sleep(PAUSE).await;
+        }
         let complete = fates.iter().all(|fate| !matches!(fate, Fate::Unanswered(_) | Fate::Late));
         if !complete {
             // A return that still comes would be taken for one of the next lot.
@@ -252,7 +255,8 @@ impl Lane {
         let now = Instant::now();
         lot.retain_mut(|job| {
             if job.deadline <= now {
-                job.answer(Err(self.late().class(RetryClass::Transient)));
+                let error = if job.refused { refused(&job.target) } else { self.late() };
+                job.answer(Err(error.class(RetryClass::Transient)));
             }
             job.confirmer.is_some()
         });
@@ -309,6 +313,30 @@ impl Lane {
     }
 }
 
+/// Marks what a queue refused as not written, so that it is sent again until its time is over: it
+/// may be full, or not up yet. Not behind a later message of its key. Answers whether there is any.
+fn repeat_refused(fates: &mut [Fate], lot: &mut [Box<Job>]) -> bool {
+    if !fates.iter().any(|fate| matches!(fate, Fate::Refused)) {
+        return false;
+    }
+    let mut overtaken = HashSet::new();
+    for (fate, job) in fates.iter_mut().zip(lot).rev() {
+        let key = job.envelope.key.as_deref();
+        match fate {
+            Fate::Acked => overtaken.extend(key),
+            Fate::Refused
+                if job.target.exchange.as_str().is_empty()
+                    && key.is_none_or(|key| !overtaken.contains(key)) =>
+            {
+                job.refused = true;
+                *fate = Fate::Unwritten;
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
 fn refused(target: &Target) -> Error {
     let text = "the broker refused the message; it may be short of resources";
     if target.exchange.as_str().is_empty() {
@@ -325,5 +353,5 @@ fn ambiguous(kind: ErrorKind, text: &'static str) -> Error {
 
 fn key(job: &Job) -> Key {
     let Target { exchange, routing_key, .. } = &job.target;
-    (exchange.clone(), routing_key.clone(), id_property(&job.envelope.id))
+    (exchange.clone(), routing_key.clone(), property(&job.envelope.id))
 }

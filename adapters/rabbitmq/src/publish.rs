@@ -36,6 +36,8 @@ pub(crate) struct Job {
     pub(crate) deadline: Instant,
     /// Until it is answered.
     pub(crate) confirmer: Option<Confirmer>,
+    /// Whether the broker refused it before.
+    pub(crate) refused: bool,
     waiting: Arc<AtomicUsize>,
 }
 
@@ -88,6 +90,7 @@ impl Publishers {
             hop,
             deadline: Instant::now() + self.topology.settings.publish_timeout,
             confirmer: Some(confirmer),
+            refused: false,
             waiting: Arc::clone(&self.waiting),
         });
         match self.lanes[lane % self.lanes.len()].send(job) {

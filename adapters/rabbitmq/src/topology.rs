@@ -7,6 +7,7 @@ use anybroker_core::{Declare, Destination, ErrorKind, Result, Subscription};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
+use tokio::sync::Mutex;
 
 use crate::error::{error_of, failed};
 use crate::group::{Group, UNDECLARED, invalid, prefixed, tier};
@@ -22,6 +23,9 @@ pub(crate) struct Topology {
     destinations: Known<Destination, Place>,
     groups: Known<(String, bool), Arc<Group>>,
     tiers: RwLock<(u64, HashSet<String>)>,
+    /// Held while declaring: the second of two declarations at once is answered before the queue
+    /// of the first takes messages (3.10).
+    declaring: Mutex<()>,
 }
 
 type Known<K, V> = RwLock<HashMap<K, V>>;
@@ -63,6 +67,7 @@ impl Topology {
             destinations: RwLock::default(),
             groups: RwLock::default(),
             tiers: RwLock::default(),
+            declaring: Mutex::default(),
         }
     }
 
@@ -125,6 +130,7 @@ impl Topology {
     pub(crate) async fn ensure(&self, needs: &Needs) -> Result<()> {
         self.ensure_place(&needs.place).await?;
         let Some((target, power)) = &needs.tier else { return Ok(()) };
+        let _lock = self.declaring.lock().await;
         if self.is_declared(needs) {
             return Ok(());
         }
@@ -140,6 +146,11 @@ impl Topology {
     }
 
     pub(crate) async fn ensure_place(&self, place: &Place) -> Result<()> {
+        let _lock = self.declaring.lock().await;
+        self.declare(place).await
+    }
+
+    async fn declare(&self, place: &Place) -> Result<()> {
         let epoch = self.epoch();
         if self.settings.declare == Declare::Off
             || place.declared().load(Ordering::Relaxed) == epoch
@@ -178,7 +189,7 @@ impl Topology {
         let topic = group.destination.is_topic();
         if topic {
             let topic = self.destination(&group.destination)?;
-            Box::pin(self.ensure_place(&topic)).await?;
+            Box::pin(self.declare(&topic)).await?;
         } else if !group.destination.is_native() && self.is_exchange(&group.stored).await? {
             return Err(both(&group.stored, "queue", "topic"));
         }
