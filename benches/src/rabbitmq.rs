@@ -48,18 +48,28 @@ pub(crate) async fn run(
         Goal::Ratio(0.8),
     );
 
-    let one = bench.bare_consume(1).await?;
-    let two = bench.bare_consume(2).await?;
-    let connections = if one > two { 1 } else { 2 };
-    let (ours, bare) =
-        in_turn(rounds, || bench.consume(), || bench.bare_consume(connections)).await?;
-    table.add(
-        format!("rabbitmq {version} · consume, 256 B, {WINDOW} in flight"),
-        ours,
-        Some(bare),
-        Goal::Ratio(0.8),
-    );
+    for (attributes, messages, goal) in [
+        (Attributes::Same, "the same messages", Goal::Ratio(0.8)),
+        // What the attributes of an envelope cost the server and the client.
+        (Attributes::None, "bare payloads", Goal::None),
+    ] {
+        let one = bench.bare_consume(1, attributes).await?;
+        let two = bench.bare_consume(2, attributes).await?;
+        let connections = if one > two { 1 } else { 2 };
+        let bare_consume = || bench.bare_consume(connections, attributes);
+        let (ours, bare) = in_turn(rounds, || bench.consume(), bare_consume).await?;
+        let name = format!("rabbitmq {version} · consume, against {messages}");
+        table.add(name, ours, Some(bare), goal);
+    }
     Ok(())
+}
+
+/// What the bare client's messages carry beside their payload.
+#[derive(Clone, Copy)]
+enum Attributes {
+    /// What an envelope carries.
+    Same,
+    None,
 }
 
 struct Bench {
@@ -128,17 +138,33 @@ impl Bench {
 
     async fn bare_publish(&self, connections: usize) -> Result<f64, BoxError> {
         let name = unique_name();
-        let channels = self.channels(&name, connections).await?;
+        let channels = self.channels(connections).await?;
+        declare(&channels[0].1, &name).await?;
         let rate = bare_publish_all(&channels, &name, self.messages).await?;
         drop(channels);
-        self.delete(&[name]).await?;
+        let dead_letters = Subscription::queue(name.clone()).derived_name("dlq");
+        self.delete(&[name, dead_letters]).await?;
         Ok(rate)
     }
 
-    async fn bare_consume(&self, connections: usize) -> Result<f64, BoxError> {
+    async fn bare_consume(
+        &self,
+        connections: usize,
+        attributes: Attributes,
+    ) -> Result<f64, BoxError> {
         let name = unique_name();
-        let channels = self.channels(&name, connections).await?;
-        bare_publish_all(&channels, &name, self.messages).await?;
+        let channels = self.channels(connections).await?;
+        match attributes {
+            Attributes::Same => {
+                let broker = connect(&self.url).await?;
+                publish_all(&broker, &Queue::new(name.clone()), self.messages).await?;
+                broker.close().await?;
+            }
+            Attributes::None => {
+                declare(&channels[0].1, &name).await?;
+                bare_publish_all(&channels, &name, self.messages).await?;
+            }
+        }
         let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
         let started = Instant::now();
         let tasks: Vec<_> = channels
@@ -157,15 +183,12 @@ impl Bench {
             connection.close(200, "done".into()).await?;
         }
         drop(channels);
-        self.delete(&[name]).await?;
+        let dead_letters = Subscription::queue(name.clone()).derived_name("dlq");
+        self.delete(&[name, dead_letters]).await?;
         Ok(rate)
     }
 
-    async fn channels(
-        &self,
-        queue: &str,
-        connections: usize,
-    ) -> Result<Vec<(Connection, Channel)>, BoxError> {
+    async fn channels(&self, connections: usize) -> Result<Vec<(Connection, Channel)>, BoxError> {
         let mut channels = Vec::new();
         for _ in 0..connections {
             let connection =
@@ -174,12 +197,16 @@ impl Bench {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             channels.push((connection, channel));
         }
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        channels[0].1.queue_declare(queue.into(), options, arguments).await?;
         Ok(channels)
     }
+}
+
+async fn declare(channel: &Channel, queue: &str) -> Result<(), lapin::Error> {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.into(), options, arguments).await?;
+    Ok(())
 }
 
 /// Publishes through the public API, `WINDOW` in flight.
