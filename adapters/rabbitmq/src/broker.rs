@@ -1,6 +1,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anybroker_core::{
@@ -10,9 +11,10 @@ use anybroker_core::{
 use async_trait::async_trait;
 use lapin::Channel;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::RabbitmqBuilder;
+use crate::acks::SETTLING;
 use crate::consume::consume;
 use crate::dead_letters::DeadLetters;
 use crate::error::{BROKER, closed, error_of};
@@ -44,6 +46,8 @@ pub struct RabbitmqBroker {
     publishing: Vec<Link>,
     supervisors: Vec<Supervisor>,
     closing: watch::Sender<bool>,
+    /// Whether anything was consumed, so that acknowledgements may be on their way.
+    consumed: AtomicBool,
 }
 
 impl RabbitmqBroker {
@@ -70,7 +74,15 @@ impl RabbitmqBroker {
         let topology = Arc::new(Topology::new(settings, consuming));
         let (closing, closed) = watch::channel(false);
         let publishers = Arc::new(Publishers::start(&topology, &publishing, &closed));
-        Ok(Arc::new(Self { capabilities, topology, publishers, publishing, supervisors, closing }))
+        Ok(Arc::new(Self {
+            capabilities,
+            topology,
+            publishers,
+            publishing,
+            supervisors,
+            closing,
+            consumed: AtomicBool::new(false),
+        }))
     }
 
     /// Opens a channel of the client on the connection that consumes, for what only RabbitMQ can
@@ -167,6 +179,7 @@ impl Broker for RabbitmqBroker {
         subscription: &Subscription,
         prefetch: usize,
     ) -> Result<Box<dyn Consumer>> {
+        self.consumed.store(true, Ordering::Relaxed);
         let open = || {
             let (topology, publishers) = (Arc::clone(&self.topology), Arc::clone(&self.publishers));
             consume(topology, publishers, self.closing.subscribe(), subscription, prefetch)
@@ -219,6 +232,9 @@ impl Broker for RabbitmqBroker {
         // Lanes and readers each hold a receiver until they are done. A lane is by its deadlines.
         let limit = self.topology.settings.publish_timeout + Duration::from_secs(1);
         let flushed = timeout(limit, self.closing.closed()).await;
+        if self.consumed.load(Ordering::Relaxed) {
+            sleep(SETTLING).await;
+        }
         for supervisor in &self.supervisors {
             supervisor.close().await;
         }

@@ -3,22 +3,23 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anybroker_core::{
     Consumer, Delivery, Error, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
     Subscription,
 };
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, message};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::error::failed;
 use crate::link::pause;
-use crate::message::read;
+use crate::message::{property, read};
 use crate::publish::Publishers;
-use crate::settle::{ChannelSettler, Source};
+use crate::settle::{ChannelSettler, Released, Source};
 use crate::topology::{Place, Topology, short};
 
 /// Declares the group and consumes its queues, in each epoch anew.
@@ -46,6 +47,8 @@ pub(crate) async fn consume(
     Ok(Box::new(inbox))
 }
 
+const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
+
 /// The task that reads for one consumer.
 struct Reader {
     topology: Arc<Topology>,
@@ -58,6 +61,7 @@ struct Epoch {
     channel: Channel,
     streams: Streams,
     settler: Arc<ChannelSettler>,
+    released: mpsc::UnboundedReceiver<Released>,
 }
 
 /// What comes from the queues of a group.
@@ -105,8 +109,8 @@ impl Reader {
                 channel.basic_consume(short(queue)?, "".into(), options, FieldTable::default());
             consumers.push(consumer.await.map_err(lost)?);
         }
-        let settler = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
-        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler })
+        let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
+        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler, released })
     }
 
     async fn run(self, mut epoch: Epoch, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
@@ -114,6 +118,7 @@ impl Reader {
             if let End::Closed = self.read(&mut epoch, &inbox, &mut closing).await {
                 return self.end(epoch).await;
             }
+            epoch.give_back();
             drop(epoch);
             tracing::debug!(group = %self.source.group.stored, "the channel is gone; consuming anew");
             // If somebody deleted the queue, it is to be declared again; but to consume it while it
@@ -148,16 +153,24 @@ impl Reader {
         inbox: &InboxSender,
         closing: &mut watch::Receiver<bool>,
     ) -> End {
-        let Epoch { streams, settler, .. } = epoch;
+        let Epoch { streams, settler, released, .. } = epoch;
         let mut closed = pin!(inbox.closed());
         loop {
             // Most of the time there is a message, and nothing else needs to be looked at.
-            let message = match poll_fn(|cx| streams.poll_next(cx)).now_or_never() {
+            let ready = match released.is_empty() {
+                true => poll_fn(|cx| streams.poll_next(cx)).now_or_never(),
+                false => None,
+            };
+            let message = match ready {
                 Some(message) => message,
                 None => tokio::select! {
                     biased;
                     () = &mut closed => return End::Closed,
                     _ = closing.changed() => return End::Closed,
+                    Some((delivery, confirmer)) = released.recv() => {
+                        settler.replace(&delivery, &RELEASE, confirmer);
+                        continue;
+                    }
                     message = poll_fn(|cx| streams.poll_next(cx)) => message,
                 },
             };
@@ -201,25 +214,48 @@ impl Reader {
             tokio::spawn(async move { while poll_fn(|cx| streams.poll_next(cx)).await.is_some() {} });
             return;
         }
-        let mut released = Vec::new();
-        for consumer in &epoch.streams.consumers {
-            let options = BasicCancelOptions::default();
-            if epoch.channel.basic_cancel(consumer.tag(), options).await.is_err() {
-                return;
+        // What is on its way when the consumer is cancelled would come for nobody, and count as an
+        // attempt when the channel closes. The queue answers a get after all that it sent before,
+        // and the channel the second question after having passed that on.
+        epoch.settler.flush().await;
+        let mut held = Vec::new();
+        let Epoch { channel, streams, settler, .. } = &mut epoch;
+        for queue in &self.source.group.queues {
+            let queue = property(queue);
+            if let Ok(Some(got)) = channel.basic_get(queue, BasicGetOptions::default()).await {
+                held.push(self.delivery(got.delivery, settler));
             }
         }
-        for consumer in &mut epoch.streams.consumers {
+        let _ = channel.basic_qos(1, BasicQosOptions::default()).await;
+        while let Some(Some(message)) = poll_fn(|cx| streams.poll_next(cx)).now_or_never() {
+            held.push(self.delivery(message, settler));
+        }
+        for consumer in &streams.consumers {
+            // If it fails, the channel is gone, and with it the consumer.
+            let _ = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
+        }
+        for consumer in &mut streams.consumers {
             while let Some(Ok(message)) = consumer.next().await {
-                let delivery = self.delivery(message, &epoch.settler);
-                let outcome = Outcome::Release { after: std::time::Duration::ZERO };
-                released.push(delivery.settle(outcome));
+                held.push(self.delivery(message, settler));
             }
         }
-        for confirmation in released {
+        epoch.give_back();
+        let given_back: Vec<_> = held.into_iter().map(|held| held.settle(RELEASE)).collect();
+        for confirmation in given_back {
             // What is not released comes back when the channel closes.
             let _ = confirmation.await;
         }
         epoch.settler.flush().await;
+    }
+}
+
+impl Epoch {
+    /// Stores the copies that waited; those to come do not wait any more.
+    fn give_back(&mut self) {
+        self.released.close();
+        while let Ok((delivery, confirmer)) = self.released.try_recv() {
+            self.settler.replace(&delivery, &RELEASE, confirmer);
+        }
     }
 }
 
