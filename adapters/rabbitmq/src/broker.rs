@@ -45,7 +45,12 @@ pub struct RabbitmqBroker {
     publishers: Arc<Publishers>,
     publishing: Vec<Link>,
     supervisors: Vec<Supervisor>,
+    /// Ends the consumers, which may still have copies to store.
     closing: watch::Sender<bool>,
+    /// Ends the publishers, after the consumers.
+    draining: watch::Sender<bool>,
+    /// Whether the application may publish.
+    open: Arc<AtomicBool>,
     /// Whether anything was consumed, so that acknowledgements may be on their way.
     consumed: AtomicBool,
 }
@@ -72,15 +77,17 @@ impl RabbitmqBroker {
         capabilities.start_earliest = false;
         capabilities.settlement = SettlementProof::Written;
         let topology = Arc::new(Topology::new(settings, consuming));
-        let (closing, closed) = watch::channel(false);
-        let publishers = Arc::new(Publishers::start(&topology, &publishing, &closed));
+        let (draining, drained) = watch::channel(false);
+        let publishers = Arc::new(Publishers::start(&topology, &publishing, &drained));
         Ok(Arc::new(Self {
             capabilities,
             topology,
             publishers,
             publishing,
             supervisors,
-            closing,
+            closing: watch::channel(false).0,
+            draining,
+            open: Arc::new(AtomicBool::new(true)),
             consumed: AtomicBool::new(false),
         }))
     }
@@ -158,6 +165,7 @@ impl Broker for RabbitmqBroker {
 
     fn producer(&self) -> Arc<dyn Producer> {
         Arc::new(RabbitmqProducer {
+            open: Arc::clone(&self.open),
             max_payload: self.capabilities.max_payload,
             topology: Arc::clone(&self.topology),
             publishers: Arc::clone(&self.publishers),
@@ -229,9 +237,15 @@ impl Broker for RabbitmqBroker {
         if self.closing.send_replace(true) {
             return Ok(());
         }
-        // Lanes and readers each hold a receiver until they are done. A lane is by its deadlines.
+        self.open.store(false, Ordering::Relaxed);
+        // Readers and lanes hold a receiver each until they are done. A lane is by its deadlines.
         let limit = self.topology.settings.publish_timeout + Duration::from_secs(1);
-        let flushed = timeout(limit, self.closing.closed()).await;
+        let flushed = timeout(limit, async {
+            self.closing.closed().await;
+            self.draining.send_replace(true);
+            self.draining.closed().await;
+        })
+        .await;
         if self.consumed.load(Ordering::Relaxed) {
             sleep(SETTLING).await;
         }
@@ -257,6 +271,7 @@ impl fmt::Debug for RabbitmqBroker {
 }
 
 struct RabbitmqProducer {
+    open: Arc<AtomicBool>,
     max_payload: usize,
     topology: Arc<Topology>,
     publishers: Arc<Publishers>,
@@ -264,6 +279,9 @@ struct RabbitmqProducer {
 
 impl RabbitmqProducer {
     fn target(&self, outgoing: &Outgoing) -> Result<Target> {
+        if !self.open.load(Ordering::Relaxed) {
+            return Err(closed("publish"));
+        }
         let Outgoing { destination, envelope, delay, allow_unrouted } = outgoing;
         envelope.validate()?;
         let size = envelope.payload.len();

@@ -110,8 +110,10 @@ impl Reader {
         let group = &self.source.group;
         self.topology.ensure_place(&Place::Group(Arc::clone(group))).await?;
         let channel = self.topology.link.channel("consume").await?;
-        // Of an ordered group, the next consumer would take over when this one changes.
-        let narrow = !group.ordered && self.prefetch > 1;
+        // An empty queue has no suspects; and a second consumer of an ordered one would get nothing.
+        let narrow = !group.ordered
+            && self.prefetch > 1
+            && self.topology.count(&group.stored).await? != Some(0);
         let prefetch = if narrow { 1 } else { self.prefetch / group.queues.len() };
         let consumers = self.consume(&channel, prefetch).await?;
         let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
@@ -263,9 +265,9 @@ impl Reader {
             return;
         }
         // What is on its way when the consumer is cancelled would come for nobody, and count as an
-        // attempt when the channel closes. When the window is full, nothing is on its way; nor when
-        // the queue is empty, so that nothing comes for a while.
-        epoch.settler.flush().await;
+        // attempt when the channel closes. While nothing is settled, nothing is on its way as soon
+        // as the window is full, or the queue empty: then nothing comes for a while.
+        let paused = epoch.settler.pause().await;
         let mut held = Vec::new();
         let Epoch { channel, streams, settler, narrow, .. } = &mut epoch;
         let window = if *narrow { 1 } else { self.prefetch };
@@ -294,6 +296,7 @@ impl Reader {
                 held.push(self.hold(message, settler));
             }
         }
+        drop(paused);
         epoch.give_back();
         let given_back: Vec<_> = held.into_iter().map(|held| held.settle(RELEASE)).collect();
         for confirmation in given_back {

@@ -61,7 +61,7 @@ impl Lane {
     pub(crate) async fn run(
         mut self,
         mut jobs: mpsc::UnboundedReceiver<Box<Job>>,
-        mut closing: watch::Receiver<bool>,
+        mut draining: watch::Receiver<bool>,
     ) {
         let mut lot = Vec::with_capacity(LOT);
         let mut open = true;
@@ -75,7 +75,7 @@ impl Lane {
                         self.publish(&mut lot).await;
                     }
                 }
-                _ = closing.changed(), if open => {
+                _ = draining.changed(), if open => {
                     open = false;
                     jobs.close();
                 }

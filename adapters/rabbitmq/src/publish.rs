@@ -51,16 +51,16 @@ pub(crate) struct Target {
 }
 
 impl Publishers {
-    /// Starts the lanes; they end, with all sent, when `closing` changes.
+    /// Starts the lanes; they end, with all sent, when `draining` changes.
     pub(crate) fn start(
         topology: &Arc<Topology>,
         links: &[Link],
-        closing: &watch::Receiver<bool>,
+        draining: &watch::Receiver<bool>,
     ) -> Self {
         let lanes = links.iter().cycle().take(links.len() * LANES).map(|link| {
             let (sender, jobs) = mpsc::unbounded_channel();
             let lane = Lane::new(link.clone(), Arc::clone(topology));
-            tokio::spawn(lane.run(jobs, closing.clone()));
+            tokio::spawn(lane.run(jobs, draining.clone()));
             sender
         });
         Self {

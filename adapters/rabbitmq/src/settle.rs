@@ -60,6 +60,8 @@ enum Command {
     Shut,
     /// Answers when everything before it is written.
     Flush(oneshot::Sender<()>),
+    /// Writes everything before it, says so, and writes nothing more until the second is dropped.
+    Pause(oneshot::Sender<()>, oneshot::Receiver<()>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,6 +83,7 @@ impl Gate {
         !passed.shut
     }
 
+    /// How many are out, as far as their settlement is not written.
     pub(crate) fn outstanding(&self) -> usize {
         let passed = self.lock();
         passed.handed.saturating_sub(passed.finished)
@@ -132,6 +135,15 @@ impl ChannelSettler {
         if self.commands.send(Command::Flush(done)).is_ok() {
             let _ = flushed.await;
         }
+    }
+
+    /// Writes what was settled so far, and holds back the rest until what is answered is dropped.
+    pub(crate) async fn pause(&self) -> oneshot::Sender<()> {
+        let ((done, paused), (resume, resumed)) = (oneshot::channel(), oneshot::channel());
+        if self.commands.send(Command::Pause(done, resumed)).is_ok() {
+            let _ = paused.await;
+        }
+        resume
     }
 
     fn write(&self, tag: u64, how: How) -> Confirmation {
@@ -267,6 +279,13 @@ impl Writer {
                     }
                     Command::Shut => {}
                     Command::Flush(done) => flushed.push(done),
+                    Command::Pause(paused, resumed) => {
+                        self.gate.finish(std::mem::take(&mut finished));
+                        self.acks.flush(true).await;
+                        // Who paused may be gone, which resumes as well.
+                        let _ = paused.send(());
+                        let _ = resumed.await;
+                    }
                 }
             }
             self.gate.finish(finished);
