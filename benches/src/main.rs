@@ -7,14 +7,15 @@ mod rabbitmq;
 use std::process::ExitCode;
 
 use anybroker::BoxError;
+use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion};
 use clap::{Parser, ValueEnum};
 
 use crate::measure::Table;
 
 /// Measures anybroker against the bare client of each broker, in the same run.
 ///
-/// Run it by `cargo xtask bench`, which finds or starts the servers; or by itself against servers
-/// that the environment names.
+/// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,
+/// `ANYBROKER_RABBITMQ_43_URL`), else its own.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure
@@ -26,9 +27,6 @@ struct Arguments {
     /// Fail unless every ratio and rate reaches its stated goal
     #[arg(long)]
     check: bool,
-    /// The RabbitMQ servers to measure on, separated by commas
-    #[arg(long, env = "ANYBROKER_RABBITMQ_URL", hide_env_values = true, value_delimiter = ',')]
-    rabbitmq_url: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -60,13 +58,10 @@ async fn main() -> ExitCode {
 }
 
 async fn measure_rabbitmq(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
-    if arguments.rabbitmq_url.is_empty() {
-        let text =
-            "no server: set ANYBROKER_RABBITMQ_URL (`cargo xtask brokers up rabbitmq` starts one)";
-        return Err(text.into());
-    }
-    for url in &arguments.rabbitmq_url {
-        rabbitmq::run(table, url, arguments.quick).await?;
+    for version in [RabbitMqVersion::V3_10, RabbitMqVersion::V4_3] {
+        // Starting a server waits on processes.
+        let server = tokio::task::spawn_blocking(move || RabbitMq::new(version).find()).await??;
+        rabbitmq::run(table, server.url(), server.version(), arguments.quick).await?;
     }
     Ok(())
 }

@@ -25,11 +25,14 @@ const WINDOW: usize = 1_000;
 /// A multiple-ack for each hundred, and a lot of publishes as large.
 const LOT: usize = 100;
 
-pub(crate) async fn run(table: &mut Table, url: &str, quick: bool) -> Result<(), BoxError> {
+pub(crate) async fn run(
+    table: &mut Table,
+    url: &str,
+    version: &str,
+    quick: bool,
+) -> Result<(), BoxError> {
     let messages = if quick { 40_000 } else { 100_000 };
     let rounds = if quick { 3 } else { 5 };
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let version = server_version(&connection);
     let bench = Bench { url: url.to_owned(), messages };
 
     // The bare client with the number of connections that serves this server best.
@@ -45,26 +48,28 @@ pub(crate) async fn run(table: &mut Table, url: &str, quick: bool) -> Result<(),
         Goal::Ratio(0.8),
     );
 
-    let one = bench.bare_consume(1).await?;
-    let two = bench.bare_consume(2).await?;
-    let connections = if one > two { 1 } else { 2 };
-    let (ours, bare) =
-        in_turn(rounds, || bench.consume(), || bench.bare_consume(connections)).await?;
-    table.add(
-        format!("rabbitmq {version} · consume, 256 B, {WINDOW} in flight"),
-        ours,
-        Some(bare),
-        Goal::Ratio(0.8),
-    );
+    for (attributes, messages, goal) in [
+        (Attributes::Same, "the same messages", Goal::Ratio(0.8)),
+        // What the attributes of an envelope cost the server and the client.
+        (Attributes::None, "bare payloads", Goal::None),
+    ] {
+        let one = bench.bare_consume(1, attributes).await?;
+        let two = bench.bare_consume(2, attributes).await?;
+        let connections = if one > two { 1 } else { 2 };
+        let bare_consume = || bench.bare_consume(connections, attributes);
+        let (ours, bare) = in_turn(rounds, || bench.consume(), bare_consume).await?;
+        let name = format!("rabbitmq {version} · consume, against {messages}");
+        table.add(name, ours, Some(bare), goal);
+    }
     Ok(())
 }
 
-fn server_version(connection: &Connection) -> String {
-    let properties = connection.status().properties();
-    match properties.inner().get("version") {
-        Some(AMQPValue::LongString(version)) => version.to_string(),
-        _ => "?".to_owned(),
-    }
+/// What the bare client's messages carry beside their payload.
+#[derive(Clone, Copy)]
+enum Attributes {
+    /// What an envelope carries.
+    Same,
+    None,
 }
 
 struct Bench {
@@ -79,7 +84,8 @@ impl Bench {
         broker.declare_destination(&queue.clone().into()).await?;
         let rate = publish_all(&broker, &queue, self.messages).await?;
         broker.close().await?;
-        self.delete(queue).await?;
+        let subscription = Subscription::queue(queue);
+        self.delete(&[subscription.stored_name(), subscription.derived_name("dlq")]).await?;
         Ok(rate)
     }
 
@@ -114,17 +120,17 @@ impl Bench {
         let rate = rate(self.messages, started);
         assert_eq!(report.handled as usize, self.messages, "{report}");
         broker.close().await?;
-        self.delete(queue).await?;
+        let subscription = Subscription::queue(queue);
+        self.delete(&[subscription.stored_name(), subscription.derived_name("dlq")]).await?;
         Ok(rate)
     }
 
-    /// Deletes what a run has made; the dead-letter queue too.
-    async fn delete(&self, queue: Queue) -> Result<(), BoxError> {
-        let subscription = Subscription::queue(queue);
+    /// Deletes what a run has made, once its connections are gone.
+    async fn delete(&self, names: &[String]) -> Result<(), BoxError> {
         let connection = Connection::connect(&self.url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        for name in [subscription.stored_name(), subscription.derived_name("dlq")] {
-            channel.queue_delete(name.into(), QueueDeleteOptions::default()).await?;
+        for name in names {
+            channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await?;
         }
         connection.close(200, "done".into()).await?;
         Ok(())
@@ -132,16 +138,33 @@ impl Bench {
 
     async fn bare_publish(&self, connections: usize) -> Result<f64, BoxError> {
         let name = unique_name();
-        let channels = self.channels(&name, connections).await?;
+        let channels = self.channels(connections).await?;
+        declare(&channels[0].1, &name).await?;
         let rate = bare_publish_all(&channels, &name, self.messages).await?;
-        self.bare_delete(&channels[0].1, &name).await?;
+        drop(channels);
+        let dead_letters = Subscription::queue(name.clone()).derived_name("dlq");
+        self.delete(&[name, dead_letters]).await?;
         Ok(rate)
     }
 
-    async fn bare_consume(&self, connections: usize) -> Result<f64, BoxError> {
+    async fn bare_consume(
+        &self,
+        connections: usize,
+        attributes: Attributes,
+    ) -> Result<f64, BoxError> {
         let name = unique_name();
-        let channels = self.channels(&name, connections).await?;
-        bare_publish_all(&channels, &name, self.messages).await?;
+        let channels = self.channels(connections).await?;
+        match attributes {
+            Attributes::Same => {
+                let broker = connect(&self.url).await?;
+                publish_all(&broker, &Queue::new(name.clone()), self.messages).await?;
+                broker.close().await?;
+            }
+            Attributes::None => {
+                declare(&channels[0].1, &name).await?;
+                bare_publish_all(&channels, &name, self.messages).await?;
+            }
+        }
         let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
         let started = Instant::now();
         let tasks: Vec<_> = channels
@@ -156,15 +179,16 @@ impl Bench {
         for task in tasks {
             task.abort();
         }
-        self.bare_delete(&channels[0].1, &name).await?;
+        for (connection, _) in &channels {
+            connection.close(200, "done".into()).await?;
+        }
+        drop(channels);
+        let dead_letters = Subscription::queue(name.clone()).derived_name("dlq");
+        self.delete(&[name, dead_letters]).await?;
         Ok(rate)
     }
 
-    async fn channels(
-        &self,
-        queue: &str,
-        connections: usize,
-    ) -> Result<Vec<(Connection, Channel)>, BoxError> {
+    async fn channels(&self, connections: usize) -> Result<Vec<(Connection, Channel)>, BoxError> {
         let mut channels = Vec::new();
         for _ in 0..connections {
             let connection =
@@ -173,17 +197,16 @@ impl Bench {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             channels.push((connection, channel));
         }
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        channels[0].1.queue_declare(queue.into(), options, arguments).await?;
         Ok(channels)
     }
+}
 
-    async fn bare_delete(&self, channel: &Channel, queue: &str) -> Result<(), BoxError> {
-        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
-        Ok(())
-    }
+async fn declare(channel: &Channel, queue: &str) -> Result<(), lapin::Error> {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.into(), options, arguments).await?;
+    Ok(())
 }
 
 /// Publishes through the public API, `WINDOW` in flight.

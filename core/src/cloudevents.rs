@@ -4,7 +4,7 @@
 //! | attribute | field |
 //! |---|---|
 //! | `id`, `source`, `type`, `time` | the envelope's own |
-//! | `schemaversion` | `version` |
+//! | `schemaversion` | `version`; 1 is not written |
 //! | `partitionkey` | `key` |
 //! | `correlationid`, `causationid` | `correlation_id`, `causation_id` |
 //! | `expirytime` | `expires` |

@@ -20,9 +20,9 @@ use crate::{Error, ErrorKind, Headers, Result, now};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Envelope {
-    /// Identifies the message together with `source`: 1 to 256 bytes, UUIDv7 unless given.
+    /// Identifies the message together with `source`: 1 to 255 bytes, UUIDv7 unless given.
     pub id: String,
-    /// What kind of message it is (`order.created`): 1 to 256 bytes.
+    /// What kind of message it is (`order.created`): 1 to 255 bytes.
     pub r#type: Cow<'static, str>,
     /// Version of the payload's schema, from 1.
     pub version: u32,
@@ -30,13 +30,13 @@ pub struct Envelope {
     pub source: Cow<'static, str>,
     /// When it was made.
     pub time: SystemTime,
-    /// Ordering key: 1 to 256 bytes.
+    /// Ordering key: 1 to 255 bytes.
     pub key: Option<String>,
-    /// Media type of the payload: 1 to 256 bytes of visible ASCII, `application/json` unless given.
+    /// Media type of the payload: 1 to 255 bytes of visible ASCII, `application/json` unless given.
     pub content_type: Cow<'static, str>,
-    /// Id of the conversation it belongs to: 1 to 256 bytes.
+    /// Id of the conversation it belongs to: 1 to 255 bytes.
     pub correlation_id: Option<String>,
-    /// Id of the message that led to it: 1 to 256 bytes.
+    /// Id of the message that led to it: 1 to 255 bytes.
     pub causation_id: Option<String>,
     /// From when on it is of no use.
     pub expires: Option<SystemTime>,
@@ -132,17 +132,18 @@ impl Envelope {
     /// # Errors
     /// [`ErrorKind::Invalid`], naming the field.
     pub fn validate(&self) -> Result<()> {
-        text("id", &self.id, 256)?;
-        text("type", &self.r#type, 256)?;
+        // 255 bytes is the longest text that every broker takes as a name or property.
+        text("id", &self.id, 255)?;
+        text("type", &self.r#type, 255)?;
         text("source", &self.source, 1024)?;
-        text("content type", &self.content_type, 256)?;
+        text("content type", &self.content_type, 255)?;
         for (what, value) in [
             ("key", &self.key),
             ("correlation id", &self.correlation_id),
             ("causation id", &self.causation_id),
         ] {
             if let Some(value) = value {
-                text(what, value, 256)?;
+                text(what, value, 255)?;
             }
         }
         if !self.content_type.bytes().all(|b| (b' '..=b'~').contains(&b)) {
@@ -221,13 +222,13 @@ mod tests {
     fn texts_are_neither_empty_nor_too_long() {
         type With = fn(Envelope, String) -> Envelope;
         let fields: [(&str, usize, With); 7] = [
-            ("id", 256, |envelope, text| envelope.with_id(text)),
-            ("type", 256, |envelope, text| Envelope { r#type: text.into(), ..envelope }),
+            ("id", 255, |envelope, text| envelope.with_id(text)),
+            ("type", 255, |envelope, text| Envelope { r#type: text.into(), ..envelope }),
             ("source", 1024, |envelope, text| envelope.with_source(text)),
-            ("content type", 256, |envelope, text| envelope.with_content_type(text)),
-            ("key", 256, |envelope, text| envelope.with_key(text)),
-            ("correlation id", 256, |envelope, text| envelope.with_correlation_id(text)),
-            ("causation id", 256, |envelope, text| envelope.with_causation_id(text)),
+            ("content type", 255, |envelope, text| envelope.with_content_type(text)),
+            ("key", 255, |envelope, text| envelope.with_key(text)),
+            ("correlation id", 255, |envelope, text| envelope.with_correlation_id(text)),
+            ("causation id", 255, |envelope, text| envelope.with_causation_id(text)),
         ];
         for (name, limit, with) in fields {
             with(envelope(), "a".repeat(limit)).validate().expect(name);

@@ -184,9 +184,7 @@ impl FromStr for BrokerUrl {
     fn from_str(text: &str) -> Result<Self> {
         let Some((scheme, rest)) = text.split_once("://").filter(|(name, _)| is_scheme(name))
         else {
-            return Err(config(
-                "the URL has no scheme: write for example memory://",
-            ));
+            return Err(config("the URL has no scheme: write for example memory://"));
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));

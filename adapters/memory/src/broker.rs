@@ -109,7 +109,6 @@ impl Broker for MemoryBroker {
         Ok(destination.with(group, |group, signals| {
             let now = Instant::now();
             group.advance(now, signals);
-            group.pass_on(signals);
             group.depth(now)
         }))
     }

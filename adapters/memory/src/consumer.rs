@@ -17,16 +17,11 @@ use crate::settler::MemorySettler;
 use crate::signals::Signals;
 
 /// Takes the messages of one group, as one of its competing consumers.
-///
-/// A consumer that was woken and neither polls nor ends keeps that wake-up from the others, until
-/// the next message wakes another: who stops receiving closes it, or polls for 0 deliveries.
 pub(crate) struct MemoryConsumer {
     settler: Arc<MemorySettler>,
     /// The number by which the group knows it.
     number: u64,
     prefetch: usize,
-    /// Whether it may stand among those that wait.
-    is_waiting: bool,
     timer: Option<Pin<Box<Sleep>>>,
     /// Empty between polls; kept for its memory.
     taken: Vec<Entry>,
@@ -46,7 +41,6 @@ impl MemoryConsumer {
             settler: Arc::new(MemorySettler { destination, group, subscription, in_flight }),
             number,
             prefetch: prefetch.max(1),
-            is_waiting: false,
             timer: None,
             taken: Vec::new(),
         }
@@ -60,20 +54,14 @@ impl MemoryConsumer {
         let mut groups = destination.lock();
         in_flight.connection.check_open()?;
         let group = groups.group(self.settler.group);
-        if std::mem::take(&mut self.is_waiting) {
-            group.withdraw(self.number);
-        }
         group.advance(now, &mut signals);
 
         let mut table = in_flight.lock();
         let room = self.prefetch.saturating_sub(table.len());
         group.take(room.min(max), &mut self.taken);
-        if !self.taken.is_empty() || max == 0 {
+        if !self.taken.is_empty() {
             let expires = now + in_flight.lease;
-            if !self.taken.is_empty() {
-                group.lease(expires, &mut signals);
-            }
-            group.pass_on(&mut signals);
+            group.lease(expires);
             groups.admit(&mut signals);
             drop(groups);
             out.reserve(self.taken.len());
@@ -86,11 +74,9 @@ impl MemoryConsumer {
             return Ok(Taken::Some);
         }
         if room == 0 {
-            table.block(cx.waker().clone());
-            group.pass_on(&mut signals);
+            table.block(cx.waker(), &mut signals);
         } else {
-            group.wait(self.number, cx.waker().clone());
-            self.is_waiting = true;
+            group.wait(self.number, cx.waker(), &mut signals);
         }
         Ok(Taken::NoneUntil(group.next_deadline()))
     }
@@ -117,6 +103,9 @@ impl Consumer for MemoryConsumer {
         max: usize,
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<()>> {
+        if max == 0 {
+            return Poll::Ready(Ok(()));
+        }
         loop {
             match self.take(cx, max, out) {
                 Err(error) => return Poll::Ready(Err(error.operation("receive"))),

@@ -137,8 +137,8 @@ impl StoredDestination {
                 |in_flight, _| Arc::ptr_eq(&in_flight.connection, connection),
                 &mut signals,
             );
-            // The consumers of other connections look for what came back.
-            group.wake_all(&mut signals);
+            // Its consumers learn that they are closed.
+            group.wake(&mut signals);
         }
         groups.blocked.disconnect(connection, &mut signals);
     }

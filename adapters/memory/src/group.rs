@@ -17,8 +17,10 @@ use crate::signals::Signals;
 /// consumer, or a dead letter.
 ///
 /// No task runs here. A consumer that finds nothing waits, with a timer for the group's
-/// [`next_deadline`](Self::next_deadline); a message wakes one of them, a deadline earlier than
-/// their timers wakes all, and whoever leaves something behind wakes the next.
+/// [`next_deadline`](Self::next_deadline). Whatever becomes ready, and a deadline earlier than their
+/// timers, wakes all that wait: one alone may be kept from polling by a handler that blocks its
+/// thread, and would keep the message from the others. Who is woken waits no more, so that only the
+/// first message of a burst pays for it.
 pub(crate) struct Group {
     name: String,
     shape: Shape,
@@ -32,7 +34,7 @@ pub(crate) struct Group {
     in_flight: Vec<Arc<InFlight>>,
     /// No lease ends earlier; the exact time is looked up when this one has come.
     earliest_lease_end: Option<Instant>,
-    waiting: VecDeque<(u64, Waker)>,
+    waiting: Vec<(u64, Waker)>,
     next_number: u64,
     next_consumer: u64,
 }
@@ -56,7 +58,7 @@ impl Group {
             dead_letters: DeadLetters::default(),
             in_flight: Vec::new(),
             earliest_lease_end: None,
-            waiting: VecDeque::new(),
+            waiting: Vec::new(),
             next_number: 0,
             next_consumer: 0,
         }
@@ -126,19 +128,19 @@ impl Group {
     pub(crate) fn place(&mut self, entry: Entry, due: Option<Instant>, signals: &mut Signals) {
         let Some(due) = due else {
             self.ready.push_back(entry);
-            return self.wake_one(signals);
+            return self.wake(signals);
         };
         let is_earlier = self.next_deadline().is_none_or(|next| due < next);
         self.delayed.insert((due, entry.number), entry);
         if is_earlier {
-            self.wake_all(signals);
+            self.wake(signals);
         }
     }
 
     /// Puts a message back where it was.
     pub(crate) fn give_back(&mut self, entry: Entry, signals: &mut Signals) {
         self.given_back.insert(entry.number, entry);
-        self.wake_one(signals);
+        self.wake(signals);
     }
 
     /// Lets the next message of a key go on after one that is settled for good.
@@ -155,6 +157,7 @@ impl Group {
             && first.key().0 <= now
         {
             self.ready.push_back(first.remove());
+            self.wake(signals);
         }
         if self.earliest_lease_end.is_some_and(|end| end <= now) {
             self.reclaim(|_, end| end <= now, signals);
@@ -182,7 +185,7 @@ impl Group {
         self.earliest_lease_end = earliest;
         for mut entry in lost {
             entry.returned += 1;
-            self.given_back.insert(entry.number, entry);
+            self.give_back(entry, signals);
         }
     }
 
@@ -197,15 +200,12 @@ impl Group {
         taken.extend(self.ready.drain(..count));
     }
 
-    /// Notes a lease that ends then.
-    pub(crate) fn lease(&mut self, end: Instant, signals: &mut Signals) {
-        if self.earliest_lease_end.is_some_and(|earliest| earliest <= end) {
-            return;
+    /// Notes a lease that ends then. Nobody needs to learn of it: the message, when it became ready,
+    /// has woken whoever waited.
+    pub(crate) fn lease(&mut self, end: Instant) {
+        if self.earliest_lease_end.is_none_or(|earliest| end < earliest) {
+            self.earliest_lease_end = Some(end);
         }
-        if self.next_deadline().is_none_or(|next| end < next) {
-            self.wake_all(signals);
-        }
-        self.earliest_lease_end = Some(end);
     }
 
     /// When the next message becomes ready by itself, at the earliest.
@@ -228,34 +228,24 @@ impl Group {
         in_flight: &Arc<InFlight>,
         signals: &mut Signals,
     ) {
-        self.withdraw(consumer);
-        if in_flight.leave() {
+        let left = self.waiting.extract_if(.., |(waiting, _)| *waiting == consumer);
+        signals.wake(left.map(|(_, waker)| waker));
+        if in_flight.leave(signals) {
             self.in_flight.retain(|known| !Arc::ptr_eq(known, in_flight));
         }
-        // A wake-up that it did not answer any more belongs to another.
-        self.pass_on(signals);
     }
 
-    pub(crate) fn wait(&mut self, consumer: u64, waker: Waker) {
-        self.waiting.push_back((consumer, waker));
-    }
-
-    pub(crate) fn withdraw(&mut self, consumer: u64) {
-        self.waiting.retain(|(waiting, _)| *waiting != consumer);
-    }
-
-    /// Wakes the next consumer for what a consumer leaves behind.
-    pub(crate) fn pass_on(&mut self, signals: &mut Signals) {
-        if !self.ready.is_empty() || !self.given_back.is_empty() {
-            self.wake_one(signals);
+    /// Remembers a consumer that found nothing; once, however often it looks.
+    pub(crate) fn wait(&mut self, consumer: u64, waker: &Waker, signals: &mut Signals) {
+        match self.waiting.iter_mut().find(|(waiting, _)| *waiting == consumer) {
+            Some((_, known)) if known.will_wake(waker) => {}
+            Some((_, known)) => signals.wake([std::mem::replace(known, waker.clone())]),
+            None => self.waiting.push((consumer, waker.clone())),
         }
     }
 
-    fn wake_one(&mut self, signals: &mut Signals) {
-        signals.wake(self.waiting.pop_front().map(|(_, waker)| waker));
-    }
-
-    pub(crate) fn wake_all(&mut self, signals: &mut Signals) {
+    /// Wakes all consumers that wait.
+    pub(crate) fn wake(&mut self, signals: &mut Signals) {
         signals.wake(self.waiting.drain(..).map(|(_, waker)| waker));
     }
 

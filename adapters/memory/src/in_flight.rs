@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use crate::connection::Connection;
 use crate::entry::Entry;
+use crate::signals::Signals;
 
 /// What one consumer was handed and has not settled.
 ///
@@ -66,10 +67,10 @@ impl InFlight {
     }
 
     /// Notes that nobody waits for a place any more; answers whether nothing is in flight.
-    pub(crate) fn leave(&self) -> bool {
+    pub(crate) fn leave(&self, signals: &mut Signals) -> bool {
         let mut table = self.lock();
         table.consumer_gone = true;
-        table.blocked = None;
+        signals.wake(table.unblock());
         table.is_forgotten()
     }
 }
@@ -120,8 +121,10 @@ impl Table {
         earliest
     }
 
-    pub(crate) fn block(&mut self, consumer: Waker) {
-        self.blocked = Some(consumer);
+    pub(crate) fn block(&mut self, consumer: &Waker, signals: &mut Signals) {
+        if self.blocked.as_ref().is_none_or(|known| !known.will_wake(consumer)) {
+            signals.wake(self.blocked.replace(consumer.clone()));
+        }
     }
 
     pub(crate) fn unblock(&mut self) -> Option<Waker> {

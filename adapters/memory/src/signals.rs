@@ -2,7 +2,8 @@ use std::task::Waker;
 
 use anybroker_core::{Confirmer, Result};
 
-/// Whom to wake and what to answer once the lock is released: wakers run other people's code.
+/// Whom to wake and what to answer once the lock is released: to wake, or even to drop, a waker runs
+/// other people's code. One that is replaced is woken too, which does no harm.
 ///
 /// Make it before taking the lock, so that it is dropped, and sends, after it.
 #[derive(Default)]

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     conformance::main([memory.verifying(|| connect(Declare::Verify))])
 }
 
+#[expect(clippy::unused_async, reason = "a target connects with an async function")]
 async fn connect(declare: Declare) -> Result<Arc<dyn Broker>> {
     let builder = MemoryBroker::builder().name("conformance").declare(declare);
     Ok(builder.max_payload(1024 * 1024).build())

@@ -1,13 +1,20 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use anybroker_core::Confirmer;
 use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use tokio::time::sleep;
 
 use crate::settle::{How, stale};
+
+/// How long a channel stays open after its last acknowledgement. RabbitMQ holds back what comes
+/// behind 32 acknowledgements that the queue has not applied yet, and forgets it when the channel
+/// closes: what was handled would come again.
+pub(crate) const SETTLING: Duration = Duration::from_millis(200);
 
 /// Merges the acknowledgements of one channel.
 ///
@@ -79,7 +86,8 @@ impl Acks {
     pub(crate) async fn flush(&mut self, all: bool) -> bool {
         let base = self.base;
         // The tag itself must be open at the broker, so that it must be one of these.
-        if let Some(last) = self.waiting.iter().map(|(tag, _)| *tag).filter(|tag| *tag < base).max() {
+        if let Some(last) = self.waiting.iter().map(|(tag, _)| *tag).filter(|tag| *tag < base).max()
+        {
             let merged = self.waiting.extract_if(.., |(tag, _)| *tag < base);
             let confirmers = merged.filter_map(|(_, confirmer)| confirmer).collect();
             self.ack(last, true, confirmers);
@@ -122,6 +130,7 @@ impl Acks {
     }
 
     pub(crate) async fn close(self) {
+        sleep(SETTLING).await;
         // It is closed, or closes with its connection, if this fails.
         let _ = self.channel.close(200, "OK".into()).await;
     }

@@ -1,27 +1,30 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anybroker_core::{
     Broker, Capabilities, Confirmation, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind,
-    Hop, Outgoing, Peek, Producer, Redrive, Result, SettlementProof, Subscription,
+    Hop, Outgoing, Peek, Producer, Redrive, Result, RetryClass, SettlementProof, Subscription,
 };
 use async_trait::async_trait;
 use lapin::Channel;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::RabbitmqBuilder;
+use crate::acks::SETTLING;
 use crate::consume::consume;
 use crate::dead_letters::DeadLetters;
 use crate::error::{BROKER, closed, error_of};
-use crate::group::{Group, LAST_TIER, prefixed, tier};
-use crate::link::{Link, Supervisor};
+use crate::group::{Group, LAST_TIER, tier};
+use crate::link::{Link, Supervisor, pause};
+use crate::message::property;
 use crate::options::Settings;
 use crate::publish::{Publishers, Target};
-use crate::settle::{delayed, queue};
-use crate::topology::{Needs, Topology, short};
+use crate::settle::delayed;
+use crate::topology::{Needs, Place, Topology};
 
 /// What retry and dead-lettering may add to a message.
 const KEPT_BACK: usize = 64 * 1024;
@@ -33,6 +36,8 @@ const PUBLISHING: usize = 2;
 /// RabbitMQ's default `consumer_timeout`.
 const LONGEST_HOLD: Duration = Duration::from_mins(30);
 
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A connection to RabbitMQ 3.10 or later; see the [crate's documentation](crate).
 pub struct RabbitmqBroker {
     capabilities: Capabilities,
@@ -41,6 +46,8 @@ pub struct RabbitmqBroker {
     publishing: Vec<Link>,
     supervisors: Vec<Supervisor>,
     closing: watch::Sender<bool>,
+    /// Whether anything was consumed, so that acknowledgements may be on their way.
+    consumed: AtomicBool,
 }
 
 impl RabbitmqBroker {
@@ -67,7 +74,15 @@ impl RabbitmqBroker {
         let topology = Arc::new(Topology::new(settings, consuming));
         let (closing, closed) = watch::channel(false);
         let publishers = Arc::new(Publishers::start(&topology, &publishing, &closed));
-        Ok(Arc::new(Self { capabilities, topology, publishers, publishing, supervisors, closing }))
+        Ok(Arc::new(Self {
+            capabilities,
+            topology,
+            publishers,
+            publishing,
+            supervisors,
+            closing,
+            consumed: AtomicBool::new(false),
+        }))
     }
 
     /// Opens a channel of the client on the connection that consumes, for what only RabbitMQ can
@@ -76,44 +91,55 @@ impl RabbitmqBroker {
     /// # Errors
     /// `Closed`, `Unavailable`.
     pub async fn channel(&self) -> Result<Channel> {
-        self.within("open a channel", self.topology.link.channel("open a channel")).await
+        self.within("open a channel", || self.topology.link.channel("open a channel")).await
     }
 
-    /// An operation while the broker is open, and no longer than a publish may take.
-    async fn within<T>(
+    /// Runs an operation while the broker is open, for no longer than a publish may take, and
+    /// again when it was cut off by a lost connection.
+    async fn within<T, F: Future<Output = Result<T>>>(
         &self,
         operation: &'static str,
-        run: impl Future<Output = Result<T>>,
+        run: impl Fn() -> F,
     ) -> Result<T> {
         if *self.closing.borrow() {
             return Err(closed(operation));
         }
+        let patiently = async {
+            let mut attempt = 0;
+            loop {
+                match run().await {
+                    Err(error) if error.retry_class() == RetryClass::Transient => {
+                        tracing::debug!(%error, "trying again");
+                        pause(attempt).await;
+                        attempt += 1;
+                    }
+                    result => return result,
+                }
+            }
+        };
         let limit = self.topology.settings.publish_timeout;
-        timeout(limit, run).await.unwrap_or_else(|_| {
+        timeout(limit, patiently).await.unwrap_or_else(|_| {
             let text = "the broker did not answer within the publish timeout";
             Err(error_of(ErrorKind::Timeout, operation, text))
         })
     }
 
-    fn group(&self, subscription: &Subscription) -> Result<Group> {
-        Group::new(subscription, self.topology.prefix())
-    }
-
     async fn dead_letter_queue(&self, subscription: &Subscription) -> Result<DeadLetters> {
-        let group = self.group(subscription)?;
-        self.within("dead letters", DeadLetters::open(&self.topology, group)).await
+        let group = self.topology.group(subscription)?;
+        let open = || DeadLetters::open(&self.topology, Arc::clone(&group));
+        self.within("dead letters", open).await
     }
 
     async fn counts(&self, group: &Group) -> Result<Depth> {
         let (mut ready, mut delayed) = (0, 0);
-        for queue in group.queues() {
-            let Some(count) = self.topology.count(&queue).await? else {
+        for queue in &group.queues {
+            let Some(count) = self.topology.count(queue).await? else {
                 let text = format!("queue {queue:?} does not exist; declare the subscription");
                 return Err(error_of(ErrorKind::NotFound, "depth", text));
             };
             ready += count;
             for power in 0..=LAST_TIER {
-                delayed += self.topology.count(&tier(&queue, power)).await?.unwrap_or(0);
+                delayed += self.topology.count(&tier(queue, power)).await?.unwrap_or(0);
             }
         }
         let mut depth = Depth::default();
@@ -139,13 +165,13 @@ impl Broker for RabbitmqBroker {
     }
 
     async fn declare_destination(&self, destination: &Destination) -> Result<()> {
-        let needs = Needs::Destination(destination.clone());
-        self.within("declare", self.topology.ensure(&needs)).await
+        let place = self.topology.destination(destination)?;
+        self.within("declare", || self.topology.ensure_place(&place)).await
     }
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
-        let needs = Needs::Group(Arc::new(self.group(subscription)?));
-        self.within("declare", self.topology.ensure(&needs)).await
+        let place = Place::Group(self.topology.group(subscription)?);
+        self.within("declare", || self.topology.ensure_place(&place)).await
     }
 
     async fn consume(
@@ -153,14 +179,17 @@ impl Broker for RabbitmqBroker {
         subscription: &Subscription,
         prefetch: usize,
     ) -> Result<Box<dyn Consumer>> {
-        let (topology, publishers) = (Arc::clone(&self.topology), Arc::clone(&self.publishers));
-        let closing = self.closing.subscribe();
-        self.within("consume", consume(topology, publishers, closing, subscription, prefetch)).await
+        self.consumed.store(true, Ordering::Relaxed);
+        let open = || {
+            let (topology, publishers) = (Arc::clone(&self.topology), Arc::clone(&self.publishers));
+            consume(topology, publishers, self.closing.subscribe(), subscription, prefetch)
+        };
+        self.within("consume", open).await
     }
 
     async fn depth(&self, subscription: &Subscription) -> Result<Depth> {
-        let group = self.group(subscription)?;
-        self.within("depth", self.counts(&group)).await
+        let group = self.topology.group(subscription)?;
+        self.within("depth", || self.counts(&group)).await
     }
 
     async fn dead_letters(
@@ -181,13 +210,19 @@ impl Broker for RabbitmqBroker {
     }
 
     async fn health(&self) -> Result<()> {
-        self.within("health", async {
+        if *self.closing.borrow() {
+            return Err(closed("health"));
+        }
+        let answers = async {
             for link in self.publishing.iter().chain([&self.topology.link]) {
                 link.channel("health").await?;
             }
             Ok(())
+        };
+        timeout(HEALTH_TIMEOUT, answers).await.unwrap_or_else(|_| {
+            let text = "the broker did not answer within 5 s";
+            Err(error_of(ErrorKind::Unavailable, "health", text))
         })
-        .await
     }
 
     async fn close(&self) -> Result<()> {
@@ -197,6 +232,9 @@ impl Broker for RabbitmqBroker {
         // Lanes and readers each hold a receiver until they are done. A lane is by its deadlines.
         let limit = self.topology.settings.publish_timeout + Duration::from_secs(1);
         let flushed = timeout(limit, self.closing.closed()).await;
+        if self.consumed.load(Ordering::Relaxed) {
+            sleep(SETTLING).await;
+        }
         for supervisor in &self.supervisors {
             supervisor.close().await;
         }
@@ -236,23 +274,14 @@ impl RabbitmqProducer {
             );
             return Err(error_of(ErrorKind::TooLarge, "publish", text));
         }
-        let prefix = self.topology.prefix();
-        if destination.is_topic() {
-            destination.validate()?;
-            return Ok(Target {
-                exchange: short(&prefixed(destination, prefix, destination.name()))?,
-                routing_key: short(&envelope.r#type)?,
+        match self.topology.destination(destination)? {
+            Place::Topic(topic) => Ok(Target {
+                exchange: topic.exchange.clone(),
+                routing_key: property(&envelope.r#type),
                 mandatory: !allow_unrouted,
-                needs: Needs::Destination(destination.clone()),
-            });
-        }
-        let group = Group::of_queue(destination, prefix)?;
-        match delay {
-            Some(delay) => delayed(&Arc::new(group), envelope, *delay),
-            None => {
-                let name = group.queue_for(envelope.key.as_deref(), &envelope.id);
-                queue(&name, Needs::Destination(destination.clone()))
-            }
+                needs: Needs { place: Place::Topic(topic), tier: None },
+            }),
+            Place::Group(group) => delayed(&group, envelope, delay.unwrap_or_default()),
         }
     }
 }
@@ -261,7 +290,7 @@ impl Producer for RabbitmqProducer {
     fn send(&self, outgoing: Outgoing) -> Confirmation {
         let hop = outgoing.delay.map(Hop::delayed).unwrap_or_default();
         match self.target(&outgoing) {
-            Ok(target) => self.publishers.send(target, &outgoing.envelope, &hop),
+            Ok(target) => self.publishers.send(target, outgoing.envelope, hop),
             Err(error) => Confirmation::ready(Err(error)),
         }
     }

@@ -1,25 +1,26 @@
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anybroker_core::{
     Consumer, Delivery, Error, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
     Subscription,
 };
-use futures_util::StreamExt;
-use futures_util::stream::{SelectAll, select_all};
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, message};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::error::failed;
-use crate::group::Group;
 use crate::link::pause;
-use crate::message::read;
+use crate::message::{property, read};
 use crate::publish::Publishers;
-use crate::settle::{ChannelSettler, Source};
-use crate::topology::{Needs, Topology, short};
+use crate::settle::{ChannelSettler, Released, Source};
+use crate::topology::{Place, Topology, short};
 
 /// Declares the group and consumes its queues, in each epoch anew.
 pub(crate) async fn consume(
@@ -29,7 +30,7 @@ pub(crate) async fn consume(
     subscription: &Subscription,
     prefetch: usize,
 ) -> Result<Box<dyn Consumer>> {
-    let group = Arc::new(Group::new(subscription, topology.prefix())?);
+    let group = topology.group(subscription)?;
     let reader = Reader {
         topology,
         prefetch,
@@ -46,6 +47,8 @@ pub(crate) async fn consume(
     Ok(Box::new(inbox))
 }
 
+const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
+
 /// The task that reads for one consumer.
 struct Reader {
     topology: Arc<Topology>,
@@ -56,8 +59,30 @@ struct Reader {
 /// One channel, with what it consumes.
 struct Epoch {
     channel: Channel,
-    deliveries: SelectAll<lapin::Consumer>,
+    streams: Streams,
     settler: Arc<ChannelSettler>,
+    released: mpsc::UnboundedReceiver<Released>,
+}
+
+/// What comes from the queues of a group.
+struct Streams {
+    consumers: Vec<lapin::Consumer>,
+    /// Which comes first the next time.
+    turn: usize,
+}
+
+impl Streams {
+    /// The next message; `None` when one of the streams has ended.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<message::Delivery>> {
+        let count = self.consumers.len();
+        for _ in 0..count {
+            self.turn = (self.turn + 1) % count;
+            if let Poll::Ready(next) = self.consumers[self.turn].poll_next_unpin(cx) {
+                return Poll::Ready(next.and_then(lapin::Result::ok));
+            }
+        }
+        Poll::Pending
+    }
 }
 
 /// Why an epoch ended.
@@ -71,33 +96,29 @@ enum End {
 impl Reader {
     async fn open(&self) -> Result<Epoch> {
         let group = &self.source.group;
-        self.topology.ensure(&Needs::Group(Arc::clone(group))).await?;
+        self.topology.ensure_place(&Place::Group(Arc::clone(group))).await?;
         let channel = self.topology.link.channel("consume").await?;
-        let queues = group.queues();
+        let queues = &group.queues;
         let prefetch = u16::try_from(self.prefetch / queues.len()).unwrap_or(u16::MAX).max(1);
         let lost = |error| failed("consume", &format!("group {:?}", group.stored), error);
         channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(lost)?;
         let mut consumers = Vec::with_capacity(queues.len());
-        for queue in &queues {
+        for queue in queues {
             let options = BasicConsumeOptions::default();
             let consumer =
                 channel.basic_consume(short(queue)?, "".into(), options, FieldTable::default());
             consumers.push(consumer.await.map_err(lost)?);
         }
-        let settler = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
-        Ok(Epoch { channel, deliveries: select_all(consumers), settler })
+        let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
+        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler, released })
     }
 
-    async fn run(
-        self,
-        mut epoch: Epoch,
-        inbox: InboxSender,
-        mut closing: watch::Receiver<bool>,
-    ) {
+    async fn run(self, mut epoch: Epoch, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
         loop {
             if let End::Closed = self.read(&mut epoch, &inbox, &mut closing).await {
                 return self.end(epoch).await;
             }
+            epoch.give_back();
             drop(epoch);
             tracing::debug!(group = %self.source.group.stored, "the channel is gone; consuming anew");
             // If somebody deleted the queue, it is to be declared again; but to consume it while it
@@ -132,22 +153,34 @@ impl Reader {
         inbox: &InboxSender,
         closing: &mut watch::Receiver<bool>,
     ) -> End {
+        let Epoch { streams, settler, released, .. } = epoch;
         let mut closed = pin!(inbox.closed());
-        let mut closing = pin!(closing.changed());
         loop {
-            let message = tokio::select! {
-                biased;
-                () = &mut closed => return End::Closed,
-                _ = &mut closing => return End::Closed,
-                message = epoch.deliveries.next() => message,
+            // Most of the time there is a message, and nothing else needs to be looked at.
+            let ready = match released.is_empty() {
+                true => poll_fn(|cx| streams.poll_next(cx)).now_or_never(),
+                false => None,
             };
-            let Some(Ok(message)) = message else { return End::Lost };
-            if !epoch.settler.gate.pass() {
+            let message = match ready {
+                Some(message) => message,
+                None => tokio::select! {
+                    biased;
+                    () = &mut closed => return End::Closed,
+                    _ = closing.changed() => return End::Closed,
+                    Some((delivery, confirmer)) = released.recv() => {
+                        settler.replace(&delivery, &RELEASE, confirmer);
+                        continue;
+                    }
+                    message = poll_fn(|cx| streams.poll_next(cx)) => message,
+                },
+            };
+            let Some(message) = message else { return End::Lost };
+            if !settler.gate.pass() {
                 // It comes back when the channel closes, which ends this loop.
                 continue;
             }
-            let delivery = self.delivery(message, &epoch.settler);
-            if inbox.deliver(delivery).await.is_err() {
+            let delivery = self.delivery(message, settler);
+            if *closing.borrow() || inbox.deliver(delivery).await.is_err() {
                 return End::Closed;
             }
         }
@@ -177,26 +210,52 @@ impl Reader {
             epoch.settler.shut();
             epoch.settler.flush().await;
             // Dropped, the client's consumer would cancel itself.
-            let Epoch { mut deliveries, .. } = epoch;
-            tokio::spawn(async move { while let Some(Ok(_)) = deliveries.next().await {} });
+            let Epoch { mut streams, .. } = epoch;
+            tokio::spawn(async move { while poll_fn(|cx| streams.poll_next(cx)).await.is_some() {} });
             return;
         }
-        let mut released = Vec::new();
-        for consumer in epoch.deliveries.iter() {
-            let options = BasicCancelOptions::default();
-            if epoch.channel.basic_cancel(consumer.tag(), options).await.is_err() {
-                return;
+        // What is on its way when the consumer is cancelled would come for nobody, and count as an
+        // attempt when the channel closes. The queue answers a get after all that it sent before,
+        // and the channel the second question after having passed that on.
+        epoch.settler.flush().await;
+        let mut held = Vec::new();
+        let Epoch { channel, streams, settler, .. } = &mut epoch;
+        for queue in &self.source.group.queues {
+            let queue = property(queue);
+            if let Ok(Some(got)) = channel.basic_get(queue, BasicGetOptions::default()).await {
+                held.push(self.delivery(got.delivery, settler));
             }
         }
-        while let Some(Ok(message)) = epoch.deliveries.next().await {
-            let delivery = self.delivery(message, &epoch.settler);
-            released.push(delivery.settle(Outcome::Release { after: std::time::Duration::ZERO }));
+        let _ = channel.basic_qos(1, BasicQosOptions::default()).await;
+        while let Some(Some(message)) = poll_fn(|cx| streams.poll_next(cx)).now_or_never() {
+            held.push(self.delivery(message, settler));
         }
-        for confirmation in released {
+        for consumer in &streams.consumers {
+            // If it fails, the channel is gone, and with it the consumer.
+            let _ = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
+        }
+        for consumer in &mut streams.consumers {
+            while let Some(Ok(message)) = consumer.next().await {
+                held.push(self.delivery(message, settler));
+            }
+        }
+        epoch.give_back();
+        let given_back: Vec<_> = held.into_iter().map(|held| held.settle(RELEASE)).collect();
+        for confirmation in given_back {
             // What is not released comes back when the channel closes.
             let _ = confirmation.await;
         }
         epoch.settler.flush().await;
+    }
+}
+
+impl Epoch {
+    /// Stores the copies that waited; those to come do not wait any more.
+    fn give_back(&mut self) {
+        self.released.close();
+        while let Ok((delivery, confirmer)) = self.released.try_recv() {
+            self.settler.replace(&delivery, &RELEASE, confirmer);
+        }
     }
 }
 

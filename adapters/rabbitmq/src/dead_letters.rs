@@ -1,18 +1,17 @@
 use std::sync::Arc;
 
 use anybroker_core::{
-    DeadLetter, DeadLetterFilter, Envelope, ErrorKind, Hop, Peek, Redrive, Result, now,
+    DeadLetter, DeadLetterFilter, Envelope, Hop, Peek, Redrive, Result, now,
 };
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, message};
 
-use crate::error::{error_of, failed};
+use crate::error::failed;
 use crate::group::Group;
 use crate::message::read;
-use crate::publish::Publishers;
-use crate::settle::queue;
-use crate::topology::{Needs, Topology, short};
+use crate::publish::{Publishers, Target};
+use crate::topology::{Place, Topology, short};
 
 /// What a group gave up, seen through a channel of its own: whatever happens to it, what it took
 /// and did not acknowledge is back in its place when it closes.
@@ -20,21 +19,17 @@ pub(crate) struct DeadLetters {
     group: Arc<Group>,
     queue: ShortString,
     channel: Channel,
-    /// How many there were at the start; what comes later is left alone.
-    left: u64,
+    /// How many are left of those that were there at the first look; what comes later is left
+    /// alone.
+    left: Option<u32>,
 }
 
 impl DeadLetters {
-    pub(crate) async fn open(topology: &Topology, group: Group) -> Result<Self> {
-        let group = Arc::new(group);
-        topology.ensure(&Needs::Group(Arc::clone(&group))).await?;
-        let name = group.dead_letters();
-        let Some(left) = topology.count(&name).await? else {
-            let text = format!("dead-letter queue {name:?} does not exist; declare the subscription");
-            return Err(error_of(ErrorKind::NotFound, "dead letters", text));
-        };
+    pub(crate) async fn open(topology: &Topology, group: Arc<Group>) -> Result<Self> {
+        topology.ensure_place(&Place::Group(Arc::clone(&group))).await?;
+        let queue = short(&group.dead_letters())?;
         let channel = topology.link.channel("dead letters").await?;
-        Ok(Self { queue: short(&name)?, group, channel, left })
+        Ok(Self { queue, group, channel, left: None })
     }
 
     pub(crate) async fn peek(mut self, filter: &DeadLetterFilter, limit: usize) -> Result<Peek> {
@@ -47,12 +42,16 @@ impl DeadLetters {
                 entries.push(DeadLetter { envelope: Arc::new(envelope), hop });
             }
         }
-        let complete = self.left == 0;
-        self.put_back().await?;
+        let complete = self.left == Some(0);
+        self.end().await?;
         Ok(Peek { entries, complete })
     }
 
-    pub(crate) async fn redrive(mut self, redrive: &Redrive, publishers: &Publishers) -> Result<u64> {
+    pub(crate) async fn redrive(
+        mut self,
+        redrive: &Redrive,
+        publishers: &Publishers,
+    ) -> Result<u64> {
         let mut sent = 0;
         while sent < redrive.at_most()
             && let Some(message) = self.next(false).await?
@@ -62,17 +61,20 @@ impl DeadLetters {
             if !redrive.selected().matches(&envelope, &hop, now()) {
                 continue;
             }
-            if sent > 0 && let Some(interval) = redrive.interval() {
+            if sent > 0
+                && let Some(interval) = redrive.interval()
+            {
                 tokio::time::sleep(interval).await;
             }
-            let name = self.group.queue_for(envelope.key.as_deref(), &envelope.id);
+            let queue = self.group.queue_for(envelope.key.as_deref(), &envelope.id);
+            let target = Target::queue(&self.group, queue)?;
             // Cut off between the two, it is in both: a duplicate, never a loss.
-            publishers.send(queue(&name, Needs::Nothing)?, &envelope, &Hop::redrive()).await?;
+            publishers.send(target, envelope, Hop::redrive()).await?;
             let acked = self.channel.basic_ack(tag, BasicAckOptions::default()).await;
             acked.map_err(|error| failed("redrive", "removing what was sent", error))?;
             sent += 1;
         }
-        self.put_back().await?;
+        self.end().await?;
         Ok(sent)
     }
 
@@ -81,18 +83,24 @@ impl DeadLetters {
         while self.next(true).await?.is_some() {
             removed += 1;
         }
+        self.end().await?;
         Ok(removed)
     }
 
     /// Takes the oldest of those that are left.
     async fn next(&mut self, no_ack: bool) -> Result<Option<message::Delivery>> {
-        if self.left == 0 {
+        if self.left == Some(0) {
             return Ok(None);
         }
         let options = BasicGetOptions { no_ack };
         let taken = self.channel.basic_get(self.queue.clone(), options).await;
         let taken = taken.map_err(|error| failed("dead letters", "reading the queue", error))?;
-        self.left = if taken.is_some() { self.left - 1 } else { 0 };
+        // Counted here and not by a declaration, which does not see what is on its way back.
+        let behind = taken.as_ref().map_or(0, |message| message.message_count);
+        self.left = Some(self.left.map_or(behind, |left| left - 1));
+        if taken.is_none() {
+            self.left = Some(0);
+        }
         Ok(taken.map(|message| message.delivery))
     }
 
@@ -102,10 +110,12 @@ impl DeadLetters {
         (received.envelope, received.hop)
     }
 
-    /// Puts back what was only looked at. Tag 0 means all of it.
-    async fn put_back(&self) -> Result<()> {
+    /// Puts back what was only looked at: tag 0 means all that is open. The answer to the close
+    /// tells that it is on its way, before whatever comes next.
+    async fn end(&self) -> Result<()> {
         let options = BasicNackOptions { multiple: true, requeue: true };
         let put_back = self.channel.basic_nack(0, options).await;
-        put_back.map_err(|error| failed("dead letters", "putting back what was read", error))
+        let closed = async { put_back.and(self.channel.close(200, "OK".into()).await) };
+        closed.await.map_err(|error| failed("dead letters", "putting back what was read", error))
     }
 }

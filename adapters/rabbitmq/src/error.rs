@@ -48,16 +48,20 @@ fn meaning(error: &lapin::Error) -> (ErrorKind, &'static str) {
             530 => (ErrorKind::Denied, ""),
             _ => (ErrorKind::Broker, ""),
         },
-        Native::IOError(io) if io.kind() == std::io::ErrorKind::InvalidData => {
-            (ErrorKind::Config, ": the TLS handshake failed; check the certificates, or write amqp:// where the port speaks no TLS")
-        }
+        Native::IOError(io) if io.kind() == std::io::ErrorKind::InvalidData => (
+            ErrorKind::Config,
+            ": the TLS handshake failed; check the certificates, or write amqp:// where the port speaks no TLS",
+        ),
         Native::IOError(io)
             if matches!(
                 io.kind(),
                 std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionAborted
             ) =>
         {
-            (ErrorKind::Unavailable, ": the peer ended the connection; write amqps:// where the port wants TLS")
+            (
+                ErrorKind::Unavailable,
+                ": the peer ended the connection; write amqps:// where the port wants TLS",
+            )
         }
         Native::AuthProviderError(_) => (ErrorKind::Denied, ""),
         Native::ChannelsLimitReached => {

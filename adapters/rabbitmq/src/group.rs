@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicU64;
+
 use anybroker_core::{Destination, Error, ErrorKind, Result, Start, Subscription};
 
 use crate::error::error_of;
@@ -7,7 +9,7 @@ use crate::error::error_of;
 pub(crate) const LAST_TIER: u32 = 22;
 
 /// What is stored for a group, by the broker's names.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) destination: Destination,
     /// The group's own name.
@@ -15,80 +17,71 @@ pub(crate) struct Group {
     /// What the names of its queues derive from.
     pub(crate) stored: String,
     pub(crate) ordered: bool,
-    partitions: u16,
+    /// Where its messages are: in several queues when an ordered queue has partitions. A group of
+    /// a topic has one, since only the publisher could tell its messages apart.
+    pub(crate) queues: Vec<String>,
+    /// In which epoch it was declared last.
+    pub(crate) declared: AtomicU64,
 }
 
+/// Never an epoch.
+pub(crate) const UNDECLARED: u64 = u64::MAX;
+
 impl Group {
+    /// # Errors
+    /// `Invalid` for a name, `Unsupported` for a start that a topic does not have here.
     pub(crate) fn new(subscription: &Subscription, prefix: Option<&str>) -> Result<Self> {
         subscription.validate()?;
         let destination = subscription.destination();
-        let unsupported = |text: &'static str| Err(error_of(ErrorKind::Unsupported, "subscribe", text));
-        if destination.is_topic() && subscription.partition_count() > 1 {
-            return unsupported("a group of a topic has one partition on RabbitMQ: drop .partitions(..), or use an ordered queue");
-        }
         if destination.is_topic() && subscription.start_position() == Start::Earliest {
-            return unsupported("a topic on RabbitMQ keeps nothing for groups to come: drop .start(..)");
+            let text = "a topic on RabbitMQ keeps nothing for groups to come: drop .start(..)";
+            return Err(error_of(ErrorKind::Unsupported, "subscribe", text));
         }
-        let group = Self {
-            stored: prefixed(destination, prefix, &subscription.stored_name()),
-            name: subscription.group_name().to_owned(),
-            ordered: subscription.is_ordered(),
-            partitions: subscription.partition_count(),
-            destination: destination.clone(),
-        };
-        group.validate()?;
-        Ok(group)
+        let stored = prefixed(destination, prefix, &subscription.stored_name());
+        let name = subscription.group_name().to_owned();
+        Self::make(destination, name, stored, subscription.is_ordered())
     }
 
     /// The one group of a queue.
     pub(crate) fn of_queue(queue: &Destination, prefix: Option<&str>) -> Result<Self> {
         queue.validate()?;
-        let group = Self {
-            stored: prefixed(queue, prefix, queue.name()),
-            name: queue.name().to_owned(),
-            ordered: queue.is_ordered(),
-            partitions: queue.partition_count(),
-            destination: queue.clone(),
+        let stored = prefixed(queue, prefix, queue.name());
+        Self::make(queue, queue.name().to_owned(), stored, queue.is_ordered())
+    }
+
+    fn make(
+        destination: &Destination,
+        name: String,
+        stored: String,
+        ordered: bool,
+    ) -> Result<Self> {
+        // AMQP takes 255, of which derived names need some.
+        let limit = if destination.is_native() { 200 } else { 64 + "--".len() };
+        if stored.len() > limit {
+            let text = format!(
+                "{stored:?} takes {} bytes: prefix, destination and group together may take {limit}",
+                stored.len()
+            );
+            return Err(invalid(text));
+        }
+        let queues = match destination.partition_count() {
+            1 => vec![stored.clone()],
+            count => (0..count).map(|index| format!("{stored}--p{index}")).collect(),
         };
-        group.validate()?;
-        Ok(group)
-    }
-
-    fn validate(&self) -> Result<()> {
-        // Half of what AMQP takes, so that each derived name fits.
-        let limit = if self.destination.is_native() { 200 } else { 64 + "--".len() };
-        if self.stored.len() <= limit {
-            return Ok(());
-        }
-        let text = format!(
-            "{:?} takes {} bytes: prefix, destination and group together may take {limit}",
-            self.stored,
-            self.stored.len()
-        );
-        Err(invalid(text))
-    }
-
-    /// The queues that its messages are in; several when an ordered queue has partitions.
-    pub(crate) fn queues(&self) -> Vec<String> {
-        match self.partitions {
-            1 => vec![self.stored.clone()],
-            count => (0..count).map(|index| self.partition(index)).collect(),
-        }
+        let declared = AtomicU64::new(UNDECLARED);
+        Ok(Self { destination: destination.clone(), name, stored, ordered, queues, declared })
     }
 
     /// The queue for messages of this key; those without one are spread by their id.
-    pub(crate) fn queue_for(&self, key: Option<&str>, id: &str) -> String {
-        match self.partitions {
-            1 => self.stored.clone(),
-            count => {
-                let hash = stable_hash(key.unwrap_or(id)) % u64::from(count);
-                self.partition(u16::try_from(hash).unwrap_or_default())
+    pub(crate) fn queue_for(&self, key: Option<&str>, id: &str) -> &str {
+        match &*self.queues {
+            [only] => only,
+            queues => {
+                let count = u64::try_from(queues.len()).unwrap_or(1);
+                let index = stable_hash(key.unwrap_or(id)) % count;
+                &queues[usize::try_from(index).unwrap_or(0)]
             }
         }
-    }
-
-    fn partition(&self, index: u16) -> String {
-        format!("{}--p{index}", self.stored)
     }
 
     pub(crate) fn dead_letters(&self) -> String {
@@ -128,23 +121,29 @@ mod tests {
     fn names_derive_from_prefix_destination_and_group() -> Result<()> {
         let topic = Subscription::topic("order.created").group("email");
         let group = Group::new(&topic, Some("dev"))?;
-        assert_eq!(group.queues(), ["dev.order.created--email"]);
+        assert_eq!(group.queues, ["dev.order.created--email"]);
         assert_eq!(group.dead_letters(), "dev.order.created--email--dlq");
         assert_eq!(tier(&group.stored, 2), "dev.order.created--email--delay-4s");
 
         let queue = Queue::new("payments").ordered().partitions(2);
         let group = Group::new(&Subscription::queue(queue), None)?;
-        assert_eq!(group.queues(), ["payments--p0", "payments--p1"]);
+        assert_eq!(group.queues, ["payments--p0", "payments--p1"]);
         assert_eq!(group.queue_for(Some("7"), "a"), group.queue_for(Some("7"), "b"));
 
         let native = Subscription::queue(Queue::native("Old_Queue"));
-        assert_eq!(Group::new(&native, Some("dev"))?.queues(), ["Old_Queue"]);
+        assert_eq!(Group::new(&native, Some("dev"))?.queues, ["Old_Queue"]);
         Ok(())
     }
 
     #[test]
+    fn a_topic_has_nothing_for_groups_to_come() {
+        let earliest = Subscription::topic("order.created").group("email").start(Start::Earliest);
+        let error = Group::new(&earliest, None).expect_err("an error");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
     fn keys_keep_their_partition_for_ever() {
-        assert_eq!(stable_hash("customer-7") % 8, stable_hash("customer-7") % 8);
         assert_eq!(stable_hash(""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(stable_hash("a"), 0xaf63_dc4c_8601_ec8c);
     }

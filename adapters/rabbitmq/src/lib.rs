@@ -6,6 +6,7 @@ mod consume;
 mod dead_letters;
 mod error;
 mod group;
+mod lane;
 mod link;
 mod message;
 mod options;

@@ -134,7 +134,7 @@ async fn supervise(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut next = Some(first);
-    let (mut epoch, mut attempt, mut since) = (0, 0, Instant::now());
+    let (mut epoch, mut attempt, mut since) = (0_u64, 0, Instant::now());
     loop {
         let connection = match next.take() {
             Some(connection) => Arc::new(connection),
@@ -158,12 +158,8 @@ async fn supervise(
             },
         };
         epoch += 1;
-        let up = |blocked| State {
-            epoch,
-            connection: Some(connection.clone()),
-            blocked,
-            closed: false,
-        };
+        let up =
+            |blocked| State { epoch, connection: Some(connection.clone()), blocked, closed: false };
         state.send_replace(up(false));
         tokio::select! {
             _ = stopped.changed() => {
@@ -243,8 +239,7 @@ async fn connect(settings: &Settings, name: &str) -> Result<Connection> {
             .with_connection_name(format!("anybroker {name}").into());
         let runtime = lapin::runtime::default_runtime()
             .map_err(|error| failed("connect", "finding the runtime", error))?;
-        let connected =
-            Connection::connect_uri_with_config(uri, properties, tls.clone(), runtime);
+        let connected = Connection::connect_uri_with_config(uri, properties, tls.clone(), runtime);
         result = match timeout(CONNECT_TIMEOUT, connected).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => {
@@ -268,7 +263,8 @@ async fn tls(settings: &Settings) -> Result<OwnedTLSConfig> {
         config.cert_chain = Some(String::from_utf8_lossy(&read(ca).await?).into_owned());
     }
     if let Some((certificate, key)) = &settings.identity {
-        config.identity = Some(OwnedIdentity::PKCS8 { pem: read(certificate).await?, key: read(key).await? });
+        config.identity =
+            Some(OwnedIdentity::PKCS8 { pem: read(certificate).await?, key: read(key).await? });
     }
     Ok(config)
 }

@@ -57,13 +57,14 @@ pub(crate) fn properties(envelope: &Envelope, hop: &Hop) -> (BasicProperties, us
     let properties = properties
         .with_headers(table)
         .with_delivery_mode(PERSISTENT)
-        .with_message_id(cut(&envelope.id))
+        .with_message_id(property(&envelope.id))
         .with_timestamp(timestamp.as_secs());
     (properties, size)
 }
 
-/// Properties hold at most 255 bytes; a longer id stands whole in the headers.
-pub(crate) fn cut(text: &str) -> ShortString {
+/// A property or a routing key, which hold at most 255 bytes. What is longer, an id or a type of
+/// 256, stands whole in the headers.
+pub(crate) fn property(text: &str) -> ShortString {
     ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_else(|_| "".into())
 }
 
@@ -144,7 +145,9 @@ fn json(value: &AMQPValue) -> Value {
         AMQPValue::Double(number) => Value::from(*number),
         AMQPValue::Boolean(flag) => Value::from(*flag),
         AMQPValue::Timestamp(seconds) => Value::from(*seconds),
-        AMQPValue::DecimalValue(decimal) => Value::from(format!("{}e-{}", decimal.value, decimal.scale)),
+        AMQPValue::DecimalValue(decimal) => {
+            Value::from(format!("{}e-{}", decimal.value, decimal.scale))
+        }
         AMQPValue::LongString(text) => bytes(text.as_bytes()),
         AMQPValue::ByteArray(array) => bytes(array.as_slice()),
         AMQPValue::FieldArray(array) => array.as_slice().iter().map(json).collect(),

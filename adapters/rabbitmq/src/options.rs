@@ -11,9 +11,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use crate::RabbitmqBroker;
 use crate::error::error_of;
 
-const KNOWN: &[&str] = &[
-    "prefix", "declare", "connect", "publish-timeout", "max-payload", "ca", "cert", "key",
-];
+const KNOWN: &[&str] =
+    &["prefix", "declare", "connect", "publish-timeout", "max-payload", "ca", "cert", "key"];
 
 /// Sets up a connection; [`connect`](Self::connect) opens it.
 ///
@@ -113,7 +112,9 @@ impl RabbitmqBuilder {
             "amqp" => false,
             "amqps" => true,
             other => {
-                return Err(config(format!("scheme {other:?} is not RabbitMQ's: write amqp:// or amqps://")));
+                return Err(config(format!(
+                    "scheme {other:?} is not RabbitMQ's: write amqp:// or amqps://"
+                )));
             }
         };
         settings.hosts = url.hosts(if settings.tls { 5671 } else { 5672 })?;
@@ -132,7 +133,9 @@ impl RabbitmqBuilder {
             None | Some("once") => false,
             Some("wait") => true,
             Some(other) => {
-                return Err(config(format!("option connect={other} is not understood: write once or wait")));
+                return Err(config(format!(
+                    "option connect={other} is not understood: write once or wait"
+                )));
             }
         };
         if let Some(timeout) = url.duration("publish-timeout")? {

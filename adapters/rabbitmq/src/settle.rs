@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Error, Hop, Outcome, Result, Settler,
-    Subscription,
+    Confirmation, Confirmer, Delivery, Envelope, Error, Hop, Outcome, Result, Settler, Subscription,
 };
 use lapin::Channel;
 use tokio::sync::{mpsc, oneshot};
@@ -14,15 +13,19 @@ use crate::acks::Acks;
 use crate::error::BROKER;
 use crate::group::{Group, LAST_TIER, tier};
 use crate::publish::{Publishers, Target};
-use crate::topology::{Needs, short};
 
 /// Settles the deliveries of one channel. Another epoch has another one, so that a delivery of the
 /// former finds its channel gone.
 pub(crate) struct ChannelSettler {
     commands: mpsc::UnboundedSender<Command>,
+    releases: mpsc::UnboundedSender<Released>,
     pub(crate) source: Arc<Source>,
     pub(crate) gate: Arc<Gate>,
 }
+
+/// A delivery to be given back by a copy. It passes the reader: while that stops to consume, the
+/// copy must wait, or it would come right back.
+pub(crate) type Released = (Delivery, Confirmer);
 
 /// What the settlers of all epochs of a consumer share.
 pub(crate) struct Source {
@@ -88,12 +91,16 @@ impl Gate {
 impl ChannelSettler {
     /// Starts settling on a channel, which is closed when the last delivery is settled or dropped
     /// and the settler is too.
-    pub(crate) fn start(channel: Channel, source: Arc<Source>) -> Arc<Self> {
+    pub(crate) fn start(
+        channel: Channel,
+        source: Arc<Source>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Released>) {
         let (commands, receiver) = mpsc::unbounded_channel();
+        let (releases, released) = mpsc::unbounded_channel();
         let gate = Arc::new(Gate::default());
         let writer = Writer { acks: Acks::new(channel), gate: Arc::clone(&gate), finished: 0 };
         tokio::spawn(writer.run(receiver));
-        Arc::new(Self { commands, source, gate })
+        (Arc::new(Self { commands, releases, source, gate }), released)
     }
 
     /// Hands out no more; see [`Gate`].
@@ -126,19 +133,30 @@ impl ChannelSettler {
     }
 
     /// Stores a copy, and acknowledges the original only when the broker has it.
-    fn replace(&self, delivery: &Delivery, target: Result<Target>, hop: &Hop) -> Confirmation {
+    pub(crate) fn replace(&self, delivery: &Delivery, outcome: &Outcome, confirmer: Confirmer) {
         if self.commands.is_closed() {
-            return Confirmation::ready(Err(stale()));
+            return confirmer.confirm(Err(stale()));
         }
-        let tag = delivery.tag();
+        let (source, envelope) = (&self.source, delivery.envelope());
+        let (target, hop) = match outcome {
+            Outcome::Retry { after } => {
+                (delayed(&source.group, envelope, *after), Hop::retry(delivery, *after))
+            }
+            Outcome::DeadLetter { reason } => (
+                Target::queue(&source.group, &source.group.dead_letters()),
+                Hop::dead_letter(delivery, reason, &source.subscription),
+            ),
+            Outcome::Release { after } => {
+                (delayed(&source.group, envelope, *after), Hop::release(delivery, *after))
+            }
+            Outcome::Ack => return,
+        };
         let stored = match target {
-            Ok(target) => self.source.publishers.send(target, delivery.envelope(), hop),
+            Ok(target) => source.publishers.send(target, Envelope::clone(envelope), hop),
             Err(error) => Confirmation::ready(Err(error)),
         };
-        let commands = self.commands.clone();
-        let failed = if self.source.group.ordered { How::Leave } else { How::Nack };
-        let gate = Arc::clone(&self.gate);
-        let (confirmer, confirmation) = Confirmation::channel();
+        let (commands, gate, tag) = (self.commands.clone(), Arc::clone(&self.gate), delivery.tag());
+        let failed = if source.group.ordered { How::Leave } else { How::Nack };
         tokio::spawn(async move {
             match stored.await {
                 Ok(()) => {
@@ -158,65 +176,39 @@ impl ChannelSettler {
                 }
             }
         });
-        confirmation
-    }
-}
-
-impl Source {
-    /// The group's own queue, or the longest tier that is not longer than the delay.
-    fn target(&self, envelope: &Envelope, after: Duration) -> Result<Target> {
-        delayed(&self.group, envelope, after)
-    }
-
-    fn dead_letters(&self) -> Result<Target> {
-        queue(&self.group.dead_letters(), Needs::Group(Arc::clone(&self.group)))
     }
 }
 
 /// A queue's tier for a delay, or itself for less than a second: what comes early waits where it
 /// is received.
 pub(crate) fn delayed(group: &Arc<Group>, envelope: &Envelope, after: Duration) -> Result<Target> {
-    let name = group.queue_for(envelope.key.as_deref(), &envelope.id);
-    match after.as_secs().checked_ilog2() {
-        None => queue(&name, Needs::Group(Arc::clone(group))),
-        Some(power) => {
-            let power = power.min(LAST_TIER);
-            queue(&tier(&name, power), Needs::Tier(Arc::clone(group), name, power))
-        }
-    }
-}
-
-pub(crate) fn queue(name: &str, needs: Needs) -> Result<Target> {
-    Ok(Target { exchange: "".into(), routing_key: short(name)?, mandatory: true, needs })
+    let queue = group.queue_for(envelope.key.as_deref(), &envelope.id);
+    let Some(power) = after.as_secs().checked_ilog2() else { return Target::queue(group, queue) };
+    let power = power.min(LAST_TIER);
+    let mut target = Target::queue(group, &tier(queue, power))?;
+    target.needs.tier = Some((queue.to_owned(), power));
+    Ok(target)
 }
 
 impl Settler for ChannelSettler {
     fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
-        let source = &self.source;
-        let tag = delivery.tag();
-        match outcome {
-            Outcome::Ack => self.write(tag, How::Ack),
-            Outcome::Release { after } if after.is_zero() && source.group.ordered => {
-                self.give_back(tag)
-            }
-            Outcome::Release { after }
-                if after.is_zero() && source.nack_is_free.load(Ordering::Relaxed) =>
-            {
-                self.write(tag, How::Nack)
-            }
-            Outcome::Release { after } => {
-                let target = source.target(delivery.envelope(), after);
-                self.replace(&delivery, target, &Hop::release(&delivery, after))
-            }
-            Outcome::Retry { after } => {
-                let target = source.target(delivery.envelope(), after);
-                self.replace(&delivery, target, &Hop::retry(&delivery, after))
-            }
-            Outcome::DeadLetter { reason } => {
-                let hop = Hop::dead_letter(&delivery, &reason, &source.subscription);
-                self.replace(&delivery, source.dead_letters(), &hop)
-            }
+        let at_once = matches!(outcome, Outcome::Release { after } if after.is_zero());
+        if outcome == Outcome::Ack {
+            return self.write(delivery.tag(), How::Ack);
+        } else if at_once && self.source.group.ordered {
+            return self.give_back(delivery.tag());
+        } else if at_once && self.source.nack_is_free.load(Ordering::Relaxed) {
+            return self.write(delivery.tag(), How::Nack);
         }
+        let (confirmer, confirmation) = Confirmation::channel();
+        if !at_once {
+            self.replace(&delivery, &outcome, confirmer);
+        } else if let Err(mpsc::error::SendError((delivery, confirmer))) =
+            self.releases.send((delivery, confirmer))
+        {
+            self.replace(&delivery, &outcome, confirmer);
+        }
+        confirmation
     }
 
     fn abandon(&self, tag: u64) {

@@ -1,33 +1,53 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use anybroker_core::{Declare, Destination, ErrorKind, Result};
+use anybroker_core::{Declare, Destination, ErrorKind, Result, Subscription};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
+use tokio::sync::Mutex;
 
 use crate::error::{error_of, failed};
-use crate::group::{Group, invalid, prefixed, tier};
+use crate::group::{Group, UNDECLARED, invalid, prefixed, tier};
 use crate::link::Link;
 use crate::options::{Binding, Settings};
 
-/// Declares what is stored, once for each epoch.
+/// Knows what is stored, and declares it, once for each epoch.
 pub(crate) struct Topology {
     pub(crate) settings: Arc<Settings>,
     pub(crate) link: Link,
-    /// What was declared, and in which epoch.
-    declared: RwLock<(u64, HashSet<Needs>)>,
+    /// How often everything was forgotten.
+    forgotten: AtomicU64,
+    destinations: Known<Destination, Place>,
+    groups: Known<(String, bool), Arc<Group>>,
+    tiers: RwLock<(u64, HashSet<String>)>,
+    /// Held while declaring: the second of two declarations at once is answered before the queue
+    /// of the first takes messages (3.10).
+    declaring: Mutex<()>,
 }
 
-/// What must exist before a message can be sent or received.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Needs {
-    /// Nothing that is not there already.
-    Nothing,
-    Destination(Destination),
+type Known<K, V> = RwLock<HashMap<K, V>>;
+
+/// Where messages to a destination go.
+#[derive(Clone)]
+pub(crate) enum Place {
+    Topic(Arc<Topic>),
     Group(Arc<Group>),
-    /// The group, and a queue that gives messages to this one of it after 2^n seconds.
-    Tier(Arc<Group>, String, u32),
+}
+
+pub(crate) struct Topic {
+    destination: Destination,
+    pub(crate) exchange: ShortString,
+    declared: AtomicU64,
+}
+
+/// What must exist before a message can be sent.
+pub(crate) struct Needs {
+    pub(crate) place: Place,
+    /// A queue that gives messages to this one of the place after 2^n seconds.
+    pub(crate) tier: Option<(String, u32)>,
 }
 
 /// What a queue is for.
@@ -40,62 +60,119 @@ enum Shape<'a> {
 
 impl Topology {
     pub(crate) fn new(settings: Arc<Settings>, link: Link) -> Self {
-        Self { settings, link, declared: RwLock::default() }
+        Self {
+            settings,
+            link,
+            forgotten: AtomicU64::new(0),
+            destinations: RwLock::default(),
+            groups: RwLock::default(),
+            tiers: RwLock::default(),
+            declaring: Mutex::default(),
+        }
     }
 
-    pub(crate) fn prefix(&self) -> Option<&str> {
+    fn prefix(&self) -> Option<&str> {
         self.settings.prefix.as_deref()
+    }
+
+    /// Where messages to a destination go.
+    ///
+    /// # Errors
+    /// `Invalid` for its name.
+    pub(crate) fn destination(&self, destination: &Destination) -> Result<Place> {
+        known(&self.destinations, destination, || {
+            if !destination.is_topic() {
+                return Ok(Place::Group(Arc::new(Group::of_queue(destination, self.prefix())?)));
+            }
+            destination.validate()?;
+            let exchange = short(&prefixed(destination, self.prefix(), destination.name()))?;
+            let declared = AtomicU64::new(UNDECLARED);
+            Ok(Place::Topic(Arc::new(Topic { destination: destination.clone(), exchange, declared })))
+        })
+    }
+
+    /// Where a group's messages are.
+    ///
+    /// # Errors
+    /// As [`Group::new`].
+    pub(crate) fn group(&self, subscription: &Subscription) -> Result<Arc<Group>> {
+        let group = Group::new(subscription, self.prefix())?;
+        if !subscription.destination().is_topic()
+            && let Place::Group(group) = self.destination(subscription.destination())?
+        {
+            return Ok(group);
+        }
+        let key = (group.stored.clone(), group.ordered);
+        known(&self.groups, &key, || Ok(Arc::new(group)))
     }
 
     /// Forgets what was declared, so that it is restored when it is used next.
     pub(crate) fn forget(&self) {
-        self.declared.write().unwrap_or_else(PoisonError::into_inner).1.clear();
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Another number after each reconnect, and after each time that all was forgotten.
+    fn epoch(&self) -> u64 {
+        self.link.epoch() + self.forgotten.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_declared(&self, needs: &Needs) -> bool {
-        if *needs == Needs::Nothing || self.settings.declare == Declare::Off {
-            return true;
-        }
-        let declared = self.declared.read().unwrap_or_else(PoisonError::into_inner);
-        declared.0 == self.link.epoch() && declared.1.contains(needs)
+        let epoch = self.epoch();
+        self.settings.declare == Declare::Off
+            || needs.place.declared().load(Ordering::Relaxed) == epoch
+                && needs.tier.as_ref().is_none_or(|(target, power)| {
+                    let tiers = self.tiers.read().unwrap_or_else(PoisonError::into_inner);
+                    tiers.0 == epoch && tiers.1.contains(&tier(target, *power))
+                })
     }
 
     /// Makes sure that it exists, as the `declare` option says.
     pub(crate) async fn ensure(&self, needs: &Needs) -> Result<()> {
+        self.ensure_place(&needs.place).await?;
+        let Some((target, power)) = &needs.tier else { return Ok(()) };
+        let _lock = self.declaring.lock().await;
         if self.is_declared(needs) {
             return Ok(());
         }
-        let epoch = self.link.epoch();
-        match needs {
-            Needs::Nothing => {}
-            Needs::Destination(destination) if destination.is_topic() => {
-                self.topic(destination).await?;
-            }
-            Needs::Destination(queue) => {
-                self.group(&Group::of_queue(queue, self.prefix())?).await?;
-            }
-            Needs::Group(group) => self.group(group).await?,
-            Needs::Tier(group, target, power) => {
-                Box::pin(self.ensure(&Needs::Group(Arc::clone(group)))).await?;
-                self.queue(&tier(target, *power), Shape::Tier { target, power: *power }).await?;
-            }
+        let epoch = self.epoch();
+        let name = tier(target, *power);
+        self.declare_queue(&name, Shape::Tier { target, power: *power }).await?;
+        let mut tiers = self.tiers.write().unwrap_or_else(PoisonError::into_inner);
+        if tiers.0 != epoch {
+            *tiers = (epoch, HashSet::new());
         }
-        let mut declared = self.declared.write().unwrap_or_else(PoisonError::into_inner);
-        if declared.0 != epoch {
-            *declared = (epoch, HashSet::new());
-        }
-        declared.1.insert(needs.clone());
+        tiers.1.insert(name);
         Ok(())
     }
 
-    async fn topic(&self, topic: &Destination) -> Result<()> {
-        topic.validate()?;
-        let name = prefixed(topic, self.prefix(), topic.name());
-        // Each queue has a dead-letter queue, those with partitions too.
-        if !topic.is_native() && self.count(&format!("{name}--dlq")).await?.is_some() {
-            return Err(both(&name, "topic", "queue"));
+    pub(crate) async fn ensure_place(&self, place: &Place) -> Result<()> {
+        let _lock = self.declaring.lock().await;
+        self.declare(place).await
+    }
+
+    async fn declare(&self, place: &Place) -> Result<()> {
+        let epoch = self.epoch();
+        if self.settings.declare == Declare::Off
+            || place.declared().load(Ordering::Relaxed) == epoch
+        {
+            return Ok(());
         }
-        let kind = self.exchange_kind(topic);
+        match place {
+            Place::Topic(topic) => self.declare_topic(topic).await?,
+            Place::Group(group) => self.declare_group(group).await?,
+        }
+        place.declared().store(epoch, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn declare_topic(&self, topic: &Topic) -> Result<()> {
+        let Topic { destination, exchange, .. } = topic;
+        let name = exchange.as_str();
+        // Each queue has a dead-letter queue, those with partitions too.
+        if !destination.is_native() && self.count(&format!("{name}--dlq")).await?.is_some() {
+            return Err(both(name, "topic", "queue"));
+        }
+        let kind = self.exchange_kind(destination);
         let options = ExchangeDeclareOptions {
             durable: true,
             passive: self.settings.declare == Declare::Verify,
@@ -103,24 +180,24 @@ impl Topology {
         };
         let channel = self.link.channel("declare").await?;
         channel
-            .exchange_declare(short(&name)?, kind, options, FieldTable::default())
+            .exchange_declare(exchange.clone(), kind, options, FieldTable::default())
             .await
             .map_err(|error| failed("declare", &format!("topic {name:?}"), error))
     }
 
-    async fn group(&self, group: &Group) -> Result<()> {
+    async fn declare_group(&self, group: &Group) -> Result<()> {
         let topic = group.destination.is_topic();
         if topic {
-            Box::pin(self.ensure(&Needs::Destination(group.destination.clone()))).await?;
+            let topic = self.destination(&group.destination)?;
+            Box::pin(self.declare(&topic)).await?;
         } else if !group.destination.is_native() && self.is_exchange(&group.stored).await? {
             return Err(both(&group.stored, "queue", "topic"));
         }
-        for queue in group.queues() {
-            self.queue(&queue, Shape::Work { ordered: group.ordered }).await?;
+        for queue in &group.queues {
+            self.declare_queue(queue, Shape::Work { ordered: group.ordered }).await?;
         }
-        self.queue(&group.dead_letters(), Shape::DeadLetters).await?;
-        // Bound last: what was published before went to none of its queues, and what is published
-        // from here on finds all of them.
+        self.declare_queue(&group.dead_letters(), Shape::DeadLetters).await?;
+        // Bound last: no message comes that could not be dead-lettered.
         if topic && self.settings.declare == Declare::Create {
             self.bind(group).await?;
         }
@@ -157,7 +234,11 @@ impl Topology {
                 )
                 .await
                 .map_err(|error| {
-                    failed("declare", &format!("binding of {:?} to {exchange:?}", group.stored), error)
+                    failed(
+                        "declare",
+                        &format!("binding of {:?} to {exchange:?}", group.stored),
+                        error,
+                    )
                 })?;
         }
         Ok(())
@@ -167,7 +248,7 @@ impl Topology {
         self.settings.exchanges.get(topic.name()).cloned().unwrap_or(ExchangeKind::Topic)
     }
 
-    async fn queue(&self, name: &str, shape: Shape<'_>) -> Result<()> {
+    async fn declare_queue(&self, name: &str, shape: Shape<'_>) -> Result<()> {
         let options = QueueDeclareOptions {
             durable: true,
             passive: self.settings.declare == Declare::Verify,
@@ -202,12 +283,37 @@ impl Topology {
     }
 }
 
+/// What is known under the key, made at first.
+fn known<K: Clone + Eq + Hash, V: Clone>(
+    known: &Known<K, V>,
+    key: &K,
+    make: impl FnOnce() -> Result<V>,
+) -> Result<V> {
+    if let Some(value) = known.read().unwrap_or_else(PoisonError::into_inner).get(key) {
+        return Ok(value.clone());
+    }
+    let value = make()?;
+    let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
+    Ok(known.entry(key.clone()).or_insert(value).clone())
+}
+
+impl Place {
+    fn declared(&self) -> &AtomicU64 {
+        match self {
+            Self::Topic(topic) => &topic.declared,
+            Self::Group(group) => &group.declared,
+        }
+    }
+}
+
 fn absent<T>(error: anybroker_core::Error) -> Result<Option<T>> {
     if error.kind() == ErrorKind::NotFound { Ok(None) } else { Err(error) }
 }
 
 fn both(name: &str, asked: &str, found: &str) -> anybroker_core::Error {
-    let text = format!("{name:?} is declared as a {asked} here, and is a {found} already: a name is one or the other");
+    let text = format!(
+        "{name:?} is declared as a {asked} here, and is a {found} already: a name is one or the other"
+    );
     error_of(ErrorKind::Mismatch, "declare", text)
 }
 

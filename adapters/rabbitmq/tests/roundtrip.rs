@@ -40,8 +40,7 @@ async fn each_group_of_a_topic_has_its_own_copy() {
     for (_, url) in servers() {
         let broker = connect(&url).await;
         let name = unique("topic");
-        let groups = ["email", "audit"]
-            .map(|group| Subscription::topic(name.clone()).group(group));
+        let groups = ["email", "audit"].map(|group| Subscription::topic(name.clone()).group(group));
         for group in &groups {
             broker.declare(group).await.expect("a group");
         }
@@ -91,9 +90,8 @@ async fn a_delayed_publish_comes_through_a_tier_to_its_queue() {
         let broker = connect(&url).await;
         let subscription = Subscription::queue(unique("delayed"));
         let started = std::time::Instant::now();
-        let outgoing =
-            Outgoing::new(subscription.destination().clone(), Envelope::new("t", "1"))
-                .with_delay(Duration::from_secs(2));
+        let outgoing = Outgoing::new(subscription.destination().clone(), Envelope::new("t", "1"))
+            .with_delay(Duration::from_secs(2));
         broker.producer().send(outgoing).await.expect("a publish");
         assert_eq!(broker.depth(&subscription).await.expect("a depth").delayed, Some(1));
         let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");

@@ -12,7 +12,9 @@ pub fn write_attributes(envelope: &Envelope, hop: &Hop, mut write: impl FnMut(&s
     write(attribute::SOURCE, &envelope.source);
     write(attribute::TYPE, &envelope.r#type);
     write(attribute::TIME, text.show(attribute::timestamp(envelope.time)));
-    write(attribute::VERSION, text.show(envelope.version));
+    if envelope.version != 1 {
+        write(attribute::VERSION, text.show(envelope.version));
+    }
     for (name, value) in [
         (attribute::KEY, &envelope.key),
         (attribute::CORRELATION_ID, &envelope.correlation_id),

@@ -16,6 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -117,11 +118,14 @@ impl Worker {
             return Err(Error::new(ErrorKind::Config, text));
         }
         let Self { broker, mounts, concurrency, drain_timeout, loops } = self;
-        let subscriptions: Vec<_> =
-            mounts.iter().map(|(subscription, _)| subscription.clone()).collect();
-        for subscription in subscriptions {
+        let mut declared = FuturesUnordered::new();
+        for (subscription, _) in &mounts {
             subscription.validate()?;
-            broker.declare(&subscription).await?;
+            let (broker, subscription) = (Arc::clone(&broker), Arc::clone(subscription));
+            declared.push(async move { broker.declare(&subscription).await });
+        }
+        while let Some(result) = declared.next().await {
+            result?;
         }
         let loops =
             loops.unwrap_or_else(|| if mounts.len() > MANY_SUBSCRIPTIONS { 1 } else { threads() });

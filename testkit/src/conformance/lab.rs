@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Broker, Delivery, Depth, Destination, Envelope, Error, ErrorKind, Outgoing, Queue,
+    Broker, Delivery, Depth, Destination, Envelope, Error, ErrorKind, Headers, Outgoing, Queue,
     Subscription, Topic,
 };
 use tokio::time::{Instant, sleep};
@@ -164,6 +164,19 @@ pub(super) fn ids(count: usize) -> Vec<String> {
 /// The ids of deliveries, sorted as [`ids`] has them.
 pub(super) fn ids_of(deliveries: &[Delivery]) -> Vec<String> {
     sorted(deliveries.iter().map(|delivery| delivery.envelope().id.clone()).collect())
+}
+
+/// Checks that an envelope is the one that was sent. Headers have no order, as CloudEvents
+/// attributes have none.
+pub(super) fn same(found: &Envelope, sent: &Envelope) {
+    let sorted = |envelope: &Envelope| {
+        let mut headers: Vec<_> = envelope.headers.iter().collect();
+        headers.sort_unstable();
+        headers.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+    };
+    assert_eq!(sorted(found), sorted(sent));
+    let without = |envelope: &Envelope| Envelope { headers: Headers::new(), ..envelope.clone() };
+    assert_eq!(without(found), without(sent));
 }
 
 /// Sorts ids by length, then by text: `m2` comes before `m10`.

@@ -19,6 +19,13 @@ impl Process {
         Ok(Self { broker, receiver })
     }
 
+    /// Ends in order.
+    pub(super) async fn end(self) -> Checked {
+        self.receiver.close().await?;
+        self.broker.close().await?;
+        Ok(())
+    }
+
     /// Ends as a killed process does, as far as the broker can see: its connection goes, and
     /// nobody settles or gives back what it held.
     pub(super) async fn crash(self, held: Vec<Delivery>) -> Checked {

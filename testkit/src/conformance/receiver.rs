@@ -38,7 +38,8 @@ impl Receiver {
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {
             let next = self.within(PATIENCE).await?;
-            let next = next.ok_or_else(|| format!("{} of {count} deliveries came", taken.len()))?;
+            let next = next
+                .ok_or_else(|| format!("{} of {count} deliveries came: {taken:?}", taken.len()))?;
             taken.push(next);
         }
         Ok(taken)

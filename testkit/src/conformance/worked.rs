@@ -67,11 +67,14 @@ impl Working {
         Ok(ended.map_err(|_elapsed| "the worker goes on")??)
     }
 
-    /// Stops it in the middle of everything.
-    pub(super) async fn abort(self) {
+    /// Stops it in the middle of everything, as a killed process does: first its connection goes,
+    /// so that nothing can be given back, then what ran on it.
+    pub(super) async fn crash(self, lab: &Lab) -> Checked {
+        lab.broker().close().await?;
         self.task.abort();
         // It was cancelled, which is no news.
         let _ = self.task.await;
+        Ok(())
     }
 }
 

@@ -38,6 +38,20 @@ async fn send_waits_for_room_and_keeps_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn send_that_waits_is_overtaken_by_none_that_may_fill_the_group_further() {
+    let [small, large] = [1, 2]
+        .map(|capacity| MemoryBroker::builder().name("overtaking").capacity(capacity).build());
+    publish(&small, Queue::new("q"), &["a"]).await;
+    let first = tokio::spawn(send(&small, Queue::new("q"), message("b")));
+    let second = tokio::spawn(send(&large, Queue::new("q"), message("c")));
+    let mut receiver = Receiver::open(&small, &queue()).await;
+    let _a = receiver.expect("a").await;
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!(ids(&receiver.ready().await), ["b", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn send_is_refused_at_the_publish_timeout_and_stores_nothing() {
     let broker = small();
     publish(&broker, Queue::new("q"), &["a", "b"]).await;

@@ -4,6 +4,7 @@ use anybroker_core::{
     Broker, DeadLetterFilter, Destination, Error, ErrorKind, Outcome, Queue, Redrive, Subscription,
 };
 use anybroker_memory::MemoryBroker;
+use tokio::time::Instant;
 
 use crate::receiver::*;
 
@@ -41,6 +42,17 @@ async fn later_calls_answer_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn idle_receiver_ends() {
+    let broker = broker();
+    let mut receiver = Receiver::open(&broker, &queue()).await;
+    let waiting = tokio::spawn(async move { receiver.receive(1).await });
+    tokio::task::yield_now().await;
+    broker.close().await.unwrap();
+    let ended = tokio::time::timeout(SECOND, waiting).await.unwrap();
+    assert_eq!(ended.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiting_receivers_end() {
     let broker = broker();
     let mut idle = Receiver::open(&broker, &queue()).await;
@@ -52,10 +64,12 @@ async fn waiting_receivers_end() {
         tokio::spawn(async move { full.receive(1).await }),
     ];
     tokio::task::yield_now().await;
+    let start = Instant::now();
     broker.close().await.unwrap();
     for receiver in waiting {
         assert_eq!(receiver.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
     }
+    assert_eq!(start.elapsed(), NOW, "at once, not when the lease ends");
 }
 
 #[tokio::test(start_paused = true)]

@@ -98,6 +98,11 @@ async fn redrive_sends_back_once_what_is_meant_and_attempts_start_anew() {
     let batch = receiver.ready().await;
     assert_eq!(ids(&batch), ["x-1", "x-2", "x-3"]);
     for delivery in batch {
+        delivery.settle(release(NOW)).await.unwrap();
+    }
+    let batch = receiver.ready().await;
+    assert_eq!(ids(&batch), ["x-1", "x-2", "x-3"]);
+    for delivery in batch {
         assert_eq!((delivery.attempt(), delivery.hop().failure.as_deref()), (1, None));
         delivery.settle(Outcome::Ack).await.unwrap();
     }

@@ -120,6 +120,21 @@ async fn stale_delivery_that_is_dropped_gives_nothing_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn renewal_of_a_settled_delivery_reaches_no_other() {
+    let broker = broker();
+    publish(&broker, Queue::new("q"), &["a", "b"]).await;
+    let mut receiver = Receiver::open(&broker, &queue()).await;
+    let settled = receiver.expect("a").await;
+    let tag = settled.tag();
+    settled.settle(Outcome::Ack).await.unwrap();
+    forget([receiver.expect("b").await]);
+    tokio::time::advance(SECOND * 5).await;
+    settler(&receiver).renew(&[tag]).await.unwrap();
+    tokio::time::advance(SECOND * 5).await;
+    assert_eq!(ids(&receiver.ready().await), ["b"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn lease_that_nobody_noticed_to_end_harms_nobody() {
     let broker = broker();
     publish(&broker, Queue::new("q"), &["a"]).await;

@@ -46,6 +46,14 @@ async fn key_in_flight_is_held_back_from_all_consumers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn key_with_nothing_left_is_free_again() {
+    let (broker, mut receiver) = started(&["a1"]).await;
+    receiver.expect("a1").await.settle(Outcome::Ack).await.unwrap();
+    publish_keyed(&broker, &["a2"]).await;
+    receiver.expect("a2").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn retry_holds_back_its_key_and_no_other() {
     let (_broker, mut receiver) = started(&["a1", "a2", "b1"]).await;
     let start = Instant::now();

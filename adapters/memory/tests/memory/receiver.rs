@@ -36,7 +36,8 @@ impl Receiver {
     }
 
     pub(crate) async fn one(&mut self) -> Delivery {
-        self.receive(1).await.unwrap().remove(0)
+        let one = tokio::time::timeout(SECOND * 3600 * 24, self.receive(1)).await;
+        one.expect("nothing came within a day").unwrap().remove(0)
     }
 
     /// Receives one that must have this id.

@@ -44,10 +44,7 @@ pub async fn receive(consumer: &mut Box<dyn Consumer>) -> Delivery {
 }
 
 /// The next delivery, if one comes within this time.
-pub async fn try_receive(
-    consumer: &mut Box<dyn Consumer>,
-    within: Duration,
-) -> Option<Delivery> {
+pub async fn try_receive(consumer: &mut Box<dyn Consumer>, within: Duration) -> Option<Delivery> {
     let mut out = Vec::new();
     let next = poll_fn(|cx| consumer.poll_receive(cx, 1, &mut out));
     match tokio::time::timeout(within, next).await {

@@ -73,12 +73,13 @@ async fn attempts_count_retries_and_crashes_but_no_releases(lab: Lab) -> Checked
             let mut process = Process::start(&lab, &subscription).await?;
             let delivery = process.receiver.next().await?;
             assert_eq!(delivery.attempt(), expected, "before: {step}");
-            let mut held = Vec::new();
             match outcome {
-                Some(outcome) => delivery.settle(outcome).await?,
-                None => held.push(delivery),
+                Some(outcome) => {
+                    delivery.settle(outcome).await?;
+                    process.end().await?;
+                }
+                None => process.crash(vec![delivery]).await?,
             }
-            process.crash(held).await?;
             expected += counts;
         }
     }

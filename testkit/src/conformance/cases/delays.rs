@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use anybroker_core::{Outcome, Outgoing, Subscription};
+use anybroker_core::{Confirmation, Error, Outcome, Outgoing, Subscription};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::conformance::case::{Checked, cases};
@@ -32,41 +33,54 @@ fn delay_of(id: &str) -> Duration {
     Duration::from_millis(id.parse().unwrap_or_default())
 }
 
-/// Receives a message for each delay, and checks that each came in its time.
-async fn on_time(
-    lab: &Lab,
-    receiver: &mut Receiver,
-    begun: &HashMap<String, Instant>,
-    attempt: u32,
-) -> Checked {
-    for received in 0..begun.len() {
-        lab.step(format!("{received} of {} came in time", begun.len()));
-        let delivery = receiver.next().await?;
-        let id = delivery.envelope().id.clone();
-        let took = begun.get(&id).ok_or("an unknown message")?.elapsed();
-        assert_eq!(delivery.attempt(), attempt);
-        assert!(took >= delay_of(&id), "{id} ms is early: came after {took:?}");
-        assert!(took <= delay_of(&id) + LATE, "{id} ms is late: came after {took:?}");
-        delivery.settle(Outcome::Ack).await?;
+/// Operations that each delay the message whose id is the delay: when they were called, and when
+/// the broker had them.
+#[derive(Default)]
+struct Delayed {
+    called: HashMap<String, Instant>,
+    confirming: JoinSet<Result<(String, Instant), Error>>,
+}
+
+impl Delayed {
+    fn call(&mut self, id: &str, operation: impl FnOnce() -> Confirmation) {
+        self.called.insert(id.to_owned(), Instant::now());
+        let (confirmation, id) = (operation(), id.to_owned());
+        self.confirming.spawn(async move { confirmation.await.map(|()| (id, Instant::now())) });
     }
-    receiver.quiet(QUIET).await
+
+    /// Receives each message, and checks that it came in its time.
+    async fn come_in_time(mut self, lab: &Lab, receiver: &mut Receiver, attempt: u32) -> Checked {
+        let mut came = HashMap::new();
+        while came.len() < self.called.len() {
+            lab.step(format!("{} of {} came", came.len(), self.called.len()));
+            let delivery = receiver.next().await?;
+            came.insert(delivery.envelope().id.clone(), Instant::now());
+            assert_eq!(delivery.attempt(), attempt);
+            delivery.settle(Outcome::Ack).await?;
+        }
+        while let Some(confirmed) = self.confirming.join_next().await {
+            let (id, confirmed) = confirmed??;
+            let came = *came.get(&id).ok_or_else(|| format!("{id} did not come"))?;
+            let (delay, since) = (delay_of(&id), came - self.called[&id]);
+            assert!(since >= delay, "{id} ms is early: {since:?} after the call");
+            let since = came.saturating_duration_since(confirmed);
+            assert!(since <= delay + LATE, "{id} ms is late: {since:?} after its confirmation");
+        }
+        receiver.quiet(QUIET).await
+    }
 }
 
 async fn a_delayed_publish_is_neither_early_nor_late(lab: Lab) -> Checked {
     let queue = lab::queue();
     let mut receiver = lab.consume(&Subscription::queue(queue.clone())).await?;
     let producer = lab.broker().producer();
-    let (mut begun, mut sends) = (HashMap::new(), Vec::new());
+    let mut delayed = Delayed::default();
     for delay in DELAYS {
         let id = delay.to_string();
         let outgoing = Outgoing::new(queue.clone(), message(&id)).with_delay(delay_of(&id));
-        begun.insert(id, Instant::now());
-        sends.push(producer.send(outgoing));
+        delayed.call(&id, || producer.send(outgoing));
     }
-    for send in sends {
-        send.await?;
-    }
-    on_time(&lab, &mut receiver, &begun, 1).await
+    delayed.come_in_time(&lab, &mut receiver, 1).await
 }
 
 async fn a_retry_is_neither_early_nor_late(lab: Lab) -> Checked {
@@ -81,45 +95,41 @@ async fn settled(lab: Lab, outcome: fn(Duration) -> Outcome, attempt: u32) -> Ch
     let queue = lab::queue();
     lab.publish(queue.clone(), DELAYS.map(|delay| message(&delay.to_string()))).await?;
     let mut receiver = lab.consume(&Subscription::queue(queue)).await?;
-    let (mut begun, mut settled) = (HashMap::new(), Vec::new());
+    let mut delayed = Delayed::default();
     for delivery in receiver.take(DELAYS.len()).await? {
         let id = delivery.envelope().id.clone();
-        begun.insert(id.clone(), Instant::now());
-        settled.push(delivery.settle(outcome(delay_of(&id))));
+        delayed.call(&id, || delivery.settle(outcome(delay_of(&id))));
     }
-    for confirmation in settled {
-        confirmation.await?;
-    }
-    on_time(&lab, &mut receiver, &begun, attempt).await
+    delayed.come_in_time(&lab, &mut receiver, attempt).await
 }
 
 async fn a_longer_delay_blocks_no_shorter_one(lab: Lab) -> Checked {
     let queue = lab::queue();
     let mut receiver = lab.consume(&Subscription::queue(queue.clone())).await?;
     let producer = lab.broker().producer();
-    let mut begun = HashMap::new();
+    let mut delayed = Delayed::default();
     // Of one tier, the longest first: a queue that expires only at its head would hold back the
     // others.
     for delay in [3900_u64, 2100, 3000, 1900, 1100] {
         let id = delay.to_string();
-        begun.insert(id.clone(), Instant::now());
         let outgoing = Outgoing::new(queue.clone(), message(&id)).with_delay(delay_of(&id));
-        producer.send(outgoing).await?;
+        delayed.call(&id, || producer.send(outgoing));
     }
-    on_time(&lab, &mut receiver, &begun, 1).await
+    delayed.come_in_time(&lab, &mut receiver, 1).await
 }
 
 async fn a_delayed_publish_reaches_every_group_once(lab: Lab) -> Checked {
     let topic = lab::topic();
     let mut one = lab.consume(&Subscription::topic(topic.clone()).group("one")).await?;
     let mut two = lab.consume(&Subscription::topic(topic.clone()).group("two")).await?;
-    let sent = Instant::now();
+    let called = Instant::now();
     let delay = Duration::from_millis(1500);
     lab.broker().producer().send(Outgoing::new(topic, message("m0")).with_delay(delay)).await?;
+    let confirmed = Instant::now();
     for receiver in [&mut one, &mut two] {
         let delivery = receiver.next().await?;
-        let took = sent.elapsed();
-        assert!(took >= delay && took <= delay + LATE, "came after {took:?}");
+        let (since_call, since) = (called.elapsed(), confirmed.elapsed());
+        assert!(since_call >= delay && since <= delay + LATE, "came after {since_call:?}");
         delivery.settle(Outcome::Ack).await?;
     }
     one.quiet(QUIET).await?;

@@ -219,8 +219,7 @@ async fn a_crash_in_the_middle_frees_the_claim(lab: Lab) -> Checked {
     let working = Working::on(&other, &subscription, service).await?;
     lab.publish(queue, messages(1)).await?;
     seen.next().await?;
-    working.abort().await;
-    other.broker().close().await?;
+    working.crash(&other).await?;
     lab.step("handled again by another");
     let (mut seen, service) = Sightings::of(acknowledge);
     let idempotency = IdempotencyLayer::new(store).lease(lease);

@@ -3,6 +3,7 @@
 mod attempts;
 mod dead_letters;
 mod delays;
+mod endings;
 mod envelopes;
 mod errors;
 mod groups;
@@ -26,6 +27,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         volume::CASES,
         layers::CASES,
         workers::CASES,
+        endings::CASES,
         ordering::CASES,
         delays::CASES,
         attempts::CASES,

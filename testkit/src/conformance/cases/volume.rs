@@ -13,6 +13,8 @@ use crate::conformance::receiver::Receiver;
 cases! {
     a_thousand_subscriptions_share_a_connection, within 150;
     many_senders_and_consumers_exchange_the_exact_set;
+    a_publish_goes_on_when_nobody_awaits_it;
+    closing_flushes_what_was_accepted;
     depth_counts_ready_in_flight_delayed_and_dead;
 }
 
@@ -64,6 +66,36 @@ async fn many_senders_and_consumers_exchange_the_exact_set(lab: Lab) -> Checked 
         Ok(id) => Err(format!("{id:?} came twice").into()),
         Err(_elapsed) => Ok(()),
     }
+}
+
+async fn a_publish_goes_on_when_nobody_awaits_it(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let producer = lab.broker().producer();
+    for envelope in messages(200) {
+        drop(producer.send(Outgoing::new(queue.clone(), envelope)));
+    }
+    let mut receiver = lab.consume(&Subscription::queue(queue)).await?;
+    assert_eq!(receiver.ack(200).await?, ids(200));
+    Ok(())
+}
+
+async fn closing_flushes_what_was_accepted(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let other = lab.reconnected().await?;
+    other.broker().declare_destination(&queue.clone().into()).await?;
+    let producer = other.broker().producer();
+    let sends: Vec<_> = messages(200)
+        .map(|envelope| producer.send(Outgoing::new(queue.clone(), envelope)))
+        .collect();
+    other.broker().close().await?;
+    for (index, send) in sends.into_iter().enumerate() {
+        lab.step(format!("answer {index}"));
+        tokio::time::timeout(PATIENCE, send).await??;
+    }
+    lab.step("all are there");
+    let mut receiver = lab.consume(&Subscription::queue(queue)).await?;
+    assert_eq!(receiver.ack(200).await?, ids(200));
+    receiver.quiet(QUIET).await
 }
 
 async fn depth_counts_ready_in_flight_delayed_and_dead(lab: Lab) -> Checked {

@@ -1,0 +1,198 @@
+//! How a worker ends, in order or not, and what its messages come to.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anybroker_core::{
+    BoxError, DeadLetterFilter, ErrorKind, Message, Outcome, Reason, Subscription, Worker,
+};
+use tokio::time::sleep;
+
+use crate::conformance::case::{Checked, cases};
+use crate::conformance::lab::{self, Lab, QUIET, ids, message, messages, sorted};
+use crate::conformance::worked::{Sightings, Working, acknowledge};
+
+cases! {
+    draining_under_load_loses_and_repeats_nothing;
+    a_drain_that_runs_out_of_time_gives_the_message_back;
+    an_aborted_worker_leaves_its_messages_to_the_next;
+    a_message_that_kills_its_process_is_given_up_unseen;
+    those_behind_a_message_that_kills_its_process_are_handled;
+    a_worker_on_a_closed_broker_ends_and_says_so;
+}
+
+async fn draining_under_load_loses_and_repeats_nothing(lab: Lab) -> Checked {
+    const COUNT: usize = 1500;
+    let topic = lab::topic();
+    let subscription = Subscription::topic(topic.clone()).group("one");
+    lab.broker().declare(&subscription).await?;
+    let sender = lab.clone();
+    let sent = tokio::spawn(async move {
+        for burst in 0..15 {
+            let range = burst * 100..(burst + 1) * 100;
+            sender.publish(topic.clone(), range.map(|n| message(&format!("m{n}")))).await?;
+        }
+        Ok::<_, BoxError>(())
+    });
+    let mut all = Vec::new();
+    let mut handled = 0;
+    // Rolling restarts: each worker is drained in the middle of its work.
+    for round in 0..5 {
+        lab.step(format!("worker {round}, {handled} handled so far"));
+        let (mut seen, service) = Sightings::of(|_| async {
+            sleep(Duration::from_millis(5)).await;
+            Ok(Outcome::Ack)
+        });
+        let other = lab.reconnected().await?;
+        let working = Working::on(&other, &subscription, service).await?;
+        all.extend(seen.take(if round == 4 { COUNT - all.len() } else { 150 }).await?);
+        let report = working.drain().await?;
+        handled += report.handled;
+        assert_eq!((report.stale, report.unsettled), (0, 0), "{report}");
+        all.extend(seen.rest());
+        other.broker().close().await?;
+    }
+    sent.await??;
+    assert!(all.iter().all(|sight| sight.attempt == 1), "a drain uses no attempt");
+    assert_eq!(sorted(all.into_iter().map(|sight| sight.id).collect()), ids(COUNT));
+    assert_eq!(handled, COUNT as u64);
+    lab.consume(&subscription).await?.quiet(QUIET).await
+}
+
+async fn a_drain_that_runs_out_of_time_gives_the_message_back(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone());
+    let (mut seen, service) = Sightings::of(|_| pending());
+    let worker = Worker::new(lab.broker().clone()).drain_timeout(Duration::from_millis(300));
+    let working = Working::start(worker.subscribe(subscription.clone(), service)).await?;
+    lab.publish(queue, messages(3)).await?;
+    seen.take(3).await?;
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.released), (0, 3), "{report}");
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &subscription, service).await?;
+    let sights = seen.take(3).await?;
+    assert!(sights.iter().all(|sight| sight.attempt == 1), "{sights:?}");
+    assert_eq!(working.drain().await?.handled, 3);
+    Ok(())
+}
+
+async fn an_aborted_worker_leaves_its_messages_to_the_next(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1));
+    let other = lab.reconnected().await?;
+    let (mut seen, service) = Sightings::of(|_| pending());
+    let working = Working::on(&other, &subscription, service).await?;
+    lab.publish(queue, messages(10)).await?;
+    seen.take(10).await?;
+    working.crash(&other).await?;
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &subscription, service).await?;
+    let seen_ids = seen.take(10).await?.into_iter().map(|sight| sight.id).collect();
+    assert_eq!(sorted(seen_ids), ids(10));
+    assert_eq!(working.drain().await?.handled, 10);
+    Ok(())
+}
+
+async fn a_message_that_kills_its_process_is_given_up_unseen(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription =
+        Subscription::queue(queue.clone()).max_deliveries(3).lease(Duration::from_secs(1));
+    let handled = Arc::new(AtomicUsize::new(0));
+    lab.publish(queue.clone(), [message("poison")]).await?;
+    let counts = lab.broker().capabilities().counts_crashes;
+    for crash in 0..3 {
+        lab.step(format!("crash {crash}"));
+        if !counts && crash > 0 {
+            break;
+        }
+        let count = handled.clone();
+        let (mut seen, service) = Sightings::of(move |message: Message| {
+            let count = count.clone();
+            async move {
+                if message.envelope().id == "poison" {
+                    pending::<()>().await;
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok(Outcome::Ack)
+            }
+        });
+        let other = lab.reconnected().await?;
+        let working = Working::on(&other, &subscription, service).await?;
+        let sight = seen.next().await?;
+        assert_eq!((&*sight.id, sight.attempt), ("poison", crash + 1));
+        lab.step(format!("neighbours after crash {crash}"));
+        lab.publish(queue.clone(), messages(5)).await?;
+        seen.take(5).await?;
+        // They are settled before the crash, so that each is a neighbour once.
+        let is = |value: Option<u64>, expected| value.is_none_or(|value| value == expected);
+        lab.depth(&subscription, "the poison alone", |depth| {
+            is(depth.ready, 0) && is(depth.in_flight, 1)
+        })
+        .await?;
+        working.crash(&other).await?;
+    }
+    if !counts {
+        return Ok(());
+    }
+    lab.step("the fourth delivery");
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let working = Working::on(&lab, &subscription, service).await?;
+    lab.publish(queue, [message("last")]).await?;
+    assert_eq!(seen.next().await?.id, "last");
+    seen.quiet(QUIET).await?;
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.dead_lettered), (1, 1), "{report}");
+    assert_eq!(handled.load(Ordering::Relaxed), 15);
+    let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
+    assert_eq!(peek.entries.len(), 1);
+    assert_eq!(peek.entries[0].failure().ok_or("no failure")?.reason, Reason::MAX_DELIVERIES);
+    Ok(())
+}
+
+async fn those_behind_a_message_that_kills_its_process_are_handled(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription =
+        Subscription::queue(queue.clone()).max_deliveries(3).lease(Duration::from_secs(1));
+    lab.publish(queue.clone(), [message("poison")]).await?;
+    lab.publish(queue, messages(5)).await?;
+    let counts = lab.broker().capabilities().counts_crashes;
+    for crash in 0..4 {
+        lab.step(format!("crash {crash}"));
+        let (mut seen, service) = Sightings::of(|message: Message| async move {
+            if message.envelope().id == "poison" {
+                pending::<()>().await;
+            }
+            Ok(Outcome::Ack)
+        });
+        let other = lab.reconnected().await?;
+        // One at a time: the others wait behind the poison, wherever the broker keeps them.
+        let worker = Worker::new(other.broker().clone()).concurrency(1);
+        let working = Working::start(worker.subscribe(subscription.clone(), service)).await?;
+        while let Some(sight) = seen.within(QUIET).await? {
+            lab.step(format!("crash {crash} after {sight:?}"));
+        }
+        working.crash(&other).await?;
+        if !counts {
+            return Ok(());
+        }
+    }
+    lab.step("all but the poison were handled");
+    lab.consume(&subscription).await?.quiet(QUIET).await?;
+    let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
+    let dead: Vec<_> = peek.entries.iter().map(|entry| &*entry.envelope.id).collect();
+    assert_eq!(dead, ["poison"], "others were given up unseen");
+    Ok(())
+}
+
+async fn a_worker_on_a_closed_broker_ends_and_says_so(lab: Lab) -> Checked {
+    let (_seen, service) = Sightings::of(acknowledge);
+    let other = lab.reconnected().await?;
+    let working = Working::on(&other, &Subscription::queue(lab::queue()), service).await?;
+    other.broker().close().await?;
+    let Err(error) = working.ended().await? else { return Err("it ended without an error".into()) };
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    Ok(())
+}
