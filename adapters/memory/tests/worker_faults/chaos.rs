@@ -48,7 +48,8 @@ async fn run(seed: u64, ordered: bool) {
     }
     let broker = memory().await;
     let queue = if ordered { Queue::new("work").ordered() } else { Queue::new("work") };
-    let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1 + chance.below(40)));
+    let subscription =
+        Subscription::queue(queue.clone()).lease(Duration::from_secs(1 + chance.below(40)));
     let log: Arc<Mutex<Log>> = Arc::default();
     let mut report = Report::default();
     let mut published = 0;
@@ -60,7 +61,7 @@ async fn run(seed: u64, ordered: bool) {
                 .subscribe(subscription.clone(), handler(&log, &chance, ordered))
                 .concurrency(1 + usize::try_from(chance.below(6)).unwrap())
                 .loops(1 + usize::try_from(chance.below(3)).unwrap())
-                .drain_timeout(Duration::from_secs(120));
+                .drain_timeout(Duration::from_mins(2));
             workers.push(stop_with(worker).await);
         }
         for _ in 0..chance.below(30) {
@@ -74,7 +75,11 @@ async fn run(seed: u64, ordered: bool) {
         for (stop, run) in workers {
             stop.send(()).unwrap();
             let one = run.await.unwrap();
-            assert_eq!((one.stale, one.unsettled, one.discarded), (0, 0, 0), "seed {seed}: {one:?}");
+            assert_eq!(
+                (one.stale, one.unsettled, one.discarded),
+                (0, 0, 0),
+                "seed {seed}: {one:?}"
+            );
             report = [report, one].into_iter().sum();
         }
         let depth = broker.depth(&subscription).await.unwrap();
@@ -85,12 +90,12 @@ async fn run(seed: u64, ordered: bool) {
             break;
         }
     }
+    let letters = broker.dead_letters(&subscription, &DeadLetterFilter::all(), 1000).await.unwrap();
     let log = log.lock().unwrap();
     assert_eq!(log.broken, [""; 0], "seed {seed}");
     let mut finished = log.finished.clone();
     finished.sort_unstable();
     assert_eq!(finished, (0..MESSAGES).collect::<Vec<_>>(), "seed {seed}");
-    let letters = broker.dead_letters(&subscription, &DeadLetterFilter::all(), 1000).await.unwrap();
     assert_eq!(report.handled + report.dead_lettered, MESSAGES, "seed {seed}: {report:?}");
     assert_eq!(report.dead_lettered, letters.entries.len() as u64, "seed {seed}");
     if ordered {
@@ -122,7 +127,9 @@ fn handler(log: &Arc<Mutex<Log>>, chance: &Chance, ordered: bool) -> impl anybro
         // The default retry gives a message up after its fifth attempt.
         let panics = chance.below(20) == 0 && message.attempt() < 5;
         let decide = move |log: &Mutex<Log>| {
-            let after = Duration::from_millis([0, 10, 3000, 9000][usize::try_from(chance.below(4)).unwrap()]);
+            let after = Duration::from_millis(
+                [0, 10, 3000, 9000][usize::try_from(chance.below(4)).unwrap()],
+            );
             let choice = if message.attempt() > 12 { 0 } else { chance.below(10) };
             let mut log = log.lock().unwrap();
             log.running.remove(&id);
