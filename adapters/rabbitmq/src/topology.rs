@@ -87,7 +87,11 @@ impl Topology {
             destination.validate()?;
             let exchange = short(&prefixed(destination, self.prefix(), destination.name()))?;
             let declared = AtomicU64::new(UNDECLARED);
-            Ok(Place::Topic(Arc::new(Topic { destination: destination.clone(), exchange, declared })))
+            Ok(Place::Topic(Arc::new(Topic {
+                destination: destination.clone(),
+                exchange,
+                declared,
+            })))
         })
     }
 
