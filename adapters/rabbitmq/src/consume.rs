@@ -211,7 +211,9 @@ impl Reader {
             epoch.settler.flush().await;
             // Dropped, the client's consumer would cancel itself.
             let Epoch { mut streams, .. } = epoch;
-            tokio::spawn(async move { while poll_fn(|cx| streams.poll_next(cx)).await.is_some() {} });
+            tokio::spawn(
+                async move { while poll_fn(|cx| streams.poll_next(cx)).await.is_some() {} },
+            );
             return;
         }
         // What is on its way when the consumer is cancelled would come for nobody, and count as an
