@@ -14,6 +14,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, B
 use lapin::types::FieldTable;
 use lapin::{Channel, message};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::error::failed;
 use crate::link::pause;
@@ -49,6 +50,15 @@ pub(crate) async fn consume(
 
 const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
 
+/// From which return on a message may be the one that kills its process. Those behind it come back
+/// as often; so a consumer begins with one message at a time, and widens its window when one comes
+/// that is no suspect. What kills then, kills alone.
+const SUSPECT: u32 = 2;
+
+/// How long nothing must come before a consumer is cancelled, and how long that may take.
+const QUIET: Duration = Duration::from_millis(30);
+const LONGEST_END: Duration = Duration::from_secs(2);
+
 /// The task that reads for one consumer.
 struct Reader {
     topology: Arc<Topology>,
@@ -62,6 +72,8 @@ struct Epoch {
     streams: Streams,
     settler: Arc<ChannelSettler>,
     released: mpsc::UnboundedReceiver<Released>,
+    /// Whether it receives one message at a time; see [`SUSPECT`].
+    narrow: bool,
 }
 
 /// What comes from the queues of a group.
@@ -98,19 +110,35 @@ impl Reader {
         let group = &self.source.group;
         self.topology.ensure_place(&Place::Group(Arc::clone(group))).await?;
         let channel = self.topology.link.channel("consume").await?;
-        let queues = &group.queues;
-        let prefetch = u16::try_from(self.prefetch / queues.len()).unwrap_or(u16::MAX).max(1);
+        // Of an ordered group, the next consumer would take over when this one changes.
+        let narrow = !group.ordered && self.prefetch > 1;
+        let prefetch = if narrow { 1 } else { self.prefetch / group.queues.len() };
+        let consumers = self.consume(&channel, prefetch).await?;
+        let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
+        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler, released, narrow })
+    }
+
+    async fn consume(&self, channel: &Channel, prefetch: usize) -> Result<Vec<lapin::Consumer>> {
+        let group = &self.source.group;
+        let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX).max(1);
         let lost = |error| failed("consume", &format!("group {:?}", group.stored), error);
         channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(lost)?;
-        let mut consumers = Vec::with_capacity(queues.len());
-        for queue in queues {
+        let mut consumers = Vec::with_capacity(group.queues.len());
+        for queue in &group.queues {
             let options = BasicConsumeOptions::default();
             let consumer =
                 channel.basic_consume(short(queue)?, "".into(), options, FieldTable::default());
             consumers.push(consumer.await.map_err(lost)?);
         }
-        let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
-        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler, released })
+        Ok(consumers)
+    }
+
+    /// Adds the rest of the window.
+    async fn widen(&self, epoch: &mut Epoch) -> Result<()> {
+        let more = self.consume(&epoch.channel, self.prefetch - 1).await?;
+        epoch.streams.consumers.extend(more);
+        epoch.narrow = false;
+        Ok(())
     }
 
     async fn run(self, mut epoch: Epoch, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
@@ -126,12 +154,18 @@ impl Reader {
             self.topology.forget();
             let mut attempt = 1;
             epoch = loop {
-                let opened = tokio::select! {
+                tokio::select! {
                     () = inbox.closed() => return,
                     _ = closing.changed() => return,
-                    opened = async { pause(attempt).await; self.open().await } => opened,
-                };
-                match opened {
+                    connected = async {
+                        pause(attempt).await;
+                        self.topology.link.connection("consume").await
+                    } => if connected.is_err() {
+                        return;
+                    }
+                }
+                // Not to be cut off: what was consumed already would count as an attempt.
+                match self.open().await {
                     Ok(epoch) => break epoch,
                     Err(error) if is_final(&error) => {
                         // The worker opens another consumer, and learns more then.
@@ -153,9 +187,9 @@ impl Reader {
         inbox: &InboxSender,
         closing: &mut watch::Receiver<bool>,
     ) -> End {
-        let Epoch { streams, settler, released, .. } = epoch;
         let mut closed = pin!(inbox.closed());
         loop {
+            let Epoch { streams, settler, released, narrow, .. } = &mut *epoch;
             // Most of the time there is a message, and nothing else needs to be looked at.
             let ready = match released.is_empty() {
                 true => poll_fn(|cx| streams.poll_next(cx)).now_or_never(),
@@ -179,27 +213,41 @@ impl Reader {
                 // It comes back when the channel closes, which ends this loop.
                 continue;
             }
-            let delivery = self.delivery(message, settler);
+            let (delivery, returned) = self.delivery(message, settler);
+            if *narrow && returned < SUSPECT && self.widen(epoch).await.is_err() {
+                return End::Lost;
+            }
             if *closing.borrow() || inbox.deliver(delivery).await.is_err() {
                 return End::Closed;
             }
         }
     }
 
-    fn delivery(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
+    /// The delivery, and how often its copy came back.
+    fn delivery(
+        &self,
+        message: message::Delivery,
+        settler: &Arc<ChannelSettler>,
+    ) -> (Delivery, u32) {
         let default_type = self.source.subscription.destination().name();
         let received = read(&message.properties, message.data.into(), default_type);
         if received.counts_apart {
             self.source.nack_is_free.store(true, Ordering::Relaxed);
         }
         let hop = (received.hop != Hop::default()).then(|| Box::new(received.hop));
-        Delivery::new(
+        let delivery = Delivery::new(
             Arc::new(received.envelope),
             hop,
             received.returned,
             message.delivery_tag,
             Arc::clone(settler) as _,
-        )
+        );
+        (delivery, received.returned)
+    }
+
+    fn hold(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
+        settler.gate.pass();
+        self.delivery(message, settler).0
     }
 
     /// Stops receiving, and gives back what was not handed out.
@@ -217,28 +265,35 @@ impl Reader {
             return;
         }
         // What is on its way when the consumer is cancelled would come for nobody, and count as an
-        // attempt when the channel closes. The queue answers a get after all that it sent before,
-        // and the channel the second question after having passed that on.
+        // attempt when the channel closes. When the window is full, nothing is on its way; nor when
+        // the queue is empty, so that nothing comes for a while.
         epoch.settler.flush().await;
         let mut held = Vec::new();
-        let Epoch { channel, streams, settler, .. } = &mut epoch;
+        let Epoch { channel, streams, settler, narrow, .. } = &mut epoch;
+        let window = if *narrow { 1 } else { self.prefetch };
+        let end = Instant::now() + LONGEST_END;
+        while settler.gate.outstanding() < window && Instant::now() < end {
+            match timeout(QUIET, poll_fn(|cx| streams.poll_next(cx))).await {
+                Ok(Some(message)) => held.push(self.hold(message, settler)),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        // The queue answers a get after all that it sent before, and the channel a second question
+        // after it has passed that on.
         for queue in &self.source.group.queues {
-            let queue = property(queue);
-            if let Ok(Some(got)) = channel.basic_get(queue, BasicGetOptions::default()).await {
-                held.push(self.delivery(got.delivery, settler));
+            let got = channel.basic_get(property(queue), BasicGetOptions::default()).await;
+            if let Ok(Some(got)) = got {
+                held.push(self.hold(got.delivery, settler));
             }
         }
         let _ = channel.basic_qos(1, BasicQosOptions::default()).await;
-        while let Some(Some(message)) = poll_fn(|cx| streams.poll_next(cx)).now_or_never() {
-            held.push(self.delivery(message, settler));
-        }
         for consumer in &streams.consumers {
             // If it fails, the channel is gone, and with it the consumer.
             let _ = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
         }
         for consumer in &mut streams.consumers {
             while let Some(Ok(message)) = consumer.next().await {
-                held.push(self.delivery(message, settler));
+                held.push(self.hold(message, settler));
             }
         }
         epoch.give_back();

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Error, Hop, Outcome, Result, Settler, Subscription,
+    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
+    Subscription,
 };
 use lapin::Channel;
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +18,7 @@ use crate::publish::{Publishers, Target};
 /// Settles the deliveries of one channel. Another epoch has another one, so that a delivery of the
 /// former finds its channel gone.
 pub(crate) struct ChannelSettler {
+    channel: Channel,
     commands: mpsc::UnboundedSender<Command>,
     releases: mpsc::UnboundedSender<Released>,
     pub(crate) source: Arc<Source>,
@@ -37,13 +39,20 @@ pub(crate) struct Source {
     pub(crate) nack_is_free: AtomicBool,
 }
 
-/// Counts what an ordered channel handed out, until it hands out no more.
+/// Counts what a channel handed out, until it hands out no more.
 ///
-/// What is given back there is not sent back at once: it would come again behind the later
-/// messages that the channel holds. Instead nothing more is handed out, and the channel is closed
-/// when the last handler is done; then all comes back in order.
+/// What is given back by an ordered channel is not sent back at once: it would come again behind
+/// the later messages that the channel holds. Instead nothing more is handed out, and the channel
+/// is closed when the last handler is done; then all comes back in order.
 #[derive(Default)]
-pub(crate) struct Gate(Mutex<(u64, bool)>);
+pub(crate) struct Gate(Mutex<Passed>);
+
+#[derive(Default)]
+struct Passed {
+    handed: usize,
+    finished: usize,
+    shut: bool,
+}
 
 enum Command {
     Settle(u64, How, Option<Confirmer>),
@@ -67,23 +76,30 @@ pub(crate) enum How {
 impl Gate {
     /// Whether one more may be handed out.
     pub(crate) fn pass(&self) -> bool {
-        let mut state = self.lock();
-        if !state.1 {
-            state.0 += 1;
-        }
-        !state.1
+        let mut passed = self.lock();
+        passed.handed += usize::from(!passed.shut);
+        !passed.shut
+    }
+
+    pub(crate) fn outstanding(&self) -> usize {
+        let passed = self.lock();
+        passed.handed.saturating_sub(passed.finished)
     }
 
     fn shut(&self) {
-        self.lock().1 = true;
+        self.lock().shut = true;
     }
 
-    fn is_done(&self, finished: u64) -> bool {
-        let state = self.lock();
-        state.1 && state.0 == finished
+    fn finish(&self, count: usize) {
+        self.lock().finished += count;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, bool)> {
+    fn is_done(&self) -> bool {
+        let passed = self.lock();
+        passed.shut && passed.handed == passed.finished
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Passed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -98,9 +114,9 @@ impl ChannelSettler {
         let (commands, receiver) = mpsc::unbounded_channel();
         let (releases, released) = mpsc::unbounded_channel();
         let gate = Arc::new(Gate::default());
-        let writer = Writer { acks: Acks::new(channel), gate: Arc::clone(&gate), finished: 0 };
+        let writer = Writer { acks: Acks::new(channel.clone()), gate: Arc::clone(&gate) };
         tokio::spawn(writer.run(receiver));
-        (Arc::new(Self { commands, releases, source, gate }), released)
+        (Arc::new(Self { channel, commands, releases, source, gate }), released)
     }
 
     /// Hands out no more; see [`Gate`].
@@ -134,7 +150,7 @@ impl ChannelSettler {
 
     /// Stores a copy, and acknowledges the original only when the broker has it.
     pub(crate) fn replace(&self, delivery: &Delivery, outcome: &Outcome, confirmer: Confirmer) {
-        if self.commands.is_closed() {
+        if !self.channel.status().connected() {
             return confirmer.confirm(Err(stale()));
         }
         let (source, envelope) = (&self.source, delivery.envelope());
@@ -172,7 +188,8 @@ impl ChannelSettler {
                         gate.shut();
                     }
                     let _ = commands.send(Command::Settle(tag, failed, None));
-                    confirmer.confirm(Err(error));
+                    let is_closed = error.kind() == ErrorKind::Closed;
+                    confirmer.confirm(Err(if is_closed { stale() } else { error }));
                 }
             }
         });
@@ -231,7 +248,6 @@ impl fmt::Debug for ChannelSettler {
 struct Writer {
     acks: Acks,
     gate: Arc<Gate>,
-    finished: u64,
 }
 
 /// How many settlements are taken at once: about as many as one acknowledgement covers at best.
@@ -242,16 +258,18 @@ impl Writer {
         let mut batch = Vec::with_capacity(BATCH);
         let mut flushed = Vec::new();
         while commands.recv_many(&mut batch, BATCH).await > 0 {
+            let mut finished = 0;
             for command in batch.drain(..) {
                 match command {
                     Command::Settle(tag, how, confirmer) => {
-                        self.finished += 1;
+                        finished += 1;
                         self.acks.finish(tag, how, confirmer);
                     }
                     Command::Shut => {}
                     Command::Flush(done) => flushed.push(done),
                 }
             }
+            self.gate.finish(finished);
             // More is waiting, and may fill the gaps.
             let all = commands.is_empty() || !flushed.is_empty();
             let alive = self.acks.flush(all).await;
@@ -259,7 +277,7 @@ impl Writer {
                 // Who asked may be gone.
                 let _ = done.send(());
             }
-            if !alive || self.gate.is_done(self.finished) {
+            if !alive || self.gate.is_done() {
                 break;
             }
         }

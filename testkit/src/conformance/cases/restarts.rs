@@ -94,6 +94,9 @@ async fn what_waits_survives_a_killed_broker(lab: Lab) -> Checked {
     }
     let delayed = Outgoing::new(queue, message("delayed")).with_delay(Duration::from_secs(2));
     lab.broker().producer().send(delayed).await?;
+    // What the delays are kept in was created just now, and is durable itself only after a moment
+    // (RabbitMQ: half a second).
+    sleep(Duration::from_secs(1)).await;
     lab.step("kill");
     lab.restart().await?;
     lab.step("on a new connection");
