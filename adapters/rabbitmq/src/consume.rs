@@ -191,9 +191,10 @@ impl Reader {
         loop {
             let Epoch { streams, settler, released, narrow, .. } = &mut *epoch;
             // Most of the time there is a message, and nothing else needs to be looked at.
-            let ready = match released.is_empty() {
-                true => poll_fn(|cx| streams.poll_next(cx)).now_or_never(),
-                false => None,
+            let ready = if released.is_empty() {
+                poll_fn(|cx| streams.poll_next(cx)).now_or_never()
+            } else {
+                None
             };
             let message = match ready {
                 Some(message) => message,

@@ -159,6 +159,6 @@ async fn a_stopped_server_ends_a_publish_by_its_deadline_as_ambiguous() {
     server.resume().unwrap();
     let resumed = Instant::now();
     while publish(&broker, "silent").await.is_err() {
-        assert!(resumed.elapsed() < Duration::from_secs(60), "it goes on");
+        assert!(resumed.elapsed() < Duration::from_mins(1), "it goes on");
     }
 }
