@@ -113,6 +113,7 @@ impl Lane {
             // A return that still comes would be taken for one of the next lot.
             self.channel = None;
         }
+        self.topology.outlives_a_kill().await;
         let mut unwritten = Vec::new();
         for (fate, mut job) in fates.into_iter().zip(lot.drain(..)) {
             let answer = match fate {

@@ -196,7 +196,8 @@ async fn a_worker_dropped_midway_gives_everything_back() {
     pass(Duration::from_secs(1)).await;
     let mut abandoned = recorder.abandoned.lock().unwrap().clone();
     abandoned.sort_unstable();
-    assert_eq!(abandoned, (0..20).collect::<Vec<_>>());
+    assert_eq!(abandoned, [0, 1, 2, 3, 4], "the running ones, and the one that waits");
+    assert_eq!(recorder.tags(), (5..20).collect::<Vec<_>>(), "the worker had not taken them");
 }
 
 /// They come again, to whomever: to handle them too would be to handle them twice, and out of order.
