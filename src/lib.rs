@@ -1,8 +1,4 @@
-//! Publish and handle messages the same way on RabbitMQ or in memory, chosen by Cargo feature and
-//! URL: at-least-once everywhere, with retry, de-duplication, dead-letter queues with redrive, and
-//! a worker that loses nothing.
-//!
-#![doc = include_str!("../docs/quickstart.md")]
+#![doc = include_str!("../README.md")]
 
 mod connect;
 

@@ -12,6 +12,11 @@ use clap::{Parser, ValueEnum};
 
 use crate::measure::Table;
 
+/// For both sides the same: with the system's, half a million messages that one thread makes and
+/// another frees leave a heap whose state decides the next figure.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures anybroker against the bare client of each broker, in the same run.
 ///
 /// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,

@@ -36,7 +36,7 @@ pub(crate) async fn run(table: &mut Table, quick: bool) -> Result<(), BoxError> 
     let (ours, bare) = in_turn(rounds, || publish(messages), || bare_publish(messages)).await?;
     table.add("memory · publish, typed, 2 tasks", ours, Some(bare), Goal::None);
 
-    let plain = || consume(messages, handler_fn(|event: Placed, _: Message| take(event)));
+    let plain = || consume(messages, handler_fn(|event: Placed, _: Message| take(&event)));
     let (ours, bare) = in_turn(rounds, plain, || bare_consume(messages)).await?;
     table.add("memory · worker, typed, no layers", ours, Some(bare), Goal::None);
 
@@ -45,7 +45,7 @@ pub(crate) async fn run(table: &mut Table, quick: bool) -> Result<(), BoxError> 
             .layer(DeadLetterLayer::new())
             .layer(retry())
             .layer(TimeoutLayer::new(Duration::from_secs(30)))
-            .service(handler_fn(|event: Placed, _: Message| take(event)));
+            .service(handler_fn(|event: Placed, _: Message| take(&event)));
         consume(messages, service)
     };
     let (ours, bare) = in_turn(rounds, layered, || bare_consume(messages)).await?;
@@ -58,7 +58,7 @@ pub(crate) async fn run(table: &mut Table, quick: bool) -> Result<(), BoxError> 
             .layer(IdempotencyLayer::new(store))
             .layer(retry())
             .layer(TimeoutLayer::new(Duration::from_secs(30)))
-            .service(handler_fn(|event: Placed, _: Message| take(event)));
+            .service(handler_fn(|event: Placed, _: Message| take(&event)));
         consume(messages, service)
     };
     let (ours, bare) = in_turn(rounds, idempotent, || bare_consume(messages)).await?;
@@ -70,7 +70,7 @@ fn retry() -> RetryLayer {
     RetryLayer::new(Backoff::exponential(Duration::from_secs(1)).jitter(Jitter::Equal))
 }
 
-fn take(event: Placed) -> std::future::Ready<()> {
+fn take(event: &Placed) -> std::future::Ready<()> {
     std::hint::black_box(event.id + event.total_cents + event.customer.len() as u64);
     ready(())
 }
@@ -147,7 +147,7 @@ where
         })
         .await?;
     let rate = rate(messages, started);
-    assert_eq!(report.handled as usize, messages, "{report}");
+    assert_eq!(report.handled, messages as u64, "{report}");
     Ok(rate)
 }
 
@@ -173,7 +173,7 @@ async fn bare_consume(messages: usize) -> Result<f64, BoxError> {
             tokio::spawn(async move {
                 while let Some(envelope) = receiver.recv().await {
                     let envelope: Arc<Envelope> = envelope;
-                    take(serde_json::from_slice(&envelope.payload)?).await;
+                    take(&serde_json::from_slice(&envelope.payload)?).await;
                 }
                 Ok::<_, BoxError>(())
             })

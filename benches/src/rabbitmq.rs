@@ -118,7 +118,7 @@ impl Bench {
             })
             .await?;
         let rate = rate(self.messages, started);
-        assert_eq!(report.handled as usize, self.messages, "{report}");
+        assert_eq!(report.handled, self.messages as u64, "{report}");
         broker.close().await?;
         let subscription = Subscription::queue(queue);
         self.delete(&[subscription.stored_name(), subscription.derived_name("dlq")]).await?;

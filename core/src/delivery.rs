@@ -41,6 +41,14 @@ pub trait Settler: Send + Sync + fmt::Debug {
 
     /// Gives back a delivery that was dropped unsettled, as soon as the broker can.
     fn abandon(&self, tag: u64);
+
+    /// Whether the delivery is known to be no longer this consumer's, so that to handle it would
+    /// only be to handle it twice: the connection it came by is gone, or its partition was
+    /// revoked. The worker asks before it starts a handler.
+    fn is_lost(&self, tag: u64) -> bool {
+        let _ = tag;
+        false
+    }
 }
 
 impl Delivery {
@@ -89,6 +97,12 @@ impl Delivery {
             // Only a settler sees a delivery without one, and it has settled it.
             None => Confirmation::ready(Ok(())),
         }
+    }
+
+    /// Whether it is known to have come to somebody else, or to come again; see
+    /// [`Settler::is_lost`].
+    pub fn is_lost(&self) -> bool {
+        self.settler.as_ref().is_some_and(|settler| settler.is_lost(self.tag))
     }
 
     /// Counts a failed attempt that will be repeated in this process.

@@ -1,16 +1,18 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::IntoFuture;
+use std::iter::successors;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::{
     BoxError, Broker, Confirmation, Destination, Envelope, Error, ErrorKind, Outgoing, Producer,
-    Result, TypedMessage,
+    Result, RetryClass, TypedMessage,
 };
 
 /// Publishes messages; cheap to clone.
@@ -67,13 +69,8 @@ impl Publisher {
         &self,
         messages: impl IntoIterator<Item = &'a T>,
     ) -> Vec<Result<()>> {
-        let started: Vec<_> =
-            messages.into_iter().map(|message| self.publish(message).start()).collect();
-        let mut results = Vec::with_capacity(started.len());
-        for confirmation in started {
-            results.push(confirmation.await);
-        }
-        results
+        // Polled together: a layered publish starts when it is first polled.
+        join_all(messages.into_iter().map(|message| self.publish(message).start())).await
     }
 
     /// Starts to send; the confirmation resolves when the broker has it durably.
@@ -206,14 +203,19 @@ impl dyn Broker {
     }
 }
 
-/// A layer's own error becomes the source of ours; ours comes through as it was.
+/// A layer's own error becomes the source of ours; ours comes through as it was, and beneath a
+/// layer's it tells what happened. Otherwise nobody knows: a timeout may have cut off a send.
 fn into_error(error: BoxError) -> Error {
-    match error.downcast::<Error>() {
-        Ok(error) => *error,
-        Err(error) => {
-            Error::new(ErrorKind::Broker, "a layer of the publisher failed").with_source(error)
-        }
-    }
+    let error = match error.downcast::<Error>() {
+        Ok(error) => return *error,
+        Err(error) => error,
+    };
+    let ours = successors(error.source(), |error| error.source())
+        .find_map(|error| error.downcast_ref::<Error>());
+    let (kind, class) = ours.map_or((ErrorKind::Broker, RetryClass::Ambiguous), |error| {
+        (error.kind(), error.retry_class())
+    });
+    Error::new(kind, "a layer of the publisher failed").class(class).with_source(error)
 }
 
 impl fmt::Debug for Publisher {
@@ -224,3 +226,6 @@ impl fmt::Debug for Publisher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,12 +174,16 @@ impl Broker for RabbitmqBroker {
 
     async fn declare_destination(&self, destination: &Destination) -> Result<()> {
         let place = self.topology.destination(destination)?;
-        self.within("declare", || self.topology.ensure_place(&place)).await
+        self.within("declare", || self.topology.ensure_place(&place)).await?;
+        self.topology.outlives_a_kill().await;
+        Ok(())
     }
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
         let place = Place::Group(self.topology.group(subscription)?);
-        self.within("declare", || self.topology.ensure_place(&place)).await
+        self.within("declare", || self.topology.ensure_place(&place)).await?;
+        self.topology.outlives_a_kill().await;
+        Ok(())
     }
 
     async fn consume(

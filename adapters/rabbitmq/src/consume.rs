@@ -193,9 +193,10 @@ impl Reader {
         loop {
             let Epoch { streams, settler, released, narrow, .. } = &mut *epoch;
             // Most of the time there is a message, and nothing else needs to be looked at.
-            let ready = match released.is_empty() {
-                true => poll_fn(|cx| streams.poll_next(cx)).now_or_never(),
-                false => None,
+            let ready = if released.is_empty() {
+                poll_fn(|cx| streams.poll_next(cx)).now_or_never()
+            } else {
+                None
             };
             let message = match ready {
                 Some(message) => message,
@@ -261,7 +262,9 @@ impl Reader {
             epoch.settler.flush().await;
             // Dropped, the client's consumer would cancel itself.
             let Epoch { mut streams, .. } = epoch;
-            tokio::spawn(async move { while poll_fn(|cx| streams.poll_next(cx)).await.is_some() {} });
+            tokio::spawn(
+                async move { while poll_fn(|cx| streams.poll_next(cx)).await.is_some() {} },
+            );
             return;
         }
         // What is on its way when the consumer is cancelled would come for nobody, and count as an

@@ -1,8 +1,6 @@
 use std::sync::Arc;
 
-use anybroker_core::{
-    DeadLetter, DeadLetterFilter, Envelope, Hop, Peek, Redrive, Result, now,
-};
+use anybroker_core::{DeadLetter, DeadLetterFilter, Envelope, Hop, Peek, Redrive, Result, now};
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, message};

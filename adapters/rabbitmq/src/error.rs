@@ -39,9 +39,8 @@ fn meaning(error: &lapin::Error) -> (ErrorKind, &'static str) {
             402 => (ErrorKind::NotFound, ""),
             403 => (ErrorKind::Denied, "; check user, password and permissions"),
             404 => (ErrorKind::NotFound, "; declare it, or connect with declare=create"),
-            405 => (ErrorKind::Blocked, ""),
+            405 | 506 => (ErrorKind::Blocked, ""),
             406 => (ErrorKind::Mismatch, "; use the same settings on all sides, or delete it"),
-            506 => (ErrorKind::Blocked, ""),
             530 if amqp.get_message().as_str().contains("not found") => {
                 (ErrorKind::NotFound, "; create it, or write another one as amqp://host/vhost")
             }
@@ -52,10 +51,15 @@ fn meaning(error: &lapin::Error) -> (ErrorKind, &'static str) {
             ErrorKind::Config,
             ": the TLS handshake failed; check the certificates, or write amqp:// where the port speaks no TLS",
         ),
+        Native::IOError(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
+            (ErrorKind::Unavailable, ": nothing listens there; check host and port")
+        }
         Native::IOError(io)
             if matches!(
                 io.kind(),
-                std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionAborted
+                std::io::ErrorKind::UnexpectedEof
+                    | std::io::ErrorKind::ConnectionAborted
+                    | std::io::ErrorKind::ConnectionReset
             ) =>
         {
             (

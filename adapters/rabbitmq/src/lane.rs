@@ -1,3 +1,5 @@
+#![expect(clippy::vec_box, reason = "a job moves through two queues; its box moves cheaper")]
+
 use std::collections::HashSet;
 use std::future::{Future, ready};
 use std::pin::Pin;
@@ -111,6 +113,7 @@ impl Lane {
             // A return that still comes would be taken for one of the next lot.
             self.channel = None;
         }
+        self.topology.outlives_a_kill().await;
         let mut unwritten = Vec::new();
         for (fate, mut job) in fates.into_iter().zip(lot.drain(..)) {
             let answer = match fate {
@@ -191,10 +194,7 @@ impl Lane {
             let payload = &job.envelope.payload;
             let written =
                 channel.basic_publish(exchange, routing_key, options, payload, properties).await;
-            let confirm = match written {
-                Ok(confirm) => confirm,
-                Err(_) => return (Fate::Unwritten, None),
-            };
+            let Ok(confirm) = written else { return (Fate::Unwritten, None) };
             match confirm.await {
                 Err(error) => (Fate::Unanswered(error), None),
                 Ok(confirmation) => {

@@ -1,4 +1,4 @@
-//! RabbitmQ adapter of anybroker, over AMQP 0-9-1; for RabbitMQ 3.10 and later.
+//! RabbitMQ adapter of anybroker, over AMQP 0-9-1; for RabbitMQ 3.10 and later.
 
 mod acks;
 mod broker;

@@ -243,7 +243,8 @@ async fn connect(settings: &Settings, name: &str) -> Result<Connection> {
         result = match timeout(CONNECT_TIMEOUT, connected).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => {
-                Err(failed("connect", &format!("connecting to {host}:{port}"), error))
+                let scheme = if settings.tls { "amqps" } else { "amqp" };
+                Err(failed("connect", &format!("connecting to {scheme}://{host}:{port}"), error))
             }
             Err(_) => {
                 let text = format!("{host}:{port} did not answer within 10 s");

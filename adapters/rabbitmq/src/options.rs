@@ -119,11 +119,11 @@ impl RabbitmqBuilder {
         };
         settings.hosts = url.hosts(if settings.tls { 5671 } else { 5672 })?;
         if let Some(user) = url.user() {
-            settings.user = user.to_owned();
-            settings.password = url.password().unwrap_or_default().to_owned();
+            user.clone_into(&mut settings.user);
+            url.password().unwrap_or_default().clone_into(&mut settings.password);
         }
         if !url.path().is_empty() {
-            settings.vhost = url.path().to_owned();
+            url.path().clone_into(&mut settings.vhost);
         }
         if let Some(prefix) = url.option("prefix", "a name such as dev")? {
             settings.prefix = Some(prefix);

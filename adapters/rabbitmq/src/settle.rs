@@ -20,7 +20,7 @@ use crate::publish::{Publishers, Target};
 pub(crate) struct ChannelSettler {
     channel: Channel,
     commands: mpsc::UnboundedSender<Command>,
-    releases: mpsc::UnboundedSender<Released>,
+    given_back: mpsc::UnboundedSender<Released>,
     pub(crate) source: Arc<Source>,
     pub(crate) gate: Arc<Gate>,
 }
@@ -115,11 +115,11 @@ impl ChannelSettler {
         source: Arc<Source>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Released>) {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let (releases, released) = mpsc::unbounded_channel();
+        let (given_back, released) = mpsc::unbounded_channel();
         let gate = Arc::new(Gate::default());
         let writer = Writer { acks: Acks::new(channel.clone()), gate: Arc::clone(&gate) };
         tokio::spawn(writer.run(receiver));
-        (Arc::new(Self { channel, commands, releases, source, gate }), released)
+        (Arc::new(Self { channel, commands, given_back, source, gate }), released)
     }
 
     /// Hands out no more; see [`Gate`].
@@ -233,11 +233,15 @@ impl Settler for ChannelSettler {
         if !at_once {
             self.replace(&delivery, &outcome, confirmer);
         } else if let Err(mpsc::error::SendError((delivery, confirmer))) =
-            self.releases.send((delivery, confirmer))
+            self.given_back.send((delivery, confirmer))
         {
             self.replace(&delivery, &outcome, confirmer);
         }
         confirmation
+    }
+
+    fn is_lost(&self, _: u64) -> bool {
+        !self.channel.status().connected()
     }
 
     fn abandon(&self, tag: u64) {
@@ -252,7 +256,9 @@ impl Settler for ChannelSettler {
 
 impl fmt::Debug for ChannelSettler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChannelSettler").field("group", &self.source.group.stored).finish()
+        f.debug_struct("ChannelSettler")
+            .field("group", &self.source.group.stored)
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,17 +2,24 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use anybroker_core::{Declare, Destination, ErrorKind, Result, Subscription};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
 
 use crate::error::{error_of, failed};
 use crate::group::{Group, UNDECLARED, invalid, prefixed, tier};
 use crate::link::Link;
 use crate::options::{Binding, Settings};
+
+/// A quorum queue that the server has just made, and what is in it, is gone when the server is
+/// killed: the names of its members are written every 500 ms only (measured on 3.10 and 4.3).
+/// Nothing counts as stored before.
+const NEW: Duration = Duration::from_secs(1);
 
 /// Knows what is stored, and declares it, once for each epoch.
 pub(crate) struct Topology {
@@ -26,6 +33,8 @@ pub(crate) struct Topology {
     /// Held while declaring: the second of two declarations at once is answered before the queue
     /// of the first takes messages (3.10).
     declaring: Mutex<()>,
+    /// Until when a queue of this connection is new.
+    new_until: std::sync::Mutex<Option<Instant>>,
 }
 
 type Known<K, V> = RwLock<HashMap<K, V>>;
@@ -68,6 +77,7 @@ impl Topology {
             groups: RwLock::default(),
             tiers: RwLock::default(),
             declaring: Mutex::default(),
+            new_until: std::sync::Mutex::default(),
         }
     }
 
@@ -87,7 +97,11 @@ impl Topology {
             destination.validate()?;
             let exchange = short(&prefixed(destination, self.prefix(), destination.name()))?;
             let declared = AtomicU64::new(UNDECLARED);
-            Ok(Place::Topic(Arc::new(Topic { destination: destination.clone(), exchange, declared })))
+            Ok(Place::Topic(Arc::new(Topic {
+                destination: destination.clone(),
+                exchange,
+                declared,
+            })))
         })
     }
 
@@ -254,10 +268,24 @@ impl Topology {
             passive: self.settings.declare == Declare::Verify,
             ..QueueDeclareOptions::default()
         };
+        let is_new = !options.passive && self.count(name).await?.is_none();
         // A mismatch closes the channel, so each declaration has its own.
         let channel = self.link.channel("declare").await?;
         let declared = channel.queue_declare(short(name)?, options, arguments(shape)).await;
-        declared.map(drop).map_err(|error| failed("declare", &format!("queue {name:?}"), error))
+        declared.map_err(|error| failed("declare", &format!("queue {name:?}"), error))?;
+        if is_new {
+            *self.new_until.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(Instant::now() + NEW);
+        }
+        Ok(())
+    }
+
+    /// Resolves when the queues that this connection has made so far outlive a killed server.
+    pub(crate) async fn outlives_a_kill(&self) {
+        let until = *self.new_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(until) = until {
+            sleep_until(until).await;
+        }
     }
 
     /// How many messages are ready in a queue; `None` if there is no such queue.

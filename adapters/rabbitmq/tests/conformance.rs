@@ -57,9 +57,6 @@ fn url_of(server: &Mutex<Option<Server>>, version: RabbitMqVersion) -> Result<St
 }
 
 fn restart(server: &Mutex<Option<Server>>) -> Result<(), BoxError> {
-    // RabbitMQ notes a new quorum queue on disk within half a second (`names.dets` of Ra). Killed
-    // before, it comes back without the queue's log, confirmed messages included.
-    std::thread::sleep(Duration::from_secs(1));
     let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(server.as_mut().ok_or("it was never started")?.restart()?)
 }

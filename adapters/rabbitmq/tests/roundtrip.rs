@@ -16,7 +16,7 @@ async fn a_queue_keeps_what_was_sent_before_its_first_consumer() {
             .with_key("käse")
             .with_id("a".repeat(256))
             .with_content_type(format!("text/{}", "x".repeat(251)))
-            .with_expires(SystemTime::now() + Duration::from_secs(3600))
+            .with_expires(SystemTime::now() + Duration::from_hours(1))
             .with_correlation_id("c")
             .with_causation_id("d")
             .with_header("tenant", "Ünicøde")

@@ -28,12 +28,16 @@ use crate::{Broker, Error, ErrorKind, Handler, Result, Subscription};
 /// How long open settlements and the close of a consumer may take after a drain.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Each loop receives for itself, so that one may hold what another has room for: with few handlers
+/// there is one loop.
+const PER_LOOP: usize = 16;
+
 /// With more subscriptions than this each has one loop: together they keep all cores busy.
 const MANY_SUBSCRIPTIONS: usize = 16;
 
 /// Runs handlers over the deliveries of one broker's subscriptions.
 ///
-/// Each subscription is handled by one loop per core, each with a consumer of its own; handlers
+/// Each subscription is handled by one loop per core and 16 handlers, each with a consumer of its own; handlers
 /// run inside the loop, concurrently, without a task of their own. A handler that blocks its
 /// thread therefore holds up its loop (not the leases): move blocking work to
 /// `tokio::task::spawn_blocking`.
@@ -101,7 +105,8 @@ impl Worker {
         self
     }
 
-    /// Sets how many loops share a subscription; one per thread of the runtime unless set.
+    /// Sets how many loops share a subscription; one for each 16 handlers unless set, at most one
+    /// per thread of the runtime.
     pub fn loops(mut self, loops: usize) -> Self {
         self.loops = Some(loops.max(1));
         self
@@ -127,8 +132,7 @@ impl Worker {
         while let Some(result) = declared.next().await {
             result?;
         }
-        let loops =
-            loops.unwrap_or_else(|| if mounts.len() > MANY_SUBSCRIPTIONS { 1 } else { threads() });
+        let threads = if mounts.len() > MANY_SUBSCRIPTIONS { 1 } else { threads() };
         let (shutdown, watch) = watch::channel(false);
         let mut starting = Vec::new();
         for (subscription, mount) in mounts {
@@ -136,8 +140,9 @@ impl Worker {
             let active = if subscription.is_ordered() {
                 usize::from(subscription.partition_count())
             } else {
-                loops
+                usize::MAX
             };
+            let loops = loops.unwrap_or_else(|| (concurrency / PER_LOOP).clamp(1, threads));
             let loops = loops.min(concurrency).min(active);
             for index in 0..loops {
                 // Shared out so that the sum is the concurrency asked for.

@@ -226,6 +226,11 @@ where
             let Some(held) = self.queue.pop_front() else { break };
             progress = true;
             *budget -= 1;
+            if held.delivery.is_lost() {
+                self.report.stale += 1;
+                self.let_go(&held);
+                continue;
+            }
             let message = Message::new(
                 Arc::clone(held.delivery.envelope()),
                 Arc::clone(&self.subscription),
@@ -301,6 +306,17 @@ where
         }
         let key = envelope.as_ref()?.key.as_deref()?;
         self.lanes.as_mut()?.leave(key)
+    }
+
+    /// Drops a delivery that is not this consumer's any more.
+    fn let_go(&mut self, held: &Held) {
+        self.leases.let_go(held.lease);
+        if let Some(lanes) = &mut self.lanes
+            && let Some(key) = held.delivery.envelope().key.as_deref()
+        {
+            let next = lanes.leave(key);
+            self.admit(next);
+        }
     }
 
     fn poll_settling(&mut self, cx: &mut Context<'_>) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anybroker_core::{
@@ -89,6 +90,8 @@ type Settle = dyn Fn(u64, &Outcome) -> Result<()> + Send + Sync;
 pub(crate) struct Recorder {
     pub(crate) settled: Mutex<Vec<(u64, Outcome, Instant)>>,
     pub(crate) abandoned: Mutex<Vec<u64>>,
+    /// Whether the connection of its deliveries is gone.
+    pub(crate) lost: AtomicBool,
     settle: Box<Settle>,
 }
 
@@ -101,7 +104,8 @@ impl Recorder {
         settle: impl Fn(u64, &Outcome) -> Result<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
         let (settled, abandoned) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { settled, abandoned, settle: Box::new(settle) })
+        let lost = AtomicBool::new(false);
+        Arc::new(Self { settled, abandoned, lost, settle: Box::new(settle) })
     }
 
     pub(crate) fn deliver(self: &Arc<Self>, tag: u64, envelope: Envelope) -> Delivery {
@@ -122,6 +126,10 @@ impl Settler for Recorder {
 
     fn abandon(&self, tag: u64) {
         self.abandoned.lock().unwrap().push(tag);
+    }
+
+    fn is_lost(&self, _: u64) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 }
 

@@ -196,5 +196,41 @@ async fn a_worker_dropped_midway_gives_everything_back() {
     pass(Duration::from_secs(1)).await;
     let mut abandoned = recorder.abandoned.lock().unwrap().clone();
     abandoned.sort_unstable();
-    assert_eq!(abandoned, (0..20).collect::<Vec<_>>());
+    assert_eq!(abandoned, [0, 1, 2, 3, 4], "the running ones, and the one that waits");
+    assert_eq!(recorder.tags(), (5..20).collect::<Vec<_>>(), "the worker had not taken them");
+}
+
+/// They come again, to whomever: to handle them too would be to handle them twice, and out of order.
+#[tokio::test(start_paused = true)]
+async fn what_waits_in_the_worker_is_not_handled_when_its_connection_is_gone() {
+    let recorder = Recorder::new();
+    let (sender, inbox) = Inbox::channel(64);
+    for tag in 1..=3 {
+        sender.deliver(recorder.deliver(tag, envelope().with_key("a"))).await.unwrap();
+    }
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let handler = service_fn(move |_: Message| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async {
+            pass(Duration::from_secs(1)).await;
+            Answer::Ok(Outcome::Ack)
+        }
+    });
+    let queue = Subscription::queue(Queue::new("work").ordered());
+    let worker = Worker::new(Double::broker(vec![Box::new(inbox)])).subscribe(queue, handler);
+    let (stop, report) = stop_with(worker).await;
+    pass(Duration::from_millis(500)).await;
+    recorder.lost.store(true, Ordering::Relaxed);
+    pass(Duration::from_secs(5)).await;
+    assert_eq!(calls.load(Ordering::Relaxed), 1, "the one that ran already");
+    recorder.lost.store(false, Ordering::Relaxed);
+    sender.deliver(recorder.deliver(4, envelope().with_key("a"))).await.unwrap();
+    pass(Duration::from_secs(5)).await;
+    assert_eq!(calls.load(Ordering::Relaxed), 2, "the key is free again");
+    drop(sender);
+    stop.send(()).unwrap();
+    let report = report.await.unwrap();
+    assert_eq!((report.handled, report.stale), (2, 2));
+    assert_eq!(*recorder.abandoned.lock().unwrap(), [2, 3]);
 }

@@ -11,40 +11,45 @@ use anybroker_core::{
 use anybroker_rabbitmq::RabbitmqBroker;
 
 /// The URL of each server.
-pub fn servers() -> Vec<(&'static str, String)> {
+pub(crate) fn servers() -> Vec<(&'static str, String)> {
     ["ANYBROKER_RABBITMQ_310_URL", "ANYBROKER_RABBITMQ_43_URL"]
         .into_iter()
         .map(|name| match std::env::var(name) {
             Ok(url) => (name, url),
-            Err(_) => panic!("{name} is not set: run `cargo xtask test`, which starts the servers"),
+            Err(error) => {
+                panic!("{name}: {error}: run `cargo xtask test`, which starts the servers")
+            }
         })
         .collect()
 }
 
 /// Something that nobody else on the server is called.
-pub fn unique(what: &str) -> String {
+pub(crate) fn unique(what: &str) -> String {
     format!("{what}-{:08x}", fastrand::u32(..))
 }
 
-pub fn parse(url: &str) -> BrokerUrl {
+pub(crate) fn parse(url: &str) -> BrokerUrl {
     url.parse().expect("a URL")
 }
 
-pub async fn connect(url: &str) -> Arc<RabbitmqBroker> {
+pub(crate) async fn connect(url: &str) -> Arc<RabbitmqBroker> {
     anybroker_rabbitmq::connect(parse(url)).await.expect("a connection")
 }
 
-pub async fn send(broker: &RabbitmqBroker, to: impl Into<Destination>, envelope: Envelope) {
+pub(crate) async fn send(broker: &RabbitmqBroker, to: impl Into<Destination>, envelope: Envelope) {
     broker.producer().send(Outgoing::new(to, envelope)).await.expect("a confirmed publish");
 }
 
 /// The next delivery, within ten seconds.
-pub async fn receive(consumer: &mut Box<dyn Consumer>) -> Delivery {
+pub(crate) async fn receive(consumer: &mut Box<dyn Consumer>) -> Delivery {
     try_receive(consumer, Duration::from_secs(10)).await.expect("a delivery within 10 s")
 }
 
 /// The next delivery, if one comes within this time.
-pub async fn try_receive(consumer: &mut Box<dyn Consumer>, within: Duration) -> Option<Delivery> {
+pub(crate) async fn try_receive(
+    consumer: &mut Box<dyn Consumer>,
+    within: Duration,
+) -> Option<Delivery> {
     let mut out = Vec::new();
     let next = poll_fn(|cx| consumer.poll_receive(cx, 1, &mut out));
     match tokio::time::timeout(within, next).await {
@@ -54,12 +59,12 @@ pub async fn try_receive(consumer: &mut Box<dyn Consumer>, within: Duration) -> 
     out.pop()
 }
 
-pub async fn ack(delivery: Delivery) {
+pub(crate) async fn ack(delivery: Delivery) {
     delivery.settle(Outcome::Ack).await.expect("a settlement");
 }
 
 /// Deletes what a subscription stored.
-pub async fn delete(broker: &RabbitmqBroker, subscription: &Subscription) {
+pub(crate) async fn delete(broker: &RabbitmqBroker, subscription: &Subscription) {
     use anybroker_rabbitmq::lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
     let channel = broker.channel().await.expect("a channel");
     let stored = subscription.stored_name();
