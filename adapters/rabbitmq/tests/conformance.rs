@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anybroker_core::{BoxError, Broker};
 use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion, Server};
