@@ -67,6 +67,10 @@ fn meaning(error: &lapin::Error) -> (ErrorKind, &'static str) {
                 ": the peer ended the connection; write amqps:// where the port wants TLS",
             )
         }
+        Native::ParsingError(_) => (
+            ErrorKind::Unavailable,
+            ": the peer speaks no AMQP; write amqps:// where the port wants TLS",
+        ),
         Native::AuthProviderError(_) => (ErrorKind::Denied, ""),
         Native::ChannelsLimitReached => {
             (ErrorKind::Blocked, ": the connection has no channel left; raise channel_max")
@@ -78,8 +82,70 @@ fn meaning(error: &lapin::Error) -> (ErrorKind, &'static str) {
         | Native::InvalidChannel(_)
         | Native::InvalidChannelState(..)
         | Native::InvalidConnectionState(_)
-        | Native::ParsingError(_)
         | Native::MissingHeartbeatError => (ErrorKind::Unavailable, ": the connection is gone"),
         _ => (ErrorKind::Broker, ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use anybroker_core::RetryClass::{self, Permanent, Transient};
+    use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+    use super::*;
+
+    fn closed(code: u16, text: &str) -> lapin::Error {
+        let kind = AMQPSoftError::from_id(code)
+            .map(AMQPErrorKind::Soft)
+            .or_else(|| AMQPHardError::from_id(code).map(AMQPErrorKind::Hard));
+        Native::ProtocolError(AMQPError::new(kind.expect("a code"), text.into())).into()
+    }
+
+    fn lost(kind: io::ErrorKind) -> lapin::Error {
+        Native::IOError(Arc::new(io::Error::from(kind))).into()
+    }
+
+    #[test]
+    fn each_native_error_has_its_kind_and_class() {
+        let rows: [(lapin::Error, ErrorKind, RetryClass); 23] = [
+            (closed(311, ""), ErrorKind::TooLarge, Permanent),
+            (closed(312, ""), ErrorKind::Unroutable, Permanent),
+            (closed(320, ""), ErrorKind::Unavailable, Transient),
+            (closed(402, ""), ErrorKind::NotFound, Permanent),
+            (closed(403, ""), ErrorKind::Denied, Permanent),
+            (closed(404, ""), ErrorKind::NotFound, Permanent),
+            (closed(405, ""), ErrorKind::Blocked, Transient),
+            (closed(406, ""), ErrorKind::Mismatch, Permanent),
+            (closed(501, ""), ErrorKind::Unavailable, Transient),
+            (closed(504, ""), ErrorKind::Unavailable, Transient),
+            (closed(506, ""), ErrorKind::Blocked, Transient),
+            (closed(530, "vhost x not found"), ErrorKind::NotFound, Permanent),
+            (closed(530, "access to vhost refused"), ErrorKind::Denied, Permanent),
+            (closed(541, ""), ErrorKind::Broker, Transient),
+            (lost(io::ErrorKind::InvalidData), ErrorKind::Config, Permanent),
+            (lost(io::ErrorKind::ConnectionRefused), ErrorKind::Unavailable, Transient),
+            (lost(io::ErrorKind::UnexpectedEof), ErrorKind::Unavailable, Transient),
+            (lost(io::ErrorKind::BrokenPipe), ErrorKind::Unavailable, Transient),
+            (Native::AuthProviderError(String::new()).into(), ErrorKind::Denied, Permanent),
+            (Native::ChannelsLimitReached.into(), ErrorKind::Blocked, Transient),
+            (Native::InvalidChannel(1).into(), ErrorKind::Unavailable, Transient),
+            (Native::MissingHeartbeatError.into(), ErrorKind::Unavailable, Transient),
+            (Native::FutureCompleted.into(), ErrorKind::Broker, Transient),
+        ];
+        for (native, kind, class) in rows {
+            let error = failed("test", "testing", native.clone());
+            assert_eq!((error.kind(), error.retry_class()), (kind, class), "{native:?}");
+        }
+    }
+
+    #[test]
+    fn a_mismatch_shows_what_the_broker_says_of_both_sides() {
+        let text = "inequivalent arg 'type': received 'topic' but current is 'fanout'";
+        let error = failed("declare", "topic \"t\"", closed(406, text));
+        assert!(error.to_string().starts_with("rabbitmq: declare: topic \"t\": inequivalent"));
+        assert!(error.to_string().contains("but current is 'fanout'"));
     }
 }

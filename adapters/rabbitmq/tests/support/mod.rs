@@ -78,3 +78,53 @@ pub(crate) async fn delete(broker: &RabbitmqBroker, subscription: &Subscription)
         let _ = channel.exchange_delete(name, ExchangeDeleteOptions::default()).await;
     }
 }
+
+/// A way to a server that can be cut: all its connections at once, new ones pass again.
+pub(crate) struct Proxy {
+    port: u16,
+    cut: tokio::sync::watch::Sender<u32>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens on a port, 0 for any.
+    pub(crate) async fn start(port: u16, server: String) -> Self {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let (cut, watched) = tokio::sync::watch::channel(0);
+        let task = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (server, mut watched) = (server.clone(), watched.clone());
+                watched.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(mut server) = tokio::net::TcpStream::connect(&*server).await else {
+                        return;
+                    };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = watched.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { port, cut, task }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn cut(&self) {
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+
+    pub(crate) fn cuts(&self) -> u32 {
+        *self.cut.borrow()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
