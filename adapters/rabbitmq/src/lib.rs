@@ -1,4 +1,38 @@
 //! RabbitMQ adapter of anybroker, over AMQP 0-9-1; for RabbitMQ 3.10 and later.
+//!
+//! | anybroker | RabbitMQ |
+//! |---|---|
+//! | queue | durable quorum queue, on the default exchange |
+//! | topic | durable topic exchange, the envelope's type as routing key |
+//! | group | quorum queue `topic--group`, bound with `#` |
+//! | dead-letter queue | quorum queue `…--dlq` |
+//! | delay | quorum queues `…--delay-1s`, `-2s`, `-4s` …, made at first use; the rest in the process |
+//!
+//! # Guarantee
+//! A publish is confirmed once the quorum queue of every group has it, and is `mandatory`: what no
+//! queue takes is `Unroutable`. A retry, a delayed release and a dead letter are stored anew, with
+//! a confirm, before the original is acknowledged. RabbitMQ forgets a quorum queue that is killed
+//! with its server within half a second after it was made, so the first confirms after making one
+//! wait for a second.
+//!
+//! # Settlement
+//! RabbitMQ does not answer acknowledgements: `Ok` means written on the live channel. One that
+//! is lost with its connection leaves a duplicate.
+//!
+//! # Attempts
+//! They are the broker's `x-delivery-count` and what earlier copies used up. A crash counts for all
+//! that was prefetched. So that a message which kills its process takes no neighbours along into
+//! the dead-letter queue, a consumer begins with one message at a time, and widens its window with
+//! the first that has not come back twice. Ordered groups do without, since a change of consumers
+//! would cost the order.
+//!
+//! # Ordering
+//! An ordered group has one active consumer for each partition (`x-single-active-consumer`). At a
+//! drain its channel is closed, so that all comes back in order; that counts as an attempt for what
+//! was prefetched.
+//!
+//! # Dead letters
+//! They are looked at by `basic.get` and put back: in between nobody else sees them.
 
 mod acks;
 mod broker;

@@ -88,11 +88,11 @@ async fn what_waits_survives_a_killed_broker(lab: Lab) -> Checked {
     for delivery in receiver.take(3).await? {
         match &*delivery.envelope().id {
             "dead" => delivery.settle(Outcome::dead_letter("test", "before")).await?,
-            "retried" => delivery.settle(Outcome::Retry { after: Duration::from_secs(5) }).await?,
+            "retried" => delivery.settle(Outcome::Retry { after: Duration::from_secs(4) }).await?,
             _ => held.push(delivery),
         }
     }
-    let delayed = Outgoing::new(queue, message("delayed")).with_delay(Duration::from_secs(5));
+    let delayed = Outgoing::new(queue, message("delayed")).with_delay(Duration::from_secs(4));
     lab.broker().producer().send(delayed).await?;
     // What the delays are kept in was created just now, and is durable itself only after a moment
     // (RabbitMQ: half a second).
