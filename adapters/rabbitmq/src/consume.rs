@@ -14,7 +14,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, B
 use lapin::types::FieldTable;
 use lapin::{Channel, message};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::failed;
 use crate::link::pause;
@@ -55,8 +55,14 @@ const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
 /// that is no suspect. What kills then, kills alone.
 const SUSPECT: u32 = 2;
 
+/// After so many messages in a row, and with a window that the pause cannot exhaust, the reader
+/// sleeps for so long instead of being woken for the next one.
+const BURST: u32 = 32;
+const WIDE: usize = 128;
+const NAP: Duration = Duration::from_millis(1);
+
 /// How long nothing must come before a consumer is cancelled, and how long that may take.
-const QUIET: Duration = Duration::from_millis(30);
+const QUIET: Duration = Duration::from_millis(10);
 const LONGEST_END: Duration = Duration::from_secs(2);
 
 /// The task that reads for one consumer.
@@ -190,9 +196,10 @@ impl Reader {
         closing: &mut watch::Receiver<bool>,
     ) -> End {
         let mut closed = pin!(inbox.closed());
+        let mut burst = 0;
         loop {
             let Epoch { streams, settler, released, narrow, .. } = &mut *epoch;
-            // Most of the time there is a message, and nothing else needs to be looked at.
+            // While many come, there mostly is one, and nothing else needs to be looked at.
             let ready = if released.is_empty() {
                 poll_fn(|cx| streams.poll_next(cx)).now_or_never()
             } else {
@@ -200,6 +207,12 @@ impl Reader {
             };
             let message = match ready {
                 Some(message) => message,
+                None if burst >= BURST && self.prefetch >= WIDE => {
+                    // Waking a task costs more than a message: asleep for a moment, it finds many.
+                    burst = 0;
+                    sleep(NAP).await;
+                    continue;
+                }
                 None => tokio::select! {
                     biased;
                     () = &mut closed => return End::Closed,
@@ -208,9 +221,13 @@ impl Reader {
                         settler.replace(&delivery, &RELEASE, confirmer);
                         continue;
                     }
-                    message = poll_fn(|cx| streams.poll_next(cx)) => message,
+                    message = poll_fn(|cx| streams.poll_next(cx)) => {
+                        burst = 0;
+                        message
+                    }
                 },
             };
+            burst += 1;
             let Some(message) = message else { return End::Lost };
             if !settler.gate.pass() {
                 // It comes back when the channel closes, which ends this loop.
