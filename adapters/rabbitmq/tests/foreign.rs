@@ -7,7 +7,9 @@ use std::time::Duration;
 use anybroker_core::{
     Broker, DeadLetterFilter, Envelope, Outcome, Outgoing, Redrive, Subscription, Topic,
 };
-use anybroker_rabbitmq::lapin::options::BasicPublishOptions;
+use anybroker_rabbitmq::lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions,
+};
 use anybroker_rabbitmq::lapin::types::{AMQPValue, FieldArray, FieldTable};
 use anybroker_rabbitmq::lapin::{BasicProperties, ExchangeKind};
 use anybroker_rabbitmq::{Binding, RabbitmqBroker};
@@ -15,7 +17,7 @@ use support::{ack, connect, delete, parse, receive, send, servers, unique};
 
 async fn put(broker: &RabbitmqBroker, queue: &str, properties: BasicProperties, payload: &[u8]) {
     let channel = broker.channel().await.expect("a channel");
-    channel.confirm_select(Default::default()).await.expect("confirms");
+    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let sent = channel.basic_publish("".into(), queue.into(), options, payload, properties).await;
     sent.expect("a publish").await.expect("a confirm");
@@ -176,7 +178,7 @@ async fn bindings_choose_what_a_group_gets() {
                 let outgoing =
                     Outgoing::new(Topic::new(topic.clone()), envelope.expect("a header"));
                 let sent = broker.producer().send(outgoing).await;
-                assert_eq!(sent.is_ok(), expected.contains(&r#type), "{server} {topic} {}", r#type);
+                assert_eq!(sent.is_ok(), expected.contains(&r#type), "{server} {topic}: {sent:?}");
             }
             let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
             for expected in expected {
@@ -220,7 +222,10 @@ async fn keys_of_a_partitioned_queue_keep_to_one_of_its_queues() {
         let channel = broker.channel().await.expect("a channel");
         for part in ["--p0", "--p1", "--p2", "--dlq"] {
             let name = format!("{}{part}", subscription.stored_name());
-            channel.queue_delete(name.into(), Default::default()).await.expect("it is there");
+            channel
+                .queue_delete(name.into(), QueueDeleteOptions::default())
+                .await
+                .expect("it is there");
         }
     }
 }
