@@ -9,7 +9,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
 use crate::group::{Group, UNDECLARED, invalid, prefixed, tier};
@@ -213,7 +213,15 @@ impl Topology {
         self.declare_queue(&group.dead_letters(), Shape::DeadLetters).await?;
         // Bound last: no message comes that could not be dead-lettered.
         if topic && self.settings.declare == Declare::Create {
-            self.bind(group).await?;
+            // RabbitMQ 4 may not see for a moment, on another channel, the exchange just declared.
+            let mut attempt = 0;
+            while let Err(error) = self.bind(group).await {
+                if error.kind() != ErrorKind::NotFound || attempt == 10 {
+                    return Err(error);
+                }
+                attempt += 1;
+                sleep(Duration::from_millis(50)).await;
+            }
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ async fn a_queue_keeps_what_was_sent_before_its_first_consumer() {
         let envelope = Envelope::new("order.place", vec![0, 159, 146, 150, 255])
             .with_key("käse")
             .with_id("a".repeat(255))
-            .with_content_type(format!("text/{}", "x".repeat(251)))
+            .with_content_type(format!("text/{}", "x".repeat(250)))
             .with_expires(SystemTime::now() + Duration::from_hours(1))
             .with_correlation_id("c")
             .with_causation_id("d")
