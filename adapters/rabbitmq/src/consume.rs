@@ -237,8 +237,15 @@ impl Reader {
             if *narrow && returned < SUSPECT && self.widen(epoch).await.is_err() {
                 return End::Lost;
             }
-            if *closing.borrow() || inbox.deliver(delivery).await.is_err() {
+            if *closing.borrow() {
                 return End::Closed;
+            }
+            tokio::select! {
+                biased;
+                delivered = inbox.deliver(delivery) => if delivered.is_err() {
+                    return End::Closed;
+                },
+                _ = closing.changed() => return End::Closed,
             }
         }
     }

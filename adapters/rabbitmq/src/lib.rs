@@ -27,9 +27,32 @@
 //! would cost the order.
 //!
 //! # Ordering
-//! An ordered group has one active consumer for each partition (`x-single-active-consumer`). At a
+//! An ordered group has one active consumer for each partition (`x-single-active-consumer`). A
+//! queue has as many partitions as it says; a group of a topic has one, whatever it says, since
+//! without a plugin RabbitMQ cannot part a topic's messages by their key. At a
 //! drain its channel is closed, so that all comes back in order; that counts as an attempt for what
 //! was prefetched.
+//!
+//! A message that an unordered group releases goes to the end of the queue where RabbitMQ would
+//! count the return as an attempt (before 4), and keeps its place elsewhere.
+//!
+//! # Options
+//! | in the URL | builder | |
+//! |---|---|---|
+//! | `prefix=dev` | `prefix` | put before each name, with a dot |
+//! | `declare=create` | `declare` | who creates: `create`, `verify` or `off` |
+//! | `connect=once` | `wait_for_broker` | `wait` keeps trying |
+//! | `publish-timeout=30s` | `publish_timeout` | for a publish, waiting for a connection included |
+//! | `max-payload=16777216` | `max_payload` | the broker's `max_message_size` |
+//! | `ca=/path` | `ca` | trusted beside the system's authorities |
+//! | `cert=/path&key=/path` | `client_certificate` | what the broker is shown |
+//!
+//! Exchanges of other kinds and filters of bindings are the builder's alone. With `verify` and
+//! `off` the delay queues must be there for delays of a second and more.
+//!
+//! # Logs
+//! The client logs what is no error here: queues that are looked for (`lapin` at `ERROR`), and each
+//! unroutable message with its payload (`WARN`). Filter `lapin=off`.
 //!
 //! # Dead letters
 //! They are looked at by `basic.get` and put back: in between nobody else sees them.

@@ -234,6 +234,9 @@ impl RabbitmqBuilder {
         if let Some(prefix) = &self.0.prefix {
             Destination::queue(prefix.clone()).validate()?;
         }
+        if self.0.vhost.len() > 255 {
+            return Err(config("the virtual host has more than 255 bytes, which no broker has"));
+        }
         RabbitmqBroker::open(self.0).await
     }
 }
