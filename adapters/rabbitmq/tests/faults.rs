@@ -69,8 +69,10 @@ async fn a_wrong_url_says_what_is_wrong_and_no_secret() {
         assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
         assert!(error.to_string().contains("prefetch"), "{error}");
 
-        // Signed by nobody whom the system trusts, until the URL names who did.
-        assert_eq!(refusal(&tls.url).await.kind(), ErrorKind::Config);
+        // Signed by nobody whom the system trusts, until the URL names who did. The server may hang
+        // up before the client's complaint is read back.
+        let kind = refusal(&tls.url).await.kind();
+        assert!(matches!(kind, ErrorKind::Unavailable | ErrorKind::Config), "{kind:?}");
         let trusted = connect(&format!("{}?ca={}", tls.url, tls.authority.display())).await;
         publish(&trusted, "by-tls").await.unwrap();
         trusted.close().await.unwrap();
