@@ -138,7 +138,7 @@ impl Worker {
         for (subscription, mount) in mounts {
             // Only one consumer of an ordered partition is active: more would stand idle.
             let active = if subscription.is_ordered() {
-                usize::from(subscription.partition_count())
+                usize::from(subscription.destination().partition_count())
             } else {
                 usize::MAX
             };
