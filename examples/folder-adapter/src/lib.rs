@@ -1,5 +1,5 @@
 //! An adapter to read: messages as files in a folder, `folder:///path`. The guide beside it is
-//! docs/adapter.md.
+//! `docs/adapter.md`.
 //!
 //! Several processes may share the folder. A send is confirmed once the file and the folder that
 //! lists it are on the disk; what a crash leaves half done was not confirmed.
@@ -25,28 +25,17 @@
 //! ```
 //!
 //! # Limits
-//! - A consumer looks into its folder every 2 to 100 ms while it waits: nobody tells it of a new
-//!   file.
+//! - A consumer that waits looks into its folder every 2 to 100 ms: nobody tells it of a new file.
+//! - Each send and settlement syncs its folder for itself: hundreds each second, not thousands.
+//! - What waits to be stored is kept in memory without a limit.
 //! - The processes must agree on the time, to well below a lease, and the file system must support
 //!   `flock` between them. Unix only: elsewhere a folder cannot be synced.
-//! - What waits to be sent is kept in memory without a limit.
 //! - A loss of power may forget that a message was handed out, and so count an attempt too few.
 
 mod broker;
 mod connection;
 mod consumer;
-mod error;
-mod files;
-mod keeper;
+mod folder;
 mod name;
-mod publish;
-
-use std::time::Duration;
 
 pub use broker::{FolderBroker, connect};
-
-/// The largest payload, in bytes.
-const MAX_PAYLOAD: usize = 4 * 1024 * 1024;
-
-/// Unless the URL says otherwise.
-const LONGEST_LEASE: Duration = Duration::from_secs(10);
