@@ -1,6 +1,5 @@
 use std::collections::HashSet;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,8 +11,8 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::connection::{Connection, Held};
-use crate::folder::{Folder, list, lock, read, refused, remove, rename};
+use crate::broker::FolderBroker;
+use crate::folder::{Folder, Held, refused};
 use crate::name::{DEAD, FREE, HELD, Name, nanos};
 
 /// How often a consumer that waits looks into its folder.
@@ -71,19 +70,18 @@ impl Consumer for FolderConsumer {
     }
 
     async fn close(self: Box<Self>) -> Result<()> {
-        let connection = self.settler.connection.clone();
+        let broker = self.settler.broker.clone();
         drop(self);
-        connection.in_turn("close", |_| Ok(())).await
+        // Once for a take that was under way, and once for what it then gives back.
+        broker.in_turn("close", |_| Ok(())).await?;
+        broker.in_turn("close", |_| Ok(())).await
     }
 }
 
 /// Takes, renews and settles for one consumer.
 #[derive(Clone, Debug)]
 pub(crate) struct FolderSettler {
-    pub(crate) connection: Connection,
-    /// Tells its deliveries from those of the connection's other consumers.
-    pub(crate) id: u64,
-    pub(crate) group: PathBuf,
+    pub(crate) broker: FolderBroker,
     pub(crate) subscription: Arc<Subscription>,
     pub(crate) prefetch: usize,
     pub(crate) lease: Duration,
@@ -93,7 +91,7 @@ impl FolderSettler {
     async fn receive(self, max: usize) -> Result<Unseen> {
         loop {
             let settler = self.clone();
-            let taken = self.connection.in_turn("receive", move |folder| settler.take(folder, max));
+            let taken = self.broker.in_turn("receive", move |folder| settler.take(folder, max));
             match taken.await? {
                 taken if taken.0.is_empty() => sleep(INTERVAL).await,
                 taken => return Ok(taken),
@@ -104,43 +102,39 @@ impl FolderSettler {
     /// Takes messages that are due. In an ordered group, a key's first one hides the others, be it
     /// held, delayed or free.
     fn take(&self, folder: &Folder, max: usize) -> io::Result<Unseen> {
-        folder.check()?;
-        let _lock = lock(&self.group)?;
-        let (mut held, mut taken, mut keys) =
-            (self.connection.held(), Unseen::default(), HashSet::new());
-        let room = self.prefetch - held.values().filter(|held| held.consumer == self.id).count();
-        let (room, now) = (room.min(max), now());
-        for name in list(&self.group)? {
-            let hides = self.subscription.is_ordered() && name.key != 0 && name.state != DEAD;
-            let hidden = hides && !keys.insert(name.key);
-            if hidden || name.state == DEAD || name.due > nanos(now) || taken.0.len() == room {
+        let group = folder.find(&self.subscription)?;
+        let is_mine = |held: &&Held| Arc::ptr_eq(&held.0, &self.subscription);
+        let room = self.prefetch - folder.held().values().filter(is_mine).count();
+        let (now, mut keys, mut taken) = (now(), HashSet::new(), Unseen::default());
+        for name in group.list(|name| name.state != DEAD)? {
+            let has_lane = self.subscription.is_ordered() && name.key != 0;
+            let is_hidden = has_lane && !keys.insert(name.key);
+            if is_hidden || name.due > nanos(now) || taken.0.len() == room.min(max) {
                 continue;
             }
-            let (envelope, hop) = read(&self.group, name, self.subscription.destination().name())?;
+            let (envelope, hop) = group.read(name, self.subscription.destination().name())?;
             let due = nanos(now + self.lease);
             let mine = Name { due, deliveries: name.deliveries + 1, state: HELD, ..name };
-            rename(&self.group, name, mine)?;
-            let tag = folder.later();
-            held.insert(tag, Held { consumer: self.id, group: self.group.clone(), name: mine });
-            let hop = (hop != Hop::default()).then(|| Box::new(hop));
-            let returned = u32::try_from(name.deliveries).unwrap_or(u32::MAX);
-            let settler = Arc::new(self.clone());
-            taken.0.push(Delivery::new(Arc::new(envelope), hop, returned, tag, settler));
+            group.rename(name, mine)?;
+            let (tag, settler) = (folder.later(), Arc::new(self.clone()));
+            folder.held().insert(tag, (Arc::clone(&self.subscription), mine));
+            let hop = Some(Box::new(hop)).filter(|hop| **hop != Hop::default());
+            taken.0.push(Delivery::new(envelope.into(), hop, name.deliveries, tag, settler));
         }
         Ok(taken)
     }
 
     /// Stores the new copy, durably, and then removes the old one.
     fn finish(&self, folder: &Folder, delivery: &Delivery, outcome: Outcome) -> io::Result<()> {
-        let _lock = lock(&self.group)?;
-        let held = self.connection.held().remove(&delivery.tag());
-        let is_there = |held: &Held| self.group.join(held.name.to_string()).exists();
-        let Some(Held { name, .. }) = held.filter(is_there) else {
-            let text = "its lease ran out or the broker was closed, and it was given back";
-            return Err(refused(ErrorKind::StaleDelivery, text));
-        };
+        let late = "its lease ran out or the broker was closed, and it was given back";
+        let late = || refused(ErrorKind::StaleDelivery, late);
+        let (_, name) = folder.held().remove(&delivery.tag()).ok_or_else(late)?;
+        let group = folder.find(&self.subscription)?;
+        if !group.has(name) {
+            return Err(late());
+        }
         let (hop, state) = match outcome {
-            Outcome::Ack => return remove(&self.group, name),
+            Outcome::Ack => return group.remove(name),
             Outcome::Retry { after } => (Hop::retry(delivery, after), FREE),
             Outcome::Release { after } => (Hop::release(delivery, after), FREE),
             Outcome::DeadLetter { reason } => {
@@ -149,22 +143,21 @@ impl FolderSettler {
         };
         // In its old place, where the order wants it.
         let due = hop.not_before.map_or(0, nanos);
-        let copy = Name { due, deliveries: 0, state, ..name };
-        folder.store(&self.group, copy, delivery.envelope(), &hop)?;
-        remove(&self.group, name)
+        group.store(Name { due, deliveries: 0, state, ..name }, delivery.envelope(), &hop)?;
+        group.remove(name)
     }
 
-    fn extend(&self, tags: &[u64]) -> io::Result<()> {
-        let _lock = lock(&self.group)?;
-        let (mut held, due) = (self.connection.held(), nanos(now() + self.lease));
+    fn extend(&self, folder: &Folder, tags: &[u64]) -> io::Result<()> {
+        let group = folder.find(&self.subscription)?;
+        let due = nanos(now() + self.lease);
         for tag in tags {
-            let Some(held) = held.get_mut(tag) else { continue };
-            let renewed = Name { due, ..held.name };
-            match rename(&self.group, held.name, renewed) {
-                Ok(()) => held.name = renewed,
-                // It is lost, as its settlement will tell.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+            let Some((subscription, name)) = folder.held().get(tag).cloned() else { continue };
+            if group.has(name) {
+                let renewed = Name { due, ..name };
+                group.rename(name, renewed)?;
+                folder.held().insert(*tag, (subscription, renewed));
+            } else {
+                folder.held().remove(tag);
             }
         }
         Ok(())
@@ -175,21 +168,22 @@ impl Settler for FolderSettler {
     fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
         let settler = self.clone();
         let finish = move |folder: &Folder| settler.finish(folder, &delivery, outcome);
-        Confirmation::run(self.connection.in_turn("settle", finish))
+        Confirmation::run(self.broker.in_turn("settle", finish))
     }
 
     fn renew(&self, tags: &[u64]) -> Confirmation {
         let (settler, tags) = (self.clone(), tags.to_vec());
-        Confirmation::run(self.connection.in_turn("renew", move |_| settler.extend(&tags)))
+        let extend = move |folder: &Folder| settler.extend(folder, &tags);
+        Confirmation::run(self.broker.in_turn("renew", extend))
     }
 
     fn abandon(&self, tag: u64) {
-        let held = self.connection.clone();
-        let abandon = move |_: &Folder| held.held().remove(&tag).map_or(Ok(()), |held| held.free());
-        drop(self.connection.in_turn("abandon", abandon));
+        let held = move |folder: &Folder| folder.held().remove(&tag);
+        let free = move |folder: &Folder| held(folder).map_or(Ok(()), |held| folder.free(held));
+        drop(self.broker.in_turn("abandon", free));
     }
 
     fn is_lost(&self, tag: u64) -> bool {
-        !self.connection.held().contains_key(&tag)
+        !self.broker.folder.held().contains_key(&tag)
     }
 }

@@ -1,8 +1,10 @@
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anybroker_core::cloudevents::{AttributeReader, to_json};
 use anybroker_core::{
@@ -17,25 +19,38 @@ pub(crate) const MAX_PAYLOAD: usize = 4 * 1024 * 1024;
 /// The folder as one connection sees it:
 ///
 /// ```text
-/// order.created/shape          what was declared
-/// order.created/email/shape    the same of a group; locked by whoever changes a name in it
-/// order.created/email/…        its messages and dead letters, each a file
+/// order.created/.shape          what was declared
+/// order.created/email/.shape    the same of a group; locked by whoever changes a name in it
+/// order.created/email/…         its messages and dead letters, each a file
 /// ```
 ///
 /// An error is the file system's, or the library's inside it: see [`failed`].
 #[derive(Debug)]
 pub(crate) struct Folder {
     pub(crate) root: PathBuf,
-    pub(crate) may_create: bool,
+    may_create: bool,
     pub(crate) closed: AtomicBool,
+    /// What the connection's consumers have, by tag.
+    held: Mutex<HashMap<u64, Held>>,
     by: u64,
     last: AtomicU64,
 }
 
+/// A message that a consumer has: the one that made this `Arc`.
+pub(crate) type Held = (Arc<Subscription>, Name);
+
+/// A group that nobody else changes. A folder that changes while it is listed may show a file twice
+/// or not at all, and then the second message of a key without the first.
+pub(crate) struct Group<'a> {
+    folder: &'a Folder,
+    path: PathBuf,
+    _lock: File,
+}
+
 impl Folder {
     pub(crate) fn new(root: PathBuf, may_create: bool) -> Self {
-        let by = RandomState::new().hash_one(0);
-        Self { root, may_create, closed: false.into(), by, last: 0.into() }
+        let (by, closed, last) = (RandomState::new().hash_one(0), false.into(), 0.into());
+        Self { root, may_create, closed, held: Mutex::default(), by, last }
     }
 
     pub(crate) fn check(&self) -> io::Result<()> {
@@ -43,6 +58,15 @@ impl Folder {
             return Err(refused(ErrorKind::Closed, "the broker is closed: connect again"));
         }
         fs::metadata(&self.root).map(drop)
+    }
+
+    pub(crate) fn held(&self) -> MutexGuard<'_, HashMap<u64, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a message back. It counts as an attempt, since a handler may have run.
+    pub(crate) fn free(&self, (subscription, name): Held) -> io::Result<()> {
+        self.find(&subscription)?.rename(name, Name { due: 0, state: FREE, ..name })
     }
 
     /// The time, or a moment after the last one that was told.
@@ -65,11 +89,10 @@ impl Folder {
         let (hop, mut is_routed) = (delay.map(Hop::delayed).unwrap_or_default(), *allow_unrouted);
         let name = self.name(envelope, &hop);
         for entry in fs::read_dir(path)? {
-            let group = entry?.path();
-            // Without it, this is no group, or not yet.
-            if group.join("shape").exists() {
-                let _lock = lock(&group)?;
-                self.store(&group, name, envelope, &hop)?;
+            let entry = entry?;
+            // Without a shape, the group is only being declared.
+            if entry.file_type()?.is_dir() && entry.path().join(".shape").try_exists()? {
+                self.lock(entry.path())?.store(name, envelope, &hop)?;
                 is_routed = true;
             }
         }
@@ -81,28 +104,6 @@ impl Folder {
     pub(crate) fn name(&self, envelope: &Envelope, hop: &Hop) -> Name {
         let (key, due) = (number(envelope.key.as_deref()), hop.not_before.map_or(0, nanos));
         Name { at: self.later(), by: self.by, key, due, deliveries: 0, state: FREE }
-    }
-
-    /// Stores a copy durably in a group that is locked.
-    pub(crate) fn store(
-        &self,
-        group: &Path,
-        name: Name,
-        envelope: &Envelope,
-        hop: &Hop,
-    ) -> io::Result<()> {
-        let new = self.write(group, &to_json(envelope, hop))?;
-        fs::rename(new, group.join(name.to_string()))?;
-        sync(group)
-    }
-
-    /// Writes a file that is nothing before it is renamed.
-    fn write(&self, folder: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
-        let path = folder.join(format!("new.{}.{}", self.by, self.later()));
-        let mut file = File::create_new(&path)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        Ok(path)
     }
 
     /// Declares a destination, and the group of a queue.
@@ -123,8 +124,8 @@ impl Folder {
         Ok(path)
     }
 
-    /// Declares all that a subscription needs; answers the group's folder.
-    pub(crate) fn declare(&self, subscription: &Subscription) -> io::Result<PathBuf> {
+    /// Declares all that a subscription needs.
+    pub(crate) fn declare(&self, subscription: &Subscription) -> io::Result<()> {
         subscription.validate().map_err(io::Error::other)?;
         let destination = subscription.destination();
         if destination.is_topic() && subscription.start_position() == Start::Earliest {
@@ -132,13 +133,12 @@ impl Folder {
             return Err(refused(ErrorKind::Unsupported, text));
         }
         let group = self.declare_destination(destination)?.join(subscription.group_name());
-        self.make(&group, &format!("ordered: {}", subscription.is_ordered()))?;
-        Ok(group)
+        self.make(&group, &format!("ordered: {}", subscription.is_ordered()))
     }
 
     /// Makes a folder. It is there once it has a shape, and whoever links that first decides it.
-    fn make(&self, path: &Path, asked: &str) -> io::Result<()> {
-        let shape = path.join("shape");
+    pub(crate) fn make(&self, path: &Path, asked: &str) -> io::Result<()> {
+        let shape = path.join(".shape");
         if self.may_create && !shape.exists() {
             fs::create_dir_all(path)?;
             let new = self.write(path, asked.as_bytes())?;
@@ -153,47 +153,71 @@ impl Folder {
         if found == asked { Ok(()) } else { Err(refused(ErrorKind::Mismatch, text)) }
     }
 
-    /// The folder of a group that was declared before.
-    pub(crate) fn find(&self, subscription: &Subscription) -> io::Result<PathBuf> {
+    /// Writes a file that is nothing before it is renamed.
+    fn write(&self, folder: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+        let path = folder.join(format!(".new.{}.{}", self.by, self.later()));
+        let mut file = File::create_new(&path)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        Ok(path)
+    }
+
+    /// The group of a subscription that was declared before.
+    pub(crate) fn find(&self, subscription: &Subscription) -> io::Result<Group<'_>> {
         self.check()?;
         subscription.validate().map_err(io::Error::other)?;
-        Ok(self.root.join(subscription.destination().name()).join(subscription.group_name()))
+        self.lock(self.root.join(subscription.destination().name()).join(subscription.group_name()))
+    }
+
+    fn lock(&self, path: PathBuf) -> io::Result<Group<'_>> {
+        let file = File::open(path.join(".shape"))?;
+        file.lock()?;
+        Ok(Group { folder: self, path, _lock: file })
     }
 }
 
-/// Keeps all others from changing names in a group, until the file is dropped. A folder that changes
-/// while it is listed may show a file twice or not at all, and then the second message of a key
-/// without the first.
-pub(crate) fn lock(group: &Path) -> io::Result<File> {
-    let file = File::open(group.join("shape"))?;
-    file.lock().map(|()| file)
-}
-
-/// The messages in a group, in their order.
-pub(crate) fn list(group: &Path) -> io::Result<Vec<Name>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(group)? {
-        names.extend(entry?.file_name().to_str().and_then(Name::parse));
+impl Group<'_> {
+    /// The messages, or the dead letters, in their order.
+    pub(crate) fn list(&self, is_meant: impl Fn(&Name) -> bool) -> io::Result<Vec<Name>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            names.extend(entry?.file_name().to_str().and_then(Name::parse).filter(&is_meant));
+        }
+        names.sort_unstable();
+        Ok(names)
     }
-    names.sort_unstable();
-    Ok(names)
-}
 
-/// Reads a message. What is no event is a message too, and comes as it is.
-pub(crate) fn read(group: &Path, name: Name, default_type: &str) -> io::Result<(Envelope, Hop)> {
-    let (bytes, id) = (fs::read(group.join(name.to_string()))?, name.at.to_string());
-    let content_type = Some("application/cloudevents+json");
-    Ok(AttributeReader::new().finish(default_type, Some(&id), content_type, bytes.into()))
-}
+    pub(crate) fn has(&self, name: Name) -> bool {
+        self.file(name).exists()
+    }
 
-/// Not synced: after a loss of power, the message is as free as before.
-pub(crate) fn rename(group: &Path, from: Name, to: Name) -> io::Result<()> {
-    fs::rename(group.join(from.to_string()), group.join(to.to_string()))
-}
+    fn file(&self, name: Name) -> PathBuf {
+        self.path.join(name.to_string())
+    }
 
-pub(crate) fn remove(group: &Path, name: Name) -> io::Result<()> {
-    fs::remove_file(group.join(name.to_string()))?;
-    sync(group)
+    /// Reads a message. What is no event is a message too, and comes as it is.
+    pub(crate) fn read(&self, name: Name, default_type: &str) -> io::Result<(Envelope, Hop)> {
+        let (bytes, id) = (fs::read(self.file(name))?, name.at.to_string());
+        let content_type = Some("application/cloudevents+json");
+        Ok(AttributeReader::new().finish(default_type, Some(&id), content_type, bytes.into()))
+    }
+
+    /// Stores a copy, durably.
+    pub(crate) fn store(&self, name: Name, envelope: &Envelope, hop: &Hop) -> io::Result<()> {
+        let new = self.folder.write(&self.path, &to_json(envelope, hop))?;
+        fs::rename(new, self.file(name))?;
+        sync(&self.path)
+    }
+
+    /// Takes, renews or frees. Not synced: after a loss of power, the message is free as before.
+    pub(crate) fn rename(&self, from: Name, to: Name) -> io::Result<()> {
+        fs::rename(self.file(from), self.file(to))
+    }
+
+    pub(crate) fn remove(&self, name: Name) -> io::Result<()> {
+        fs::remove_file(self.file(name))?;
+        sync(&self.path)
+    }
 }
 
 /// Makes durable what was renamed, added or removed in a folder.

@@ -4,10 +4,7 @@
 //! Several processes may share the folder. A send is confirmed once the file and the folder that
 //! lists it are on the disk; what a crash leaves half done was not confirmed.
 //!
-//! | option | meaning | default |
-//! |---|---|---|
-//! | `declare` | `create`, `verify` or `off` | `create` |
-//! | `longest-lease` | how long a killed process hides what it held, at most | 10s |
+//! The one option is `declare`: `create` (the default), `verify` or `off`.
 //!
 //! ```
 //! # use anybroker_core::{Broker, Depth, Envelope, Outgoing, Queue, Subscription};
@@ -25,17 +22,24 @@
 //! ```
 //!
 //! # Limits
-//! - A consumer that waits looks into its folder every 2 to 100 ms: nobody tells it of a new file.
-//! - Each send and settlement syncs its folder for itself: hundreds each second, not thousands.
-//! - What waits to be stored is kept in memory without a limit.
+//! - A consumer that waits looks into its folder every 20 ms: nobody tells it of a new file.
+//! - A lease is at most 10 s, so that what a killed process held comes back soon.
+//! - A connection does one thing after the other, and syncs file and folder for each: hundreds of
+//!   messages each second, not thousands. What waits is kept in memory without a limit.
 //! - The processes must agree on the time, to well below a lease, and the file system must support
-//!   `flock` between them. Unix only: elsewhere a folder cannot be synced.
+//!   `flock` between them. One that is stopped while it holds a lock stops the others of its group.
+//!   Unix only: elsewhere a folder cannot be synced.
 //! - A loss of power may forget that a message was handed out, and so count an attempt too few.
+//! - A crash may leave a file `.new.…` in a folder: it was not confirmed, and may be removed.
 
 mod broker;
-mod connection;
 mod consumer;
 mod folder;
 mod name;
 
 pub use broker::{FolderBroker, connect};
+
+/// The guide's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/adapter.md")]
+mod guide {}

@@ -22,7 +22,7 @@ pub(crate) struct Name {
     /// Nanoseconds since 1970.
     pub(crate) due: u64,
     /// How often this copy was handed out.
-    pub(crate) deliveries: u64,
+    pub(crate) deliveries: u32,
     /// [`FREE`], [`HELD`] until it is due, or [`DEAD`].
     pub(crate) state: u64,
 }
@@ -32,7 +32,7 @@ impl Name {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let parts: Vec<u64> = text.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
         let [at, by, key, due, deliveries, state] = *parts else { return None };
-        Some(Self { at, by, key, due, deliveries, state })
+        Some(Self { at, by, key, due, deliveries: deliveries.try_into().ok()?, state })
     }
 }
 
