@@ -14,7 +14,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
 use crate::consumer::{FolderConsumer, FolderSettler, Unseen};
-use crate::folder::{Folder, MAX_PAYLOAD, failed, refused};
+use crate::folder::{Folder, MAX_PAYLOAD, failed, refused, unsure};
 use crate::name::{DEAD, FREE, HELD, Name, nanos};
 
 /// A folder as a broker: see the crate's documentation.
@@ -76,8 +76,9 @@ impl FolderBroker {
         // The task that receives lives as long as this sender.
         let _ = self.jobs.send(Box::new(move |folder| drop(answer.send(work(folder)))));
         async move {
-            let panicked = |_| Err(refused(ErrorKind::Broker, "the task panicked"));
-            answered.await.unwrap_or_else(panicked).map_err(|error| failed(operation, error))
+            let ended =
+                |_| Err(unsure(refused(ErrorKind::Closed, "the runtime ended, or it panicked")));
+            answered.await.unwrap_or_else(ended).map_err(|error| failed(operation, error))
         }
     }
 }

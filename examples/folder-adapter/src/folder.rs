@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anybroker_core::cloudevents::{AttributeReader, to_json};
 use anybroker_core::{
-    Destination, Envelope, Error, ErrorKind, Hop, Outgoing, Start, Subscription, now,
+    Destination, Envelope, Error, ErrorKind, Hop, Outgoing, RetryClass, Start, Subscription, now,
 };
 
 use crate::name::{FREE, Name, nanos, number};
@@ -204,9 +204,8 @@ impl Group<'_> {
 
     /// Stores a copy, durably.
     pub(crate) fn store(&self, name: Name, envelope: &Envelope, hop: &Hop) -> io::Result<()> {
-        let new = self.folder.write(&self.path, &to_json(envelope, hop))?;
-        fs::rename(new, self.file(name))?;
-        sync(&self.path)
+        let new = self.folder.write(&self.path, &to_json(envelope, hop)).map_err(unsure)?;
+        fs::rename(new, self.file(name)).and_then(|()| sync(&self.path)).map_err(unsure)
     }
 
     /// Takes, renews or frees. Not synced: after a loss of power, the message is free as before.
@@ -215,8 +214,7 @@ impl Group<'_> {
     }
 
     pub(crate) fn remove(&self, name: Name) -> io::Result<()> {
-        fs::remove_file(self.file(name))?;
-        sync(&self.path)
+        fs::remove_file(self.file(name)).and_then(|()| sync(&self.path)).map_err(unsure)
     }
 }
 
@@ -228,6 +226,12 @@ fn sync(folder: &Path) -> io::Result<()> {
 /// An error of the library, on its way through functions that answer the file system's.
 pub(crate) fn refused(kind: ErrorKind, text: impl Into<String>) -> io::Error {
     io::Error::other(Error::new(kind, text.into()))
+}
+
+/// An error after which nobody knows what is on the disk: other groups may have a copy already, and
+/// a sync that failed may have been done.
+pub(crate) fn unsure(error: io::Error) -> io::Error {
+    io::Error::other(failed("store", error).class(RetryClass::Ambiguous))
 }
 
 /// Says what an error means to the library.
@@ -246,8 +250,6 @@ pub(crate) fn failed(operation: &'static str, error: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use anybroker_core::RetryClass;
-
     use super::*;
 
     #[test]
@@ -258,6 +260,7 @@ mod tests {
             (io::ErrorKind::StorageFull.into(), ErrorKind::Blocked, RetryClass::Transient),
             (io::ErrorKind::Other.into(), ErrorKind::Unavailable, RetryClass::Transient),
             (refused(ErrorKind::Closed, ""), ErrorKind::Closed, RetryClass::Permanent),
+            (unsure(io::ErrorKind::Other.into()), ErrorKind::Unavailable, RetryClass::Ambiguous),
         ] {
             let error = failed("test", native);
             assert_eq!((error.kind(), error.retry_class()), (kind, class));
