@@ -5,8 +5,10 @@
 //! 1. **A URL in the environment**, such as `ANYBROKER_RABBITMQ_URL`. It must answer; it is never
 //!    stopped, killed or restarted from here.
 //! 2. **A container**, where a Docker engine answers and the feature `containers` is on.
-//! 3. **Processes from Debian packages**, which root installs into a cached folder of their own; the
-//!    machine itself keeps its packages and services as they are.
+//! 3. **Processes from packages**, which are installed into a cached folder of their own: RabbitMQ,
+//!    Redis and Valkey from Debian, by root; Kafka and ElasticMQ from Maven; moto from `PyPI`. The
+//!    machine itself gets what installs and runs them (`debootstrap`, Java and Maven, Python's
+//!    `venv`), by apt, if it has not got it.
 //!
 //! Where none of them works, the [`Error`] names the commands that help.
 //!
@@ -30,11 +32,13 @@ mod container;
 mod detached;
 mod error;
 mod find;
-mod packages;
+pub(crate) mod packages;
 mod process;
 mod rabbitmq;
 mod reaper;
 mod recipe;
+mod redis;
+mod resp;
 mod server;
 mod site;
 #[cfg(test)]
@@ -45,4 +49,5 @@ pub use self::detached::Detached;
 pub use self::error::Error;
 pub use self::packages::cache_folder;
 pub use self::rabbitmq::{RabbitMq, RabbitMqVersion};
+pub use self::redis::{Redis, RedisVersion};
 pub use self::server::{Server, Tls};
