@@ -17,7 +17,8 @@ impl ElasticMq {
         Self::default()
     }
 
-    /// Keeps what it confirmed over a [`Server::restart`], and is slower for it.
+    /// Keeps the messages that it confirmed over a [`Server::restart`], and is slower for it. A queue
+    /// is kept once it has held a message.
     pub fn persistent(mut self) -> Self {
         self.is_persistent = true;
         self

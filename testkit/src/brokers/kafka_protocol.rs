@@ -27,7 +27,7 @@ pub(super) fn probe(url: &str) -> Result<String, Error> {
     // `host:port,host:port` ends in a port that the first host may not have.
     if let Some((first, _)) = address.host.clone().split_once(',') {
         let (host, port) = first.split_once(':').unwrap_or((first, "9092"));
-        address.host = host.to_owned();
+        host.clone_into(&mut address.host);
         address.port = port.parse().ok();
     }
     converse(&address).map_err(Error::io(address.silence("Kafka", PORT)))
