@@ -22,6 +22,9 @@ pub struct Capabilities {
     pub detects_unrouted: bool,
     /// Whether a delivery that comes back after a crash counts as an attempt.
     pub counts_crashes: bool,
+    /// Whether the broker's own counter also counts releases, so that attempts of a message that
+    /// was released before are an upper bound.
+    pub counts_releases: bool,
     /// Whether looking at dead letters shows all of them, or a sample.
     pub complete_peek: bool,
     /// What an `Ok` settlement proves.
@@ -36,6 +39,9 @@ pub enum SettlementProof {
     Confirmed,
     /// It was written on the live connection; the broker does not answer settlements.
     Written,
+    /// It was recorded in this process, and becomes durable once everything before it in its
+    /// partition is settled; a crash before that delivers it again.
+    Recorded,
     /// The broker has accepted it, and the lease had not run out by the local clock.
     WithinLease,
 }
@@ -51,6 +57,7 @@ impl Capabilities {
             start_earliest: true,
             detects_unrouted: true,
             counts_crashes: true,
+            counts_releases: false,
             complete_peek: true,
             settlement: SettlementProof::Confirmed,
         }

@@ -15,40 +15,49 @@ pub enum Destination {
 /// A point-to-point destination. It keeps messages that were sent before the first consumer
 /// existed. Its shape is part of it: publishers and consumers must state the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Queue {
+pub struct Queue(Stored);
+
+/// A publish-subscribe destination. Its shape is part of it: publishers and consumers must state
+/// the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Topic(Stored);
+
+/// What a broker is asked to store under a name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Stored {
     name: Cow<'static, str>,
     native: bool,
     ordered: bool,
-    partitions: NonZeroU16,
+    partitions: Option<NonZeroU16>,
 }
 
-/// A publish-subscribe destination.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Topic {
-    name: Cow<'static, str>,
-    native: bool,
+impl Stored {
+    fn new(name: Cow<'static, str>) -> Self {
+        Self { name, native: false, ordered: false, partitions: None }
+    }
 }
 
 impl Queue {
     /// Names a queue: letters, digits, `.` and single `-`, at most 64 bytes with prefix and group.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: name.into(), native: false, ordered: false, partitions: NonZeroU16::MIN }
+        Self(Stored::new(name.into()))
     }
 
     /// Names an existing queue that breaks the portable rules; on this broker only.
     pub fn native(name: impl Into<Cow<'static, str>>) -> Self {
-        Self { native: true, ..Self::new(name) }
+        Self(Stored { native: true, ..Stored::new(name.into()) })
     }
 
     /// Keeps messages of one key in order.
     pub fn ordered(mut self) -> Self {
-        self.ordered = true;
+        self.0.ordered = true;
         self
     }
 
-    /// Sets how many partitions share the keys of an ordered queue; 1 unless set, 0 counts as 1.
+    /// States how many partitions share the keys. Unstated, an ordered queue has 1, and brokers
+    /// that partition everything decide it; 0 leaves it unstated.
     pub fn partitions(mut self, partitions: u16) -> Self {
-        self.partitions = NonZeroU16::new(partitions).unwrap_or(NonZeroU16::MIN);
+        self.0.partitions = NonZeroU16::new(partitions);
         self
     }
 }
@@ -56,12 +65,25 @@ impl Queue {
 impl Topic {
     /// Names a topic: letters, digits, `.` and single `-`, at most 64 bytes with prefix and group.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: name.into(), native: false }
+        Self(Stored::new(name.into()))
     }
 
     /// Names an existing topic that breaks the portable rules; on this broker only.
     pub fn native(name: impl Into<Cow<'static, str>>) -> Self {
-        Self { native: true, ..Self::new(name) }
+        Self(Stored { native: true, ..Stored::new(name.into()) })
+    }
+
+    /// Keeps messages of one key in order, in every group.
+    pub fn ordered(mut self) -> Self {
+        self.0.ordered = true;
+        self
+    }
+
+    /// States how many partitions share the keys. Unstated, an ordered topic has 1, and brokers
+    /// that partition everything decide it; 0 leaves it unstated.
+    pub fn partitions(mut self, partitions: u16) -> Self {
+        self.0.partitions = NonZeroU16::new(partitions);
+        self
     }
 }
 
@@ -76,12 +98,15 @@ impl Destination {
         Topic::new(name).into()
     }
 
+    fn stored(&self) -> &Stored {
+        match self {
+            Self::Queue(Queue(stored)) | Self::Topic(Topic(stored)) => stored,
+        }
+    }
+
     /// The name, without the broker's prefix.
     pub fn name(&self) -> &str {
-        match self {
-            Self::Queue(queue) => &queue.name,
-            Self::Topic(topic) => &topic.name,
-        }
+        &self.stored().name
     }
 
     /// Whether it is a topic.
@@ -91,23 +116,22 @@ impl Destination {
 
     /// Whether the name is used as it is, without prefix and rules.
     pub fn is_native(&self) -> bool {
-        match self {
-            Self::Queue(queue) => queue.native,
-            Self::Topic(topic) => topic.native,
-        }
+        self.stored().native
     }
 
-    /// Whether a queue keeps messages of one key in order; for topics the subscription tells.
+    /// Whether messages of one key are kept in order.
     pub fn is_ordered(&self) -> bool {
-        matches!(self, Self::Queue(queue) if queue.ordered)
+        self.stored().ordered
     }
 
-    /// How many partitions share the keys of an ordered queue.
+    /// How many partitions share the keys; 1 unless stated.
     pub fn partition_count(&self) -> u16 {
-        match self {
-            Self::Queue(queue) => queue.partitions.get(),
-            Self::Topic(_) => 1,
-        }
+        self.stated_partitions().unwrap_or(1)
+    }
+
+    /// How many partitions were stated, for brokers that partition everything.
+    pub fn stated_partitions(&self) -> Option<u16> {
+        self.stored().partitions.map(NonZeroU16::get)
     }
 
     /// Checks the name.

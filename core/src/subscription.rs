@@ -1,5 +1,4 @@
 use std::borrow::Cow;
-use std::num::NonZeroU16;
 use std::time::Duration;
 
 use crate::{Destination, Error, ErrorKind, Queue, Result, Topic, name};
@@ -19,7 +18,6 @@ pub struct Subscription {
     destination: Destination,
     group: Option<Cow<'static, str>>,
     ordered: bool,
-    partitions: NonZeroU16,
     start: Start,
     expired: Expired,
     lease: Duration,
@@ -49,9 +47,7 @@ pub enum Expired {
 impl Subscription {
     /// Consumes a queue; its group has the queue's name.
     pub fn queue(queue: impl Into<Queue>) -> Self {
-        let queue = Destination::Queue(queue.into());
-        let partitions = NonZeroU16::new(queue.partition_count()).unwrap_or(NonZeroU16::MIN);
-        Self { ordered: queue.is_ordered(), partitions, ..Self::new(queue) }
+        Self::new(Destination::Queue(queue.into()))
     }
 
     /// Consumes a topic; name its [`group`](Self::group) too.
@@ -61,10 +57,9 @@ impl Subscription {
 
     fn new(destination: Destination) -> Self {
         Self {
+            ordered: destination.is_ordered(),
             destination,
             group: None,
-            ordered: false,
-            partitions: NonZeroU16::MIN,
             start: Start::New,
             expired: Expired::DeadLetter,
             lease: Duration::from_secs(30),
@@ -78,15 +73,10 @@ impl Subscription {
         self
     }
 
-    /// Keeps a topic's messages of one key in order within the group. A queue says it itself.
+    /// Handles messages of one key in order in this group of a topic that is not ordered itself,
+    /// where the broker can. An ordered queue or topic says it for all its groups.
     pub fn ordered(mut self) -> Self {
         self.ordered = true;
-        self
-    }
-
-    /// Sets how many partitions share the keys of an ordered group of a topic; 1 unless set.
-    pub fn partitions(mut self, partitions: u16) -> Self {
-        self.partitions = NonZeroU16::new(partitions).unwrap_or(NonZeroU16::MIN);
         self
     }
 
@@ -135,11 +125,6 @@ impl Subscription {
     /// Whether messages of one key are handled in order.
     pub fn is_ordered(&self) -> bool {
         self.ordered
-    }
-
-    /// How many partitions share the keys.
-    pub fn partition_count(&self) -> u16 {
-        self.partitions.get()
     }
 
     /// Where a new group begins.
@@ -195,14 +180,6 @@ impl Subscription {
             ))),
             (Destination::Queue(_), None) if self.ordered != self.destination.is_ordered() => {
                 Err(invalid("write .ordered() on the queue, not on its subscription".to_owned()))
-            }
-            (Destination::Queue(_), None)
-                if self.partition_count() != self.destination.partition_count() =>
-            {
-                Err(invalid(format!(
-                    "write .partitions({}) on the queue, not on its subscription",
-                    self.partitions
-                )))
             }
             (Destination::Queue(_), None) => Ok(()),
             (Destination::Topic(_), Some(group)) => {
@@ -305,11 +282,21 @@ mod tests {
         let subscription = Subscription::queue(queue);
         subscription.validate().expect("the queue's own shape");
         assert!(subscription.is_ordered());
-        assert_eq!(subscription.partition_count(), 4);
+        assert_eq!(subscription.destination().partition_count(), 4);
         assert!(refusal(&Subscription::queue("q").ordered()).contains(".ordered() on the queue"));
-        let error = refusal(&subscription.partitions(5));
-        assert!(error.contains("write .partitions(5) on the queue"), "{error}");
-        Subscription::topic("t").group("g").ordered().partitions(4).validate().expect("a topic");
+    }
+
+    #[test]
+    fn a_topic_is_ordered_for_all_its_groups_or_in_one() {
+        let all = Subscription::topic(Topic::new("t").ordered().partitions(4)).group("g");
+        all.validate().expect("the topic's own shape");
+        assert!(all.is_ordered());
+        assert_eq!(all.destination().stated_partitions(), Some(4));
+        let one = Subscription::topic("t").group("g").ordered();
+        one.validate().expect("one group in order");
+        assert!(one.is_ordered() && !one.destination().is_ordered());
+        assert_eq!(one.destination().stated_partitions(), None);
+        assert_eq!(one.destination().partition_count(), 1);
     }
 
     #[test]
@@ -343,6 +330,5 @@ mod tests {
         assert_eq!(least.delivery_limit(), Some(1));
         assert_eq!(least.lease_time(), Duration::from_secs(1));
         assert_eq!(least.unlimited_deliveries().delivery_limit(), None);
-        assert_eq!(Subscription::topic("t").partitions(0).partition_count(), 1);
     }
 }

@@ -66,12 +66,10 @@ impl StoredDestination {
 
     fn mismatch(&self, asked: &Destination) -> Result<()> {
         let describe = |destination: &Destination| {
-            if destination.is_topic() {
-                return "a topic".to_owned();
-            }
+            let kind = if destination.is_topic() { "a topic" } else { "a queue" };
             let partitions = destination.partition_count();
             let shape = Shape { ordered: destination.is_ordered(), partitions };
-            format!("a queue ({shape})")
+            format!("{kind} ({shape})")
         };
         Err(error(
             ErrorKind::Mismatch,

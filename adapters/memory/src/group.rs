@@ -271,6 +271,7 @@ impl Group {
 
 impl From<&Subscription> for Shape {
     fn from(subscription: &Subscription) -> Self {
-        Self { ordered: subscription.is_ordered(), partitions: subscription.partition_count() }
+        let partitions = subscription.destination().partition_count();
+        Self { ordered: subscription.is_ordered(), partitions }
     }
 }

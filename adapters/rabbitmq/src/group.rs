@@ -65,6 +65,7 @@ impl Group {
             return Err(invalid(text));
         }
         let queues = match destination.partition_count() {
+            _ if destination.is_topic() => vec![stored.clone()],
             1 => vec![stored.clone()],
             count => (0..count).map(|index| format!("{stored}--p{index}")).collect(),
         };

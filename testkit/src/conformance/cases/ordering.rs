@@ -91,14 +91,14 @@ async fn ten_consumers_keep_sixteen_keys_of_a_queue_in_order(lab: Lab) -> Checke
 }
 
 async fn ten_consumers_keep_sixteen_keys_of_a_topic_in_order(lab: Lab) -> Checked {
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("one").ordered();
+    let topic = lab::topic().ordered();
+    let subscription = Subscription::topic(topic.clone()).group("one");
     ten_consumers(lab, topic.into(), subscription).await
 }
 
 async fn ten_consumers_keep_the_order_of_a_topic_in_four_partitions(lab: Lab) -> Checked {
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("one").ordered().partitions(4);
+    let topic = lab::topic().ordered().partitions(4);
+    let subscription = Subscription::topic(topic.clone()).group("one");
     ten_consumers(lab, topic.into(), subscription).await
 }
 
