@@ -81,7 +81,8 @@ impl Client {
         };
         let mut lines = String::new();
         for envelope in envelopes {
-            let line = serde_json::to_string(&Event::of(envelope)).map_err(failed)?;
+            let line =
+                serde_json::to_string(&Event::of(envelope)).map_err(|error| failed(&error))?;
             lines.push_str(&line);
             lines.push('\n');
         }
@@ -95,8 +96,11 @@ impl Client {
     pub fn read(&self, from: &str, envelopes: &[Envelope]) -> Result<(), Error> {
         let count = envelopes.len().to_string();
         let lines = self.run(&["read", &self.url, from, &count], "")?;
-        let mut read: Vec<Event> =
-            lines.lines().map(serde_json::from_str).collect::<Result<_, _>>().map_err(failed)?;
+        let mut read: Vec<Event> = lines
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .map_err(|error| failed(&error))?;
         for event in &mut read {
             // The library's own notes about a message's way.
             event.attributes.retain(|name, _| !name.starts_with("ab"));
@@ -249,6 +253,6 @@ fn microseconds(time: SystemTime) -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn failed(error: serde_json::Error) -> Error {
+fn failed(error: &serde_json::Error) -> Error {
     Error::new(format!("the events are no JSON: {error}"))
 }
