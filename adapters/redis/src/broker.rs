@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anybroker_core::{
     Broker, Capabilities, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind, Peek,
-    Producer, Redrive, Result, RetryClass, Subscription,
+    Producer, Redrive, Result, Subscription,
 };
 use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
@@ -18,6 +18,7 @@ use crate::consume::consume;
 use crate::dead_letters::DeadLetters;
 use crate::durability::{Durability, judge};
 use crate::error::{BROKER, closed, error_of};
+use crate::idempotency::RedisIdempotencyStore;
 use crate::layout::Group;
 use crate::link::{Call, Link, pause};
 use crate::options::{RedisBuilder, Settings};
@@ -57,15 +58,7 @@ impl RedisBroker {
         let clients: Arc<[Client]> = settings.clients()?.into();
         // Apart, so that settlements do not wait behind large messages.
         let [link, publishing] = [(); 2].map(|()| Arc::new(Link::new(Arc::clone(&clients))));
-        loop {
-            match link.get().await {
-                Ok(_) => break,
-                Err(error) if settings.wait && error.retry_class() != RetryClass::Permanent => {
-                    tracing::warn!(%error, "waiting for the server");
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        link.connected(settings.wait).await?;
         judge(&Durability::of(&link).await?, settings.require_durability)?;
         let mut capabilities =
             Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
@@ -97,6 +90,13 @@ impl RedisBroker {
     /// `Closed`, `Unavailable`.
     pub async fn connection(&self) -> Result<MultiplexedConnection> {
         self.within("connection", || self.topology.link.get()).await.map(|(_, found)| found)
+    }
+
+    /// A store of handled messages on this connection and with its prefix. It works with any
+    /// broker, until this one is closed.
+    pub fn idempotency_store(&self) -> RedisIdempotencyStore {
+        let prefix = self.topology.settings.prefix.as_deref();
+        RedisIdempotencyStore::on(Arc::clone(&self.topology.link), prefix)
     }
 
     /// Asks the server whether its settings keep the guarantee.
@@ -151,7 +151,8 @@ impl RedisBroker {
                 .map(|count| integer(count).unwrap_or_default())
                 .collect();
             let [more_ready, more_in_flight, more_delayed, age] = counts[..] else {
-                let text = format!("group {:?} does not exist; declare the subscription", group.name);
+                let text =
+                    format!("group {:?} does not exist; declare the subscription", group.name);
                 return Err(error_of(ErrorKind::NotFound, "depth", text));
             };
             ready += u64::try_from(more_ready).unwrap_or(0);

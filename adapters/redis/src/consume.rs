@@ -5,8 +5,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anybroker_core::{
-    Consumer, Declare, Delivery, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result,
-    RetryClass, Settler, Start, Subscription,
+    Consumer, Declare, Delivery, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
+    Settler, Start, Subscription,
 };
 use async_trait::async_trait;
 use redis::Client;
@@ -193,7 +193,8 @@ impl Reader {
             }
             if deleted {
                 // If it fails, so does the next read.
-                let declared = self.topology.declare_group(&self.shared.group, Start::Earliest).await;
+                let declared =
+                    self.topology.declare_group(&self.shared.group, Start::Earliest).await;
                 tracing::debug!(?declared, "declared the group anew");
             }
             self.lost_track();
@@ -254,9 +255,8 @@ impl Reader {
                 let mut command = line.read_group(&shared.group.name, &shared.consumer);
                 command.arg("COUNT").arg(room).arg("BLOCK").arg(at_least_a_moment(wait));
                 command.arg("STREAMS").arg(&streams).arg(vec![">"; sources]);
-                let answer = line
-                    .read(&command, wait, &shared.link, wake, closed(inbox, closing))
-                    .await?;
+                let answer =
+                    line.read(&command, wait, &shared.link, wake, closed(inbox, closing)).await?;
                 if answer.woken {
                     self.next_tick = Instant::now();
                 }

@@ -1,8 +1,6 @@
 use std::sync::Arc;
 
-use anybroker_core::{
-    DeadLetter, DeadLetterFilter, ErrorKind, Hop, Peek, Redrive, Result, now,
-};
+use anybroker_core::{DeadLetter, DeadLetterFilter, ErrorKind, Hop, Peek, Redrive, Result, now};
 use redis::Value;
 use tokio::time::sleep;
 
@@ -52,7 +50,9 @@ impl DeadLetters<'_> {
             from = format!("({last}");
             let mut meant = page
                 .into_iter()
-                .filter(|(_, letter)| redrive.selected().matches(&letter.envelope, &letter.hop, now))
+                .filter(|(_, letter)| {
+                    redrive.selected().matches(&letter.envelope, &letter.hop, now)
+                })
                 .peekable();
             while meant.peek().is_some() {
                 let rest = usize::try_from(redrive.at_most() - sent).unwrap_or(usize::MAX);

@@ -71,9 +71,10 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
             _ => (ErrorKind::Broker, ""),
         },
         Native::Extension => by_code(error.code().unwrap_or_default()),
-        Native::Parse => {
-            (ErrorKind::Unavailable, ": the peer speaks no Redis; write rediss:// where it wants TLS")
-        }
+        Native::Parse => (
+            ErrorKind::Unavailable,
+            ": the peer speaks no Redis; write rediss:// where it wants TLS",
+        ),
         Native::Io if error.is_connection_refusal() => {
             (ErrorKind::Unavailable, ": nothing listens there; check host and port")
         }
@@ -87,9 +88,10 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
 
 fn by_code(code: &str) -> (ErrorKind, &'static str) {
     match code {
-        "NOAUTH" | "WRONGPASS" => {
-            (ErrorKind::Denied, ": the server refused the login; check user and password in the URL")
-        }
+        "NOAUTH" | "WRONGPASS" => (
+            ErrorKind::Denied,
+            ": the server refused the login; check user and password in the URL",
+        ),
         "OOM" => (ErrorKind::Blocked, "; raise maxmemory, or let consumers catch up"),
         "MISCONF" | "NOREPLICAS" | "BUSY" => (ErrorKind::Blocked, ""),
         "WRONGTYPE" => (ErrorKind::Mismatch, "; the name is taken by something else"),
@@ -152,9 +154,21 @@ mod tests {
             (server(ServerErrorKind::BusyLoading), ErrorKind::Unavailable, Transient),
             (server(ServerErrorKind::ReadOnly), ErrorKind::Unavailable, Transient),
             (server(ServerErrorKind::Moved), ErrorKind::Unsupported, Permanent),
-            (known(Native::Server(ServerErrorKind::ResponseError), "OOM command not allowed"), ErrorKind::Blocked, Transient),
-            (known(Native::Server(ServerErrorKind::ResponseError), "DB index is out of range"), ErrorKind::Config, Permanent),
-            (known(Native::Server(ServerErrorKind::ResponseError), "odd"), ErrorKind::Broker, Transient),
+            (
+                known(Native::Server(ServerErrorKind::ResponseError), "OOM command not allowed"),
+                ErrorKind::Blocked,
+                Transient,
+            ),
+            (
+                known(Native::Server(ServerErrorKind::ResponseError), "DB index is out of range"),
+                ErrorKind::Config,
+                Permanent,
+            ),
+            (
+                known(Native::Server(ServerErrorKind::ResponseError), "odd"),
+                ErrorKind::Broker,
+                Transient,
+            ),
             (lost(io::ErrorKind::ConnectionRefused), ErrorKind::Unavailable, Transient),
             (lost(io::ErrorKind::ConnectionReset), ErrorKind::Unavailable, Transient),
             (known(Native::Parse, ""), ErrorKind::Unavailable, Transient),

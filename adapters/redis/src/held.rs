@@ -68,16 +68,27 @@ impl Held {
         let table = self.lock();
         // What is being settled is not the handlers' any more, but may not pile up either.
         let settling = table.entries.len() - table.open;
-        (prefetch.saturating_sub(table.open).min((2 * prefetch + 1024).saturating_sub(settling)), table.suspects)
+        (
+            prefetch.saturating_sub(table.open).min((2 * prefetch + 1024).saturating_sub(settling)),
+            table.suspects,
+        )
     }
 
     /// Takes an entry in; answers its tag. One that is known already came once more: whoever
     /// settles it by its former tag is too late.
-    pub(crate) fn insert(&self, source: Source, id: Id, count: u32, lease: Duration, suspect: bool) -> u64 {
+    pub(crate) fn insert(
+        &self,
+        source: Source,
+        id: Id,
+        count: u32,
+        lease: Duration,
+        suspect: bool,
+    ) -> u64 {
         let mut table = self.lock();
         if count > 1 {
             let known = |entry: &&Entry| entry.holding.source == source && entry.holding.id == id;
-            if let Some(former) = table.entries.values().find(known).map(|entry| entry.holding.tag) {
+            if let Some(former) = table.entries.values().find(known).map(|entry| entry.holding.tag)
+            {
                 table.remove(former);
             }
         }
@@ -149,7 +160,8 @@ impl Held {
     pub(crate) fn to_renew(&self, lease: Duration) -> Vec<Holding> {
         let soon = Instant::now() + lease * 2 / 3;
         let table = self.lock();
-        let waiting = table.entries.values().filter(|e| e.state == State::Waiting && e.until < soon);
+        let waiting =
+            table.entries.values().filter(|e| e.state == State::Waiting && e.until < soon);
         waiting.map(|entry| entry.holding).collect()
     }
 

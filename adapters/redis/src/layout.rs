@@ -106,9 +106,10 @@ impl Layout {
     /// A key in the slot of the destination's own name.
     fn derived(&self, suffix: &str) -> String {
         // A native name may have chosen its slot itself.
-        let tagged = self.name.split_once('{').is_some_and(|(_, rest)| {
-            rest.split_once('}').is_some_and(|(tag, _)| !tag.is_empty())
-        });
+        let tagged = self
+            .name
+            .split_once('{')
+            .is_some_and(|(_, rest)| rest.split_once('}').is_some_and(|(tag, _)| !tag.is_empty()));
         if tagged {
             [&self.name, suffix].join(SEPARATOR)
         } else {

@@ -6,6 +6,7 @@ mod dead_letters;
 mod durability;
 mod error;
 mod held;
+mod idempotency;
 mod layout;
 mod line;
 mod link;
@@ -23,6 +24,7 @@ use anybroker_core::{BrokerUrl, Result};
 
 pub use broker::RedisBroker;
 pub use durability::Durability;
+pub use idempotency::RedisIdempotencyStore;
 pub use options::RedisBuilder;
 pub use redis;
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anybroker_core::{ErrorKind, Result};
+use anybroker_core::{ErrorKind, Result, RetryClass};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script};
 use tokio::sync::Mutex;
@@ -57,6 +57,17 @@ impl Link {
         (state.failures, state.epoch) = (0, state.epoch + 1);
         state.connection = Some(connection.clone());
         Ok((state.epoch, connection))
+    }
+
+    /// Connects for the first time; `wait` keeps trying where that may help.
+    pub(crate) async fn connected(&self, wait: bool) -> Result<()> {
+        while let Err(error) = self.get().await {
+            if !wait || error.retry_class() == RetryClass::Permanent {
+                return Err(error);
+            }
+            tracing::warn!(%error, "waiting for the server");
+        }
+        Ok(())
     }
 
     /// Says that the connection of this number is of no more use.

@@ -186,10 +186,14 @@ impl RedisBuilder {
     /// # Errors
     /// `Config`, `Unavailable` or `Denied`, with what to write instead.
     pub async fn connect(self) -> Result<Arc<RedisBroker>> {
+        RedisBroker::open(self.checked()?).await
+    }
+
+    pub(crate) fn checked(self) -> Result<Settings> {
         if let Some(prefix) = &self.0.prefix {
             Destination::queue(prefix.clone()).validate()?;
         }
-        RedisBroker::open(self.0).await
+        Ok(self.0)
     }
 }
 
@@ -248,9 +252,9 @@ fn pem(path: &PathBuf) -> Result<Vec<u8>> {
 fn one_of(url: &mut BrokerUrl, name: &str, no: &str, yes: &str) -> Result<bool> {
     match url.option::<String>(name, no)?.as_deref() {
         Some(value) if value == yes => Ok(true),
-        Some(value) if value != no => Err(config(format!(
-            "option {name}={value} is not understood: write {no} or {yes}"
-        ))),
+        Some(value) if value != no => {
+            Err(config(format!("option {name}={value} is not understood: write {no} or {yes}")))
+        }
         _ => Ok(false),
     }
 }

@@ -164,8 +164,9 @@ impl Reader {
             while let Cursor::From(from) = self.cursors[source].clone() {
                 let open = self.shared.held.open();
                 let known = self.shared.held.ids(source);
-                let waits =
-                    self.claim(source, Duration::ZERO, &from, room, "any", usize::MAX >> 1, known).await?;
+                let waits = self
+                    .claim(source, Duration::ZERO, &from, room, "any", usize::MAX >> 1, known)
+                    .await?;
                 match waits {
                     None => {
                         self.lose(index);

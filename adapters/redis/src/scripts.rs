@@ -23,6 +23,8 @@ scripts! {
     LEAVE "leave"
     DEPTH "depth"
     REDRIVE "redrive"
+    BEGIN "begin"
+    END "end"
 }
 
 /// Run as it is, in a pipeline of other commands, where a script that the server has forgotten

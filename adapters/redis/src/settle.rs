@@ -98,7 +98,12 @@ impl Shared {
     }
 
     /// Begins a call of a script for one source: stream, lock, more keys; group, consumer, token.
-    pub(crate) fn call(&self, script: &'static redis::Script, source: Source, keys: &[&str]) -> Call<'static> {
+    pub(crate) fn call(
+        &self,
+        script: &'static redis::Script,
+        source: Source,
+        keys: &[&str],
+    ) -> Call<'static> {
         let lock = &self.group.partitions[source / 2].lock;
         let mut call = Call::new(script).key(self.group.stream(source)).key(lock);
         for key in keys {
@@ -310,8 +315,18 @@ impl Writer {
         let shared = &self.shared;
         // At once: they are about different entries.
         let (acks, backs, copies) = tokio::join!(
-            join_all(batch.acks.into_iter().map(|(source, all)| settle(shared, Mode::Ack, source, all))),
-            join_all(batch.backs.into_iter().map(|(source, all)| settle(shared, Mode::Back, source, all))),
+            join_all(batch.acks.into_iter().map(|(source, all)| settle(
+                shared,
+                Mode::Ack,
+                source,
+                all
+            ))),
+            join_all(batch.backs.into_iter().map(|(source, all)| settle(
+                shared,
+                Mode::Back,
+                source,
+                all
+            ))),
             join_all(batch.copies.into_iter().map(|(source, all)| replace(shared, source, all))),
         );
         let given_back = !backs.is_empty();
