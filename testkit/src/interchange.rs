@@ -39,7 +39,8 @@ pub enum Library {
     Redis,
     /// confluent-kafka, for Kafka: writes to and reads from topics.
     ConfluentKafka,
-    /// boto3, for SQS and SNS: writes to queues and topics (by their ARN), reads from queues.
+    /// boto3, for SQS and SNS: writes to `queue:NAME` and `topic:NAME`, reads from `queue:NAME`.
+    /// Knows the structured mode only.
     Boto3,
 }
 
