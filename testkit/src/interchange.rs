@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write as _};
+use std::future::poll_fn;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anybroker_core::Envelope;
+use anybroker_core::{Consumer, Envelope, Outcome};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -185,6 +186,26 @@ pub fn assert_written(received: &Envelope, written: &[Envelope]) {
     assert_eq!(Data::of(received), Data::of(original));
     let payload = original.payload.clone();
     assert_eq!(Envelope { payload, ..received.clone() }, *original);
+}
+
+/// The next delivery, within ten seconds; acknowledged.
+///
+/// # Panics
+/// Where none comes, or it cannot be acknowledged.
+pub async fn take(consumer: &mut dyn Consumer) -> Envelope {
+    let mut out = Vec::new();
+    let next = poll_fn(|cx| consumer.poll_receive(cx, 1, &mut out));
+    let received = tokio::time::timeout(Duration::from_secs(10), next).await;
+    received.expect("a delivery within 10 s").expect("an open consumer");
+    let delivery = out.pop().expect("a delivery");
+    let envelope = Envelope::clone(delivery.envelope());
+    delivery.settle(Outcome::Ack).await.expect("a settlement");
+    envelope
+}
+
+/// A name that nobody else on the server has.
+pub fn unique_name() -> String {
+    format!("interchange-{:08x}", fastrand::u32(..))
 }
 
 /// An event as both sides say it.

@@ -1,10 +1,9 @@
 //! Events of Python, written and read by redis-py in the layout of fields that we use.
 
-use std::future::poll_fn;
-use std::time::Duration;
-
-use anybroker_core::{Broker, Consumer, Delivery, Outcome, Outgoing, Subscription};
-use anybroker_testkit::interchange::{Client, Library, Mode, assert_written, samples};
+use anybroker_core::{Broker, Outgoing, Subscription};
+use anybroker_testkit::interchange::{
+    Client, Library, Mode, assert_written, samples, take, unique_name,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_reads_what_we_write_and_we_what_python_writes() {
@@ -16,19 +15,17 @@ async fn python_reads_what_we_write_and_we_what_python_writes() {
         let python = Client::new(Library::Redis, &url).expect("a Python client");
         let broker = anybroker_redis::connect(url.parse().expect("a URL")).await.expect("Redis");
 
-        let theirs = queue();
+        let theirs = Subscription::queue(unique_name());
         broker.declare(&theirs).await.expect("a queue");
         let mut consumer = broker.consume(&theirs, 10).await.expect("a consumer");
         for mode in [Mode::Binary, Mode::Structured] {
             python.write(theirs.destination().name(), mode, &samples).expect("events by Python");
             for _ in &samples {
-                let delivery = receive(&mut *consumer).await;
-                assert_written(delivery.envelope(), &samples);
-                delivery.settle(Outcome::Ack).await.expect("a settlement");
+                assert_written(&take(&mut *consumer).await, &samples);
             }
         }
 
-        let ours = queue();
+        let ours = Subscription::queue(unique_name());
         broker.declare(&ours).await.expect("a queue");
         for sample in &samples {
             let outgoing = Outgoing::new(ours.destination().clone(), sample.clone());
@@ -36,16 +33,4 @@ async fn python_reads_what_we_write_and_we_what_python_writes() {
         }
         python.read(ours.destination().name(), &samples).expect("our events in Python");
     }
-}
-
-fn queue() -> Subscription {
-    Subscription::queue(format!("interchange-{:08x}", fastrand::u32(..)))
-}
-
-async fn receive(consumer: &mut dyn Consumer) -> Delivery {
-    let mut out = Vec::new();
-    let next = poll_fn(|cx| consumer.poll_receive(cx, 1, &mut out));
-    let received = tokio::time::timeout(Duration::from_secs(10), next).await;
-    received.expect("a delivery within 10 s").expect("an open consumer");
-    out.pop().expect("a delivery")
 }
