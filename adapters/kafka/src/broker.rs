@@ -210,9 +210,10 @@ impl KafkaBroker {
                 }
             }
             tokio::spawn(async move {
-                closed.closed().await;
-                drop(closed);
-                commands.leave(number);
+                tokio::select! {
+                    () = closed.closed() => commands.leave(number),
+                    () = commands.ended() => {}
+                }
             });
             return Ok(inbox);
         }
@@ -250,10 +251,9 @@ impl Broker for KafkaBroker {
         self.check_open("depth")?;
         let names = self.names(subscription)?;
         let commands = self.groups.lock().await.get(&names.group).cloned();
-        let out = match commands {
-            Some(commands) => commands.flush().await,
-            None => None,
-        };
+        if let Some(commands) = commands {
+            commands.flush().await;
+        }
         let topics = [
             self.topology.partitions(&names.topic).await?,
             self.topology.partitions(&names.retry).await?,
@@ -262,7 +262,7 @@ impl Broker for KafkaBroker {
         let mut counted = blocking(move || {
             let [of_topic, of_retry] = topics;
             let topics = [(&*group.topic, of_topic), (&*group.retry, of_retry)];
-            depth(&topology, &group, topics, out)
+            depth(&topology, &group, topics)
         })
         .await?;
         counted.dead_lettered =

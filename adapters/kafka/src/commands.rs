@@ -34,8 +34,8 @@ pub(crate) enum Command {
     Settled(u64, Settled),
     Join(Seat),
     Leave(u32),
-    /// Commits, then answers how many deliveries are out.
-    Flush(oneshot::Sender<usize>),
+    /// Commits, then answers.
+    Flush(oneshot::Sender<()>),
 }
 
 /// What became of a delivery.
@@ -96,15 +96,9 @@ impl Commands {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, command: Command, urgent: bool) {
-        let waiting = {
-            let mut queue = self.lock();
-            queue.commands.push(command);
-            queue.commands.len()
-        };
-        if urgent || waiting >= self.batch.load(Ordering::Relaxed) {
-            self.wake();
-        }
+    fn push(&self, command: Command) {
+        self.lock().commands.push(command);
+        self.wake();
     }
 
     pub(crate) fn wake(&self) {
@@ -167,17 +161,17 @@ impl Commands {
     }
 
     pub(crate) fn leave(&self, seat: u32) {
-        self.push(Command::Leave(seat), true);
+        self.push(Command::Leave(seat));
     }
 
-    /// Commits what is settled; answers how many deliveries are out, if the thread is at work.
-    pub(crate) async fn flush(&self) -> Option<usize> {
+    /// Commits what is settled, if the thread is at work.
+    pub(crate) async fn flush(&self) {
         let (answer, answered) = oneshot::channel();
-        if self.lock().ended {
-            return None;
+        if !self.lock().ended {
+            self.push(Command::Flush(answer));
+            // Without an answer it has ended, and committed for the last time.
+            let _ = answered.await;
         }
-        self.push(Command::Flush(answer), true);
-        answered.await.ok()
     }
 
     /// Resolves when the thread has ended.

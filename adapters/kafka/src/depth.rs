@@ -18,15 +18,15 @@ const COUNTED: i64 = 1_000;
 #[derive(Default)]
 struct Count {
     ready: i64,
+    out: i64,
     delayed: i64,
 }
 
-/// Counts; `topics` come with their partitions, `out` is what this process holds, if it consumes.
+/// Counts; `topics` come with their partitions.
 pub(crate) fn depth(
     topology: &Arc<Topology>,
     names: &Names,
     topics: [(&str, Option<usize>); 2],
-    out: Option<usize>,
 ) -> Result<Depth> {
     let mut total = Count::default();
     for (topic, partitions) in topics {
@@ -36,10 +36,9 @@ pub(crate) fn depth(
         };
         count(topology, &names.group, topic, partitions, topic == names.retry, &mut total)?;
     }
-    let held = out.and_then(|out| i64::try_from(out).ok());
     let mut depth = Depth::default();
-    depth.ready = Some((total.ready - held.unwrap_or(0)).max(0).unsigned_abs());
-    depth.in_flight = held.map(i64::unsigned_abs);
+    depth.ready = Some((total.ready - total.out).max(0).unsigned_abs());
+    depth.in_flight = Some(total.out.unsigned_abs());
     depth.delayed = Some(total.delayed.unsigned_abs());
     Ok(depth)
 }
@@ -60,6 +59,7 @@ fn count(
         let ask = || topology.reader.fetch_watermarks(topic, partition, ANSWER);
         let (low, end) = patiently(ask).map_err(asked)?;
         let from = position.as_ref().map_or(low, |position| position.offset.max(low));
+        total.out += position.as_ref().map_or(0, |position| position.out);
         let ahead = position.as_ref().map_or(0, |position| position.finished_ahead());
         if end - from <= COUNTED {
             small.push(Range { topic: topic.to_owned(), partition, from, end });

@@ -23,7 +23,7 @@ pub(crate) struct Desk {
     suspect: Option<(u16, i64, Instant)>,
     /// Held while a suspect of this process is handed out; see [`SUSPECT_TIME`].
     permit: Arc<AtomicBool>,
-    pub(crate) flushes: Vec<tokio::sync::oneshot::Sender<usize>>,
+    pub(crate) flushes: Vec<tokio::sync::oneshot::Sender<()>>,
 }
 
 /// A suspect that has run for so long is no longer alone: others would wait for it for ever.

@@ -27,8 +27,8 @@ pub(crate) struct Partition {
     /// What the owner before had finished ahead, and how often messages had come back.
     skip: VecDeque<(i64, i64)>,
     returned: BTreeMap<i64, u32>,
-    /// Messages below are suspects, to be handed out alone.
-    suspects_end: i64,
+    /// Where it begins; unfinished messages below its `suspects` are to be handed out alone.
+    begin: Position,
     /// Offsets below may be handed out: that they may be is committed.
     reserved: i64,
     reservation: (i64, Instant),
@@ -74,12 +74,14 @@ impl Partition {
         high: i64,
         (in_place, limit): (bool, Option<u32>),
     ) -> Self {
-        let Position { offset, open, suspects, until, done, returned } = position;
-        // What came after the crash was not dispatched before it.
-        let until = if open { until.min(high).max(suspects) } else { suspects };
-        let counted = |(place, count)| {
-            (place, if place < suspects { count } else { count + u32::from(open) })
-        };
+        let Position { offset, open, suspects, witnesses, until, done, returned, .. } = position;
+        let mut begin = Position { offset, suspects, witnesses, ..Position::default() };
+        if open {
+            begin.suspects = suspects.max(witnesses);
+            // What came after the crash was not dispatched before it.
+            begin.witnesses = until.min(high).max(witnesses);
+        }
+        let counted = |(place, count)| (place, count + u32::from(open && place >= suspects));
         Self {
             topic,
             number,
@@ -89,7 +91,7 @@ impl Partition {
             next: offset,
             skip: done.into(),
             returned: returned.into_iter().map(counted).collect(),
-            suspects_end: until,
+            begin,
             reserved: offset,
             reservation: (RESERVATION.0, Instant::now()),
             fresh: VecDeque::new(),
@@ -130,14 +132,15 @@ impl Partition {
             // It may have been dispatched when a process ended. One that is not due yet was not;
             // and nobody is given up for what is only possible.
             let attempts = hop.as_ref().map_or(0, |hop| hop.attempts);
-            let spare = self.limit.map_or(1, |limit| limit.saturating_sub(attempts + 1));
-            u32::from(offset < self.suspects_end && due.is_none()).min(spare)
+            let spare = self.limit.map_or(2, |limit| limit.saturating_sub(attempts + 1));
+            let possible = self.begin.may_have_returned(offset);
+            if due.is_some() { 0 } else { possible.min(spare) }
         });
         let message = Some((envelope, hop));
         self.slots.push_back(Slot { offset, returned, state: State::Waiting, message });
         match due {
             Some(due) if keeps_delays => self.due.push(Reverse((due, offset))),
-            _ if offset < self.suspects_end => {
+            _ if offset < self.begin.suspects => {
                 self.suspects.insert(offset);
             }
             _ => self.fresh.push_back(offset),
@@ -159,7 +162,7 @@ impl Partition {
     }
 
     fn place(&mut self, offset: i64) {
-        let ready = if offset < self.suspects_end { &mut self.suspects } else { &mut self.again };
+        let ready = if offset < self.begin.suspects { &mut self.suspects } else { &mut self.again };
         ready.insert(offset);
     }
 
@@ -218,6 +221,7 @@ impl Partition {
         slot.state = State::Out(seat);
         let taken = (offset, slot.returned, slot.message.clone()?);
         self.out += 1;
+        self.dirty = true;
         Some(taken)
     }
 
@@ -278,11 +282,6 @@ impl Partition {
         }
     }
 
-    /// Whether a message is handed out.
-    pub(crate) fn is_out(&mut self, offset: i64) -> bool {
-        self.returned_by(offset).is_some()
-    }
-
     /// How many are in memory to be handed out, and how many places are taken.
     pub(crate) fn size(&self) -> (usize, usize) {
         let waiting = self.fresh.len() + self.again.len() + self.suspects.len();
@@ -308,7 +307,9 @@ impl Partition {
         let mut position = Position {
             offset,
             open: true,
-            suspects: self.suspects_end.max(offset),
+            suspects: self.begin.suspects.max(offset),
+            witnesses: self.begin.witnesses.max(offset),
+            out: i64::try_from(self.out).unwrap_or(0),
             until: until.unwrap_or(self.reserved).max(offset),
             ..Position::default()
         };
@@ -320,7 +321,7 @@ impl Partition {
                 Some((_, end)) if done && previous_done => *end = slot.offset + 1,
                 _ if done => position.done.push((slot.offset, slot.offset + 1)),
                 _ => {
-                    let is_suspect = slot.offset < self.suspects_end;
+                    let is_suspect = slot.offset < self.begin.suspects;
                     let alone = is_suspect && slot.state != State::Waiting;
                     let returned = slot.returned + u32::from(alone);
                     if returned != u32::from(is_suspect) {
@@ -342,6 +343,7 @@ impl Partition {
         let mut position = self.position(Some(0));
         let last = self.slots.iter().rev().find(|slot| matches!(slot.state, State::Out(_)));
         position.open = last.is_some();
+        position.out = 0;
         position.until = last.map_or(position.offset, |slot| slot.offset + 1);
         position
     }

@@ -5,20 +5,24 @@ use std::fmt::Write;
 /// What is known of a partition beyond its finished prefix.
 ///
 /// # Format
-/// `ab1;open;5;9;1-3,7-9;2:3`: whether the owner let go in order (`clean`), the suspects' end, the
-/// end of what may have been dispatched, ranges that are finished, and how often messages came
-/// back; all numbers counted from the committed offset. Metadata of anybody else counts as none.
+/// `ab1;open;3;5;9;2;1-3,7-9;2:3`: whether the owner let go in order (`clean`), the fields below in
+/// their order; offsets are counted from the committed one. Metadata of anybody else counts as
+/// none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     /// Everything below is finished.
     pub(crate) offset: i64,
     /// Whether the owner is at work, or ended without letting go.
     pub(crate) open: bool,
-    /// Unfinished messages below were there when a process ended without letting go: one of them
-    /// may have killed it.
+    /// Unfinished messages below may have been dispatched at two ends without letting go: one of
+    /// them may be the cause.
     pub(crate) suspects: i64,
+    /// Those below may have been at one.
+    pub(crate) witnesses: i64,
     /// Messages from here on were not dispatched.
     pub(crate) until: i64,
+    /// How many are handed out.
+    pub(crate) out: i64,
     /// Finished, from each start to before its end; ascending.
     pub(crate) done: Vec<(i64, i64)>,
     /// How often a message came back, where that is not what its place says.
@@ -33,12 +37,17 @@ const VERSION: &str = "ab1";
 impl Position {
     /// Reads the metadata of a committed offset.
     pub(crate) fn read(offset: i64, metadata: &str) -> Self {
-        Self::parse(offset, metadata).unwrap_or(Self {
-            offset,
-            suspects: offset,
-            until: offset,
-            ..Self::default()
-        })
+        Self::parse(offset, metadata).unwrap_or_else(|| Self::at(offset))
+    }
+
+    /// All from this offset on is new.
+    pub(crate) fn at(offset: i64) -> Self {
+        Self { offset, suspects: offset, witnesses: offset, until: offset, ..Self::default() }
+    }
+
+    /// How often an unfinished message may have come back.
+    pub(crate) fn may_have_returned(&self, offset: i64) -> u32 {
+        u32::from(offset < self.suspects) + u32::from(offset < self.witnesses)
     }
 
     fn parse(offset: i64, metadata: &str) -> Option<Self> {
@@ -49,7 +58,9 @@ impl Position {
         let open = parts.next()? == "open";
         let number = |text: &str| text.parse::<i64>().ok()?.checked_add(offset);
         let suspects = number(parts.next()?)?;
+        let witnesses = number(parts.next()?)?;
         let until = number(parts.next()?)?;
+        let out = parts.next()?.parse().ok()?;
         let pairs = |text: &'_ str, by| {
             let text = text.to_owned();
             let pair =
@@ -64,7 +75,7 @@ impl Position {
         for (place, count) in pairs(parts.next()?, ':')? {
             returned.push((number(&place)?, count.parse().ok()?));
         }
-        Some(Self { offset, open, suspects, until, done, returned })
+        Some(Self { offset, open, suspects, witnesses, until, out, done, returned })
     }
 
     /// Writes the metadata. What does not fit is left out: counts first come, then the earliest
@@ -72,7 +83,9 @@ impl Position {
     pub(crate) fn metadata(&self) -> String {
         let relative = |offset: i64| (offset - self.offset).max(0);
         let state = if self.open { "open" } else { "clean" };
-        let (suspects, until) = (relative(self.suspects), relative(self.until));
+        let [suspects, witnesses, until] =
+            [self.suspects, self.witnesses, self.until].map(relative);
+        let out = self.out;
         let mut counts = String::new();
         for (place, count) in &self.returned {
             if counts.len() > LONGEST / 2 {
@@ -82,8 +95,8 @@ impl Position {
             // Writing into a text does not fail.
             let _ = write!(counts, "{comma}{}:{count}", relative(*place));
         }
-        let mut text = format!("{VERSION};{state};{suspects};{until};");
-        let room = LONGEST.saturating_sub(counts.len() + 44);
+        let mut text = format!("{VERSION};{state};{suspects};{witnesses};{until};{out};");
+        let room = LONGEST.saturating_sub(counts.len() + 48);
         for (index, (start, end)) in self.done.iter().enumerate() {
             if text.len() > room {
                 break;
@@ -116,8 +129,10 @@ mod tests {
         Position {
             offset: 100,
             open: true,
-            suspects: 105,
+            suspects: 103,
+            witnesses: 105,
             until: 109,
+            out: 2,
             done: vec![(101, 103), (107, 109)],
             returned: vec![(104, 3), (106, 1)],
         }
@@ -126,19 +141,24 @@ mod tests {
     #[test]
     fn it_is_read_as_it_was_written() {
         let position = position();
-        assert_eq!(position.metadata(), "ab1;open;5;9;1-3,7-9;4:3,6:1");
+        assert_eq!(position.metadata(), "ab1;open;3;5;9;2;1-3,7-9;4:3,6:1");
         assert_eq!(Position::read(100, &position.metadata()), position);
-        let empty = Position { offset: 7, suspects: 7, until: 7, ..Position::default() };
-        assert_eq!(empty.metadata(), "ab1;clean;0;0;;");
+        let empty = Position::at(7);
+        assert_eq!(empty.metadata(), "ab1;clean;0;0;0;0;;");
         assert_eq!(Position::read(7, &empty.metadata()), empty);
     }
 
     #[test]
     fn what_others_wrote_counts_as_nothing() {
-        let nothing = Position { offset: 7, suspects: 7, until: 7, ..Position::default() };
-        for metadata in
-            ["", "their own", "ab2;open;1;1;;", "ab1;open;x;1;;", "ab1;open;1;1;1;", "ab1"]
-        {
+        let nothing = Position::at(7);
+        for metadata in [
+            "",
+            "their own",
+            "ab2;open;1;1;1;1;;",
+            "ab1;open;x;1;1;1;;",
+            "ab1;open;1;1;1;1;1;",
+            "ab1",
+        ] {
             assert_eq!(Position::read(7, metadata), nothing, "{metadata:?}");
         }
     }
@@ -159,6 +179,8 @@ mod tests {
     fn it_knows_what_is_finished() {
         let position = position();
         assert_eq!(position.finished_ahead(), 4);
+        let returned = [102, 104, 106].map(|offset| position.may_have_returned(offset));
+        assert_eq!(returned, [2, 1, 0]);
         for (offset, done) in [(99, true), (100, false), (101, true), (103, false), (108, true)] {
             assert_eq!(position.is_done(offset), done, "{offset}");
         }

@@ -22,7 +22,7 @@ use crate::partition::Partition;
 use crate::position::Position;
 
 /// How often finished messages are committed.
-const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
+const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long the client is not asked while there is no room: it may have a rebalance to tell.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -176,10 +176,9 @@ impl Reader {
                 committed = Instant::now();
                 self.commit_finished(&mut desk, urgent);
                 desk.seats.retain(|seat| !seat.leaving || seat.held > 0);
-                let out = desk.out();
                 for answer in desk.flushes.drain(..) {
                     // Who asked may be gone.
-                    let _ = answer.send(out);
+                    let _ = answer.send(());
                 }
             }
             let idle = count < LOT && !(desk.can_hand_out() && !full);
@@ -392,7 +391,7 @@ impl GroupContext {
                 // A partition that was added to the topic later: all of it is new to the group.
                 _ => {
                     let (low, high) = self.patiently(watermarks).map_err(asked)?;
-                    (Position::read(low, ""), high)
+                    (Position::at(low), high)
                 }
             };
             let start = Offset::Offset(position.offset);

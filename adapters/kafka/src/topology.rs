@@ -56,11 +56,6 @@ impl Topology {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
     }
 
-    /// Looks again at what was found to be there.
-    pub(crate) fn forget(&self) {
-        self.declared.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
     /// Creates a destination or checks it; a queue with its group.
     pub(crate) async fn declare_destination(
         self: &Arc<Self>,
@@ -244,7 +239,7 @@ impl Topology {
                     let start = if from_start || !is_new { low } else { high };
                     let mut element = missing.add_partition(&topic, partition);
                     element.set_offset(Offset::Offset(start)).map_err(asked)?;
-                    element.set_metadata(Position::read(start, "").metadata());
+                    element.set_metadata(Position::at(start).metadata());
                 }
             }
             if missing.count() == 0 {
