@@ -59,7 +59,7 @@ impl Settler for GroupSettler {
                 self.give_back(&delivery, came_back(&delivery), after)
             }
             Outcome::Release { after } if ordered || after.is_zero() => {
-                self.give_back(&delivery, came_back(&delivery) - 1, after)
+                self.give_back(&delivery, came_back(&delivery).saturating_sub(1), after)
             }
             Outcome::Retry { after } => {
                 self.replace(&delivery, &self.names.retry, Hop::retry(&delivery, after))
