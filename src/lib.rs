@@ -36,6 +36,8 @@ pub use anybroker_core::{
     Broker, Capabilities, DeadLetter, DeadLetterFilter, Depth, Failure, Peek, Redrive,
     SettlementProof,
 };
+#[cfg(feature = "kafka")]
+pub use anybroker_kafka as kafka;
 #[cfg(feature = "memory")]
 pub use anybroker_memory as memory;
 #[cfg(feature = "rabbitmq")]
