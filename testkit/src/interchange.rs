@@ -278,3 +278,34 @@ fn microseconds(time: SystemTime) -> u64 {
 fn failed(error: &serde_json::Error) -> Error {
     Error::new(format!("the events are no JSON: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_may_be_written_in_another_way() {
+        let written = samples();
+        let mut received = written[0].clone();
+        received.payload = r#"{"lines": [1, 2.5, null], "name": "Zo\u00eb \u2603"}"#.into();
+        assert_written(&received, &written);
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion")]
+    fn bytes_may_not() {
+        let written = samples();
+        let mut received = written[1].clone();
+        received.payload = received.payload.slice(1..);
+        assert_written(&received, &written);
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion")]
+    fn lost_header_is_seen() {
+        let written = samples();
+        let mut received = written[3].clone();
+        received.headers.remove("tenant");
+        assert_written(&received, &written);
+    }
+}
