@@ -3,6 +3,7 @@
 mod measure;
 mod memory;
 mod rabbitmq;
+mod redis;
 
 use std::process::ExitCode;
 
@@ -24,7 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure
-    #[arg(default_values = ["memory", "rabbitmq"])]
+    #[arg(default_values = ["memory", "rabbitmq", "redis"])]
     brokers: Vec<Bench>,
     /// Fewer messages and rounds: a first impression in about a minute
     #[arg(long)]
@@ -38,6 +39,7 @@ struct Arguments {
 enum Bench {
     Memory,
     Rabbitmq,
+    Redis,
 }
 
 #[tokio::main]
@@ -48,6 +50,7 @@ async fn main() -> ExitCode {
         let done = match bench {
             Bench::Memory => memory::run(&mut table, arguments.quick).await,
             Bench::Rabbitmq => measure_rabbitmq(&mut table, &arguments).await,
+            Bench::Redis => measure_redis(&mut table, &arguments).await,
         };
         if let Err(error) = done {
             eprintln!("error: {bench:?}: {error}");
@@ -69,4 +72,9 @@ async fn measure_rabbitmq(table: &mut Table, arguments: &Arguments) -> Result<()
         rabbitmq::run(table, server.url(), server.version(), arguments.quick).await?;
     }
     Ok(())
+}
+
+async fn measure_redis(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
+    let url = std::env::var("ANYBROKER_REDIS_URL")?;
+    redis::run(table, &url, "8", arguments.quick).await
 }
