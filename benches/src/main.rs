@@ -8,7 +8,7 @@ mod redis;
 use std::process::ExitCode;
 
 use anybroker::BoxError;
-use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion};
+use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion, Redis, RedisVersion};
 use clap::{Parser, ValueEnum};
 
 use crate::measure::Table;
@@ -21,7 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures anybroker against the bare client of each broker, in the same run.
 ///
 /// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,
-/// `ANYBROKER_RABBITMQ_43_URL`), else its own.
+/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_REDIS_70_URL`, `ANYBROKER_REDIS_8_URL`), else its own.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure
@@ -75,6 +75,9 @@ async fn measure_rabbitmq(table: &mut Table, arguments: &Arguments) -> Result<()
 }
 
 async fn measure_redis(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
-    let url = std::env::var("ANYBROKER_REDIS_URL")?;
-    redis::run(table, &url, "8", arguments.quick).await
+    for version in [RedisVersion::V7_0, RedisVersion::V8] {
+        let server = tokio::task::spawn_blocking(move || Redis::new(version).find()).await??;
+        redis::run(table, server.url(), server.version(), arguments.quick).await?;
+    }
+    Ok(())
 }
