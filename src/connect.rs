@@ -9,6 +9,7 @@ use anybroker_core::{Broker, BrokerUrl, Error, ErrorKind, Result};
 /// | `memory` | in this process | `memory` (default) |
 /// | `amqp`, `amqps` | RabbitMQ | `rabbitmq` |
 /// | `kafka`, `kafka+ssl` | Apache Kafka | `kafka` |
+/// | `redis`, `rediss`, `valkey`, `valkeys` | Redis, Valkey | `redis` |
 ///
 /// Options stand in the query string; each adapter's builder documents them. It tries once;
 /// `connect=wait` keeps trying, where the adapter has a server to wait for.
@@ -42,13 +43,22 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>> {
         "kafka" | "kafka+ssl" => Ok(anybroker_kafka::connect(url).await?),
         #[cfg(not(feature = "kafka"))]
         "kafka" | "kafka+ssl" => Err(feature_is_off(&url, "kafka")),
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" | "valkey" | "valkeys" => Ok(anybroker_redis::connect(url).await?),
+        #[cfg(not(feature = "redis"))]
+        "redis" | "rediss" | "valkey" | "valkeys" => Err(feature_is_off(&url, "redis")),
         other => Err(config(format!(
-            "no broker is known by the scheme {other:?}: write memory://, amqp://, amqps://, kafka:// or kafka+ssl://"
+            "no broker is known by the scheme {other:?}: write memory://, amqp://, kafka:// or redis://"
         ))),
     }
 }
 
-#[cfg(not(all(feature = "memory", feature = "rabbitmq", feature = "kafka")))]
+#[cfg(not(all(
+    feature = "memory",
+    feature = "rabbitmq",
+    feature = "kafka",
+    feature = "redis"
+)))]
 fn feature_is_off(url: &BrokerUrl, feature: &str) -> Error {
     config(format!(
         "the scheme {:?} needs the feature {feature:?}, which is off: run `cargo add anybroker --features {feature}`",
