@@ -111,6 +111,11 @@ impl Delivery {
         let hop = self.hop.get_or_insert_default();
         hop.first_failure.get_or_insert_with(crate::now);
     }
+
+    /// Takes this attempt back: it ends in the dead-letter queue before a handler has seen it.
+    pub(crate) fn uncount_attempt(&mut self) {
+        self.attempt = self.attempt.saturating_sub(1);
+    }
 }
 
 impl Drop for Delivery {

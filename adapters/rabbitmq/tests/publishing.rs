@@ -87,6 +87,8 @@ async fn what_was_deleted_is_declared_again() {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), sent).await.expect("it is there again");
+        // RabbitMQ 3.10 may keep the old consumer, and hold as many messages back from it as it had
+        // seen before, until its channel ends: another queue numbers its messages anew.
         drop(consumer);
         let mut consumer = broker.consume(&queue, 10).await.expect("another consumer");
         ack(receive(&mut consumer).await).await;

@@ -176,7 +176,7 @@ impl RunningWorker {
     /// Dropping this future stops the worker at once; unsettled messages come back.
     ///
     /// # Errors
-    /// `Closed` when the broker was closed before `shutdown` resolved.
+    /// `Closed` when the broker was closed before `shutdown` resolved; the report is logged then.
     pub async fn run_until(mut self, shutdown: impl Future<Output = impl Sized>) -> Result<Report> {
         let mut ended = Vec::new();
         tokio::select! {
@@ -202,6 +202,9 @@ impl RunningWorker {
                         result.and(Err(Error::new(ErrorKind::Closed, text).with_source(error)));
                 }
             }
+        }
+        if let Err(error) = &result {
+            tracing::warn!(%error, %report, "the worker ended before it was told to");
         }
         result.map(|()| report)
     }

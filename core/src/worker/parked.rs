@@ -25,6 +25,8 @@ pub(super) enum Wait {
     Retry,
     /// Its handler, which gave it back untouched.
     Release,
+    /// Its return to the broker, since its handler gave it back untouched.
+    GiveBack,
     /// The time before which no handler may see it.
     Early,
 }

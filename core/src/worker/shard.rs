@@ -31,8 +31,9 @@ const BUDGET: usize = 512;
 /// is the broker's.
 const LONGEST_PARKED: Duration = Duration::from_secs(5);
 
-/// A delivery that an ordered group gives back waits at least this long, since it blocks its key.
-const ORDERED_RELEASE: Duration = Duration::from_millis(50);
+/// A delivery that a handler gives back waits at least this long: in order it blocks its key, and
+/// otherwise a handler that gives back all it sees would do so at full speed.
+const SHORTEST_RELEASE: Duration = Duration::from_millis(50);
 
 /// Where the broker sets no limit: the clock has one.
 const LONGEST_ORDERED_WAIT: Duration = Duration::from_hours(24 * 365 * 30);
@@ -277,7 +278,12 @@ where
             // Given back to the broker, it would come again behind the later ones of its key.
             Outcome::Release { after } if self.lanes.is_some() && self.parks(after) => {
                 self.report.released += 1;
-                self.parked.push(Instant::now() + after.max(ORDERED_RELEASE), held, Wait::Release);
+                let due = Instant::now() + after.max(SHORTEST_RELEASE);
+                self.parked.push(due, held, Wait::Release);
+                None
+            }
+            Outcome::Release { after } if after < SHORTEST_RELEASE && self.parks(after) => {
+                self.parked.push(Instant::now() + SHORTEST_RELEASE, held, Wait::GiveBack);
                 None
             }
             outcome => {

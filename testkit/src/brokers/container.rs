@@ -45,6 +45,9 @@ pub(super) fn start(image: &Image, site: &Site) -> Result<String, Error> {
     for (name, value) in &image.environment {
         request = request.with_env_var(*name, value);
     }
+    if !image.command.is_empty() {
+        request = request.with_cmd(&image.command);
+    }
     // In a thread of its own: the caller's may belong to a runtime, where blocking on one panics.
     let started = std::thread::spawn(move || {
         let runtime = testcontainers_runtime()?;

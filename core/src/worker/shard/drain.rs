@@ -15,7 +15,7 @@ use crate::worker::parked::Wait;
 use crate::worker::settling::Kind;
 use crate::{BoxError, Message, Outcome};
 
-const AT_ONCE: Outcome = Outcome::Release { after: Duration::ZERO };
+pub(super) const AT_ONCE: Outcome = Outcome::Release { after: Duration::ZERO };
 
 impl<S> Shard<S>
 where
@@ -84,6 +84,7 @@ where
                 // What the handler answered was counted in the report when it was parked.
                 Wait::Retry => (Outcome::Retry { after }, Kind::Delayed),
                 Wait::Release => (Outcome::Release { after }, Kind::Delayed),
+                Wait::GiveBack => (AT_ONCE, Kind::Released),
                 Wait::Early => (Outcome::Release { after }, Kind::Released),
             };
             let next = self.settle(held, outcome, kind);

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
 use tower::Service;
 
+use super::drain::AT_ONCE;
 use super::{Held, Shard};
 use crate::worker::lanes::Lanes;
 use crate::worker::parked::Wait;
@@ -102,9 +103,17 @@ where
             match self.admission(&held.delivery) {
                 Admission::Run => self.queue.push_back(held),
                 Admission::Wait(due) => self.parked.push(due, held, Wait::Early),
-                Admission::Settle(outcome, kind) => next = self.settle(held, outcome, kind),
+                Admission::Settle(outcome, kind) => next = self.settle_unseen(held, outcome, kind),
             }
         }
+    }
+
+    /// Settles what no handler has seen this time, which is no attempt.
+    fn settle_unseen(&mut self, mut held: Held, outcome: Outcome, kind: Kind) -> Option<Held> {
+        if matches!(outcome, Outcome::DeadLetter { .. }) {
+            held.delivery.uncount_attempt();
+        }
+        self.settle(held, outcome, kind)
     }
 
     fn admission(&self, delivery: &Delivery) -> Admission {
@@ -139,11 +148,15 @@ where
             if wait == Wait::Retry {
                 held.delivery.count_attempt();
             }
-            match self.admission(&held.delivery) {
+            let admission = match wait {
+                Wait::GiveBack => Admission::Settle(AT_ONCE, Kind::Released),
+                _ => self.admission(&held.delivery),
+            };
+            match admission {
                 Admission::Run => self.queue.push_front(held),
                 Admission::Wait(due) => self.parked.push(due, held, Wait::Early),
                 Admission::Settle(outcome, kind) => {
-                    let next = self.settle(held, outcome, kind);
+                    let next = self.settle_unseen(held, outcome, kind);
                     self.admit(next);
                 }
             }
