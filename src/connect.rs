@@ -8,6 +8,7 @@ use anybroker_core::{Broker, BrokerUrl, Error, ErrorKind, Result};
 /// |---|---|---|
 /// | `memory` | in this process | `memory` (default) |
 /// | `amqp`, `amqps` | RabbitMQ | `rabbitmq` |
+/// | `sqs`, `sqs+http` | SQS and SNS | `sqs` |
 ///
 /// Options stand in the query string; each adapter's builder documents them. It tries once;
 /// `connect=wait` keeps trying, where the adapter has a server to wait for.
@@ -37,13 +38,17 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>> {
         "amqp" | "amqps" => Ok(anybroker_rabbitmq::connect(url).await?),
         #[cfg(not(feature = "rabbitmq"))]
         "amqp" | "amqps" => Err(feature_is_off(&url, "rabbitmq")),
+        #[cfg(feature = "sqs")]
+        "sqs" | "sqs+http" => Ok(anybroker_sqs::connect(url).await?),
+        #[cfg(not(feature = "sqs"))]
+        "sqs" | "sqs+http" => Err(feature_is_off(&url, "sqs")),
         other => Err(config(format!(
-            "no broker is known by the scheme {other:?}: write memory://, amqp:// or amqps://"
+            "no broker is known by the scheme {other:?}: write memory://, amqp://, amqps://, sqs:// or sqs+http://"
         ))),
     }
 }
 
-#[cfg(not(all(feature = "memory", feature = "rabbitmq")))]
+#[cfg(not(all(feature = "memory", feature = "rabbitmq", feature = "sqs")))]
 fn feature_is_off(url: &BrokerUrl, feature: &str) -> Error {
     config(format!(
         "the scheme {:?} needs the feature {feature:?}, which is off: run `cargo add anybroker --features {feature}`",

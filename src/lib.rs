@@ -40,6 +40,8 @@ pub use anybroker_core::{
 pub use anybroker_memory as memory;
 #[cfg(feature = "rabbitmq")]
 pub use anybroker_rabbitmq as rabbitmq;
+#[cfg(feature = "sqs")]
+pub use anybroker_sqs as sqs;
 // For the expansion of the derives alone.
 #[doc(hidden)]
 pub use anybroker_core::__derive;
