@@ -10,6 +10,7 @@ use anybroker_core::{Broker, BrokerUrl, Error, ErrorKind, Result};
 /// | `amqp`, `amqps` | RabbitMQ | `rabbitmq` |
 /// | `kafka`, `kafka+ssl` | Apache Kafka | `kafka` |
 /// | `redis`, `rediss`, `valkey`, `valkeys` | Redis, Valkey | `redis` |
+/// | `sqs`, `sqs+http` | SQS and SNS | `sqs` |
 ///
 /// Options stand in the query string; each adapter's builder documents them. It tries once;
 /// `connect=wait` keeps trying, where the adapter has a server to wait for.
@@ -47,8 +48,12 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>> {
         "redis" | "rediss" | "valkey" | "valkeys" => Ok(anybroker_redis::connect(url).await?),
         #[cfg(not(feature = "redis"))]
         "redis" | "rediss" | "valkey" | "valkeys" => Err(feature_is_off(&url, "redis")),
+        #[cfg(feature = "sqs")]
+        "sqs" | "sqs+http" => Ok(anybroker_sqs::connect(url).await?),
+        #[cfg(not(feature = "sqs"))]
+        "sqs" | "sqs+http" => Err(feature_is_off(&url, "sqs")),
         other => Err(config(format!(
-            "no broker is known by the scheme {other:?}: write memory://, amqp://, kafka:// or redis://"
+            "no broker is known by the scheme {other:?}: write memory://, amqp://, kafka://, redis:// or sqs://"
         ))),
     }
 }
@@ -57,7 +62,8 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>> {
     feature = "memory",
     feature = "rabbitmq",
     feature = "kafka",
-    feature = "redis"
+    feature = "redis",
+    feature = "sqs"
 )))]
 fn feature_is_off(url: &BrokerUrl, feature: &str) -> Error {
     config(format!(

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use anybroker_core::{
 };
 use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout_at};
 
@@ -55,7 +56,9 @@ pub(crate) async fn consume(
     // Room for an error beside the deliveries.
     let (sender, inbox) = Inbox::channel(prefetch + 1);
     let inbox = inbox.leased(Arc::clone(&settler), held.visibility);
+    let demand = Arc::new(Demand::default());
     let reader = Reader {
+        demand: Arc::clone(&demand),
         topology: Arc::clone(topology),
         queue,
         default_type: subscription.destination().name().to_owned(),
@@ -72,7 +75,7 @@ pub(crate) async fn consume(
         reader.run(closing).await;
         drop(alive);
     });
-    Ok(Box::new(SqsConsumer { inbox, held }))
+    Ok(Box::new(SqsConsumer { inbox, held, demand }))
 }
 
 /// The inbox, and a note of what has left it: from then on the worker renews it.
@@ -80,6 +83,23 @@ pub(crate) async fn consume(
 struct SqsConsumer {
     inbox: Inbox,
     held: Arc<Held>,
+    demand: Arc<Demand>,
+}
+
+/// Whether the consumer waits for deliveries. What is received for one that does not would only
+/// be kept from the others of its group.
+#[derive(Debug, Default)]
+struct Demand {
+    waits: AtomicBool,
+    stated: Notify,
+}
+
+impl Demand {
+    fn state(&self) {
+        if !self.waits.swap(true, Ordering::Relaxed) {
+            self.stated.notify_one();
+        }
+    }
 }
 
 #[async_trait]
@@ -94,6 +114,9 @@ impl Consumer for SqsConsumer {
         let polled = self.inbox.poll_receive(cx, max, out);
         if out.len() > before {
             self.held.hand_out(out[before..].iter().map(Delivery::tag));
+        }
+        if polled.is_pending() {
+            self.demand.state();
         }
         polled
     }
@@ -117,6 +140,7 @@ struct Reader {
     held: Arc<Held>,
     settler: Arc<dyn Settler>,
     inbox: InboxSender,
+    demand: Arc<Demand>,
     /// Received, and not handed over as long as a suspect is out, or is the next one.
     waiting: VecDeque<(Delivery, bool)>,
     /// Whether the last one that was handed over is a suspect, or there was none yet. A crash
@@ -146,11 +170,12 @@ impl Reader {
             if !self.hand_over().await || *closing.borrow() {
                 break;
             }
-            let room = if self.careful {
-                polls.is_empty() && self.held.is_empty()
-            } else {
-                polls.len() < self.wanted && self.waiting.is_empty()
-            };
+            let room = self.demand.waits.load(Ordering::Relaxed)
+                && if self.careful {
+                    polls.is_empty() && self.held.is_empty()
+                } else {
+                    polls.len() < self.wanted && self.waiting.is_empty()
+                };
             let places = Arc::clone(&self.places);
             tokio::select! {
                 biased;
@@ -176,6 +201,7 @@ impl Reader {
                     }
                 }
                 () = &mut changed, if self.careful => {}
+                () = self.demand.stated.notified() => {}
                 Ok(place) = async {
                     sleep_until(paused_until).await;
                     places.acquire_owned().await
@@ -199,6 +225,7 @@ impl Reader {
             }
             let Some((delivery, suspect)) = self.waiting.pop_front() else { return true };
             self.careful = suspect;
+            self.demand.waits.store(false, Ordering::Relaxed);
             if self.inbox.deliver(delivery).await.is_err() {
                 return false;
             }
@@ -274,7 +301,7 @@ impl Reader {
         }
         let group = message::attribute(message, &Name::MessageGroupId);
         let group = group.filter(|_| self.ordered).map(ToOwned::to_owned);
-        let receipt = message.receipt_handle().unwrap_or_default().to_owned();
+        let receipt = message.receipt_handle().unwrap_or_default().into();
         let tag = self.held.insert(receipt, group, place);
         let hop = (hop != Hop::default()).then(|| Box::new(hop));
         let envelope = Arc::new(envelope);

@@ -132,6 +132,7 @@ fn meaning(code: &str, text: &str) -> (ErrorKind, &'static str) {
         "QueueDeletedRecently" => (ErrorKind::Blocked, ""),
         "RequestThrottled" | "Throttling" | "Throttled" | "TooManyRequests" | "OverLimit"
         | "KmsThrottled" | "SlowDown" => (ErrorKind::Blocked, "; slow down, or raise the quota"),
+        "InvalidAction" => (ErrorKind::Unsupported, "; a server without SNS takes no topics"),
         "ServiceUnavailable" => (ErrorKind::Unavailable, ""),
         "ReceiptHandleIsInvalid" | "MessageNotInflight" => (ErrorKind::StaleDelivery, ""),
         "InvalidMessageContents" => (ErrorKind::Invalid, ""),
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn each_native_code_has_its_kind_and_class() {
-        let rows: [(&str, &str, bool, ErrorKind, RetryClass); 19] = [
+        let rows: [(&str, &str, bool, ErrorKind, RetryClass); 20] = [
             ("InvalidClientTokenId", "", true, ErrorKind::Denied, Permanent),
             ("SignatureDoesNotMatch", "", true, ErrorKind::Denied, Permanent),
             ("ExpiredTokenException", "", true, ErrorKind::Denied, Permanent),
@@ -190,6 +191,7 @@ mod tests {
             ("QueueNameExists", "", true, ErrorKind::Mismatch, Permanent),
             ("RequestThrottled", "", true, ErrorKind::Blocked, Transient),
             ("OverLimit", "", true, ErrorKind::Blocked, Transient),
+            ("InvalidAction", "", true, ErrorKind::Unsupported, Permanent),
             ("ServiceUnavailable", "", false, ErrorKind::Unavailable, Transient),
             ("ReceiptHandleIsInvalid", "", true, ErrorKind::StaleDelivery, Permanent),
             (

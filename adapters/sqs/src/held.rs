@@ -44,7 +44,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Entry {
-    receipt: String,
+    receipt: Receipt,
     /// Its message group, in order.
     group: Option<String>,
     received: Instant,
@@ -68,7 +68,24 @@ enum State {
 pub(crate) struct Delete(pub(crate) u64, pub(crate) Confirmer);
 
 /// A message that is to be given back, to be seen again after so long.
-pub(crate) struct GiveBack(pub(crate) u64, pub(crate) Duration, pub(crate) Option<Confirmer>);
+pub(crate) struct GiveBack {
+    pub(crate) tag: u64,
+    pub(crate) receipt: Receipt,
+    pub(crate) after: Duration,
+    pub(crate) then: Then,
+}
+
+/// What becomes of a delivery once it is given back.
+pub(crate) enum Then {
+    /// The worker still has to let go of it.
+    Nothing,
+    /// It is let go of.
+    End,
+    /// The same, and its settlement is answered.
+    Confirm(Confirmer),
+}
+
+type Receipt = Arc<str>;
 
 impl Job for Delete {}
 impl Job for GiveBack {}
@@ -87,7 +104,7 @@ impl Held {
     /// Takes in what was received; answers its tag.
     pub(crate) fn insert(
         &self,
-        receipt: String,
+        receipt: Receipt,
         group: Option<String>,
         place: OwnedSemaphorePermit,
     ) -> u64 {
@@ -147,7 +164,7 @@ impl Held {
 
     /// Marks what came later in the group of this delivery as lost, and answers it: those must not
     /// pass the one that goes back.
-    pub(crate) fn lose_followers(&self, tag: u64) -> Vec<u64> {
+    pub(crate) fn lose_followers(&self, tag: u64) -> Vec<(u64, Receipt)> {
         let mut table = self.table();
         let Some(group) = table.entries.get(&tag).and_then(|entry| entry.group.clone()) else {
             return Vec::new();
@@ -157,17 +174,19 @@ impl Held {
             let follows = *later > tag && entry.group.as_ref() == Some(&group);
             if follows && matches!(entry.state, State::Waiting | State::HandedOut) {
                 entry.state = State::Lost;
-                lost.push(*later);
+                lost.push((*later, Arc::clone(&entry.receipt)));
             }
         }
         lost
     }
 
-    /// How long the delivery can still be hidden.
-    pub(crate) fn longest_hide(&self, tag: u64) -> Duration {
-        let held = self.table().entries.get(&tag).map(|entry| entry.received.elapsed());
+    /// The receipt of a delivery, and how long it can still be hidden.
+    pub(crate) fn receipt(&self, tag: u64) -> Option<(Receipt, Duration)> {
+        let table = self.table();
+        let entry = table.entries.get(&tag)?;
         // A second for the way there.
-        LONGEST_HOLD.saturating_sub(held.unwrap_or_default() + Duration::from_secs(1))
+        let held = entry.received.elapsed() + Duration::from_secs(1);
+        Some((Arc::clone(&entry.receipt), LONGEST_HOLD.saturating_sub(held)))
     }
 
     /// Whether nothing is held.
@@ -198,7 +217,9 @@ impl Held {
         let held: Vec<_> = {
             let mut table = self.table();
             table.closed = true;
-            table.entries.keys().map(|tag| (*tag, Duration::ZERO)).collect()
+            let hide =
+                |(tag, entry): (&u64, &Entry)| (*tag, Arc::clone(&entry.receipt), Duration::ZERO);
+            table.entries.iter().map(hide).collect()
         };
         for (tag, result) in self.hide_all(held).await {
             if let Err(error) = result {
@@ -224,7 +245,14 @@ impl Held {
     pub(crate) async fn renew(&self, tags: &[u64]) -> Result<()> {
         let mut renewed = Ok(());
         let began = Instant::now();
-        let all = tags.iter().map(|tag| (*tag, self.visibility)).collect();
+        let all = {
+            let table = self.table();
+            let hide = |tag: &u64| {
+                let entry = table.entries.get(tag).filter(|entry| entry.state != State::Lost)?;
+                Some((*tag, Arc::clone(&entry.receipt), self.visibility))
+            };
+            tags.iter().filter_map(hide).collect()
+        };
         for (tag, result) in self.hide_all(all).await {
             let mut table = self.table();
             let Some(entry) = table.entries.get_mut(&tag) else { continue };
@@ -241,36 +269,27 @@ impl Held {
         renewed
     }
 
-    /// Hides deliveries for so long from now; those that are gone or lost are left out.
-    async fn hide_all(&self, hide: Vec<(u64, Duration)>) -> Vec<(u64, Result<()>)> {
-        let batches = hide.chunks(ENTRIES).map(|batch| self.hide(batch)).collect::<Vec<_>>();
-        stream::iter(batches).buffer_unordered(CALLS).concat().await
+    /// Hides deliveries for so long from now.
+    async fn hide_all<T: Copy>(&self, hide: Vec<(T, Receipt, Duration)>) -> Vec<(T, Result<()>)> {
+        let batches = hide.chunks(ENTRIES).map(|batch| async move {
+            let hide = batch.iter().map(|(_, receipt, time)| (&**receipt, *time));
+            let answers = self.hide(hide).await;
+            batch.iter().map(|(tag, ..)| *tag).zip(answers).collect::<Vec<_>>()
+        });
+        stream::iter(batches.collect::<Vec<_>>()).buffer_unordered(CALLS).concat().await
     }
 
     /// One call.
-    async fn hide(&self, batch: &[(u64, Duration)]) -> Vec<(u64, Result<()>)> {
-        let mut hidden = Vec::new();
-        let mut entries = Vec::new();
-        {
-            let table = self.table();
-            for (tag, time) in batch {
-                let Some(entry) = table.entries.get(tag) else { continue };
-                let seconds = i32::try_from(time.as_secs()).unwrap_or(i32::MAX);
-                let request = ChangeMessageVisibilityBatchRequestEntry::builder()
-                    .id(hidden.len().to_string())
-                    .receipt_handle(&entry.receipt)
-                    .visibility_timeout(seconds)
-                    .build();
-                if let Ok(request) = request {
-                    hidden.push(*tag);
-                    entries.push(request);
-                }
-            }
+    async fn hide(&self, batch: impl Iterator<Item = (&str, Duration)>) -> Vec<Result<()>> {
+        let mut entries = Vec::with_capacity(ENTRIES);
+        for (receipt, time) in batch {
+            let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
+                .id(entries.len().to_string())
+                .receipt_handle(receipt)
+                .visibility_timeout(i32::try_from(time.as_secs()).unwrap_or(i32::MAX));
+            entries.extend(entry.build());
         }
-        if hidden.is_empty() {
-            return Vec::new();
-        }
-        let mut answers = Answers::new(hidden.len());
+        let mut answers = Answers::new(entries.len());
         let change = self.topology.clients.calls.change_message_visibility_batch();
         match change.queue_url(&*self.queue).set_entries(Some(entries)).send().await {
             Ok(sent) => {
@@ -283,27 +302,24 @@ impl Held {
             }
             Err(error) => answers.fail(&failed(SETTLE, &self.queue, error)),
         }
-        hidden.into_iter().zip(answers.0).collect()
+        answers.0
     }
 
     fn refused(&self, entry: &aws_sdk_sqs::types::BatchResultErrorEntry) -> Error {
         of_code(SETTLE, &self.queue, entry.code(), entry.message(), entry.sender_fault())
     }
 
-    /// One call that gives back; each delivery is let go of.
+    /// One call that gives back.
     pub(crate) async fn give_back(self: Arc<Self>, batch: Vec<GiveBack>) {
-        let hide: Vec<_> = batch.iter().map(|GiveBack(tag, after, _)| (*tag, *after)).collect();
-        let mut results: HashMap<_, _> = self.hide(&hide).await.into_iter().collect();
-        for GiveBack(tag, _, confirmer) in batch {
-            let result = results.remove(&tag).unwrap_or_else(|| Err(ran_out()));
-            match confirmer {
-                Some(confirmer) => {
-                    self.end(tag);
-                    confirmer.confirm(result);
+        let answers = self.hide(batch.iter().map(|back| (&*back.receipt, back.after))).await;
+        for (back, answer) in batch.into_iter().zip(answers) {
+            match back.then {
+                Then::Nothing => {}
+                Then::End => self.end(back.tag),
+                Then::Confirm(confirmer) => {
+                    self.end(back.tag);
+                    confirmer.confirm(answer);
                 }
-                // Lost with the one before it: the worker still has to let go of it.
-                None if self.table().entries.get(&tag).is_some_and(Entry::is_lost) => {}
-                None => self.end(tag),
             }
         }
     }
@@ -321,7 +337,7 @@ impl Held {
                 let request = entry.and_then(|entry| {
                     DeleteMessageBatchRequestEntry::builder()
                         .id(deleted.len().to_string())
-                        .receipt_handle(&entry.receipt)
+                        .receipt_handle(&*entry.receipt)
                         .build()
                         .ok()
                 });
@@ -364,12 +380,6 @@ impl Held {
         for (Delete(_, confirmer), answer) in deleted.into_iter().zip(answers.0) {
             confirmer.confirm(answer);
         }
-    }
-}
-
-impl Entry {
-    fn is_lost(&self) -> bool {
-        self.state == State::Lost
     }
 }
 

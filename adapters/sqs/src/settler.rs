@@ -7,7 +7,7 @@ use anybroker_core::{
 };
 use tokio::runtime::Handle;
 
-use crate::held::{Delete, GiveBack, Held, Stale};
+use crate::held::{Delete, GiveBack, Held, Stale, Then};
 use crate::lane::Lane;
 use crate::senders::{LONGEST_DELAY, Senders, Target};
 
@@ -51,17 +51,20 @@ impl SqsSettler {
         let _ = self.deletes.push(Delete(tag, confirmer));
     }
 
-    fn give_back(&self, tag: u64, after: Duration, confirmer: Option<Confirmer>) {
-        let after = after.min(self.held.longest_hide(tag));
+    fn give_back(&self, tag: u64, after: Duration, then: Then) {
         self.give_back_followers(tag);
-        let _ = self.returns.push(GiveBack(tag, after, confirmer));
+        if let Some((receipt, longest)) = self.held.receipt(tag) {
+            let after = after.min(longest);
+            let _ = self.returns.push(GiveBack { tag, receipt, after, then });
+        }
     }
 
     /// In order nothing of a key may pass the one that goes back. While that is hidden SQS holds
     /// its group back, so that the others need not be hidden too.
     fn give_back_followers(&self, tag: u64) {
-        for later in self.held.lose_followers(tag) {
-            let _ = self.returns.push(GiveBack(later, Duration::ZERO, None));
+        for (tag, receipt) in self.held.lose_followers(tag) {
+            let (after, then) = (Duration::ZERO, Then::Nothing);
+            let _ = self.returns.push(GiveBack { tag, receipt, after, then });
         }
     }
 
@@ -128,7 +131,7 @@ impl Settler for SqsSettler {
             // A copy would lose its place.
             Outcome::Retry { after } | Outcome::Release { after } if ordered => {
                 let (confirmer, confirmation) = Confirmation::channel();
-                self.give_back(tag, after, Some(confirmer));
+                self.give_back(tag, after, Then::Confirm(confirmer));
                 confirmation
             }
             Outcome::Retry { after } => {
@@ -141,7 +144,7 @@ impl Settler for SqsSettler {
                     && delivery.hop().not_before.is_some_and(|due| due > now()) =>
             {
                 let (confirmer, confirmation) = Confirmation::channel();
-                self.give_back(tag, after.saturating_sub(REST), Some(confirmer));
+                self.give_back(tag, after.saturating_sub(REST), Then::Confirm(confirmer));
                 confirmation
             }
             Outcome::Release { after } => {
@@ -160,7 +163,7 @@ impl Settler for SqsSettler {
 
     fn abandon(&self, tag: u64) {
         match self.held.begin(tag) {
-            Ok(()) => self.give_back(tag, Duration::ZERO, None),
+            Ok(()) => self.give_back(tag, Duration::ZERO, Then::End),
             Err(_) => self.held.end(tag),
         }
     }
