@@ -1,0 +1,505 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use anybroker_core::{
+    Consumer, Declare, Delivery, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
+    Settler, Start, Subscription,
+};
+use async_trait::async_trait;
+use redis::Client;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::held::{Id, Source};
+use crate::line::Line;
+use crate::link::{Call, pause};
+use crate::message::read;
+use crate::scripts::{CLAIM, Found, LEAVE, MOVE, TRIM, array, integer, text};
+use crate::settle::{RedisSettler, Shared};
+use crate::topology::Topology;
+
+/// How often a consumer looks for what is due, and for what others left behind.
+pub(crate) const TICK: Duration = Duration::from_millis(500);
+/// The same while a suspect waits until another one is settled.
+const HUNGRY: Duration = Duration::from_millis(50);
+
+/// How often it removes what all groups have finished.
+const TRIM_EVERY: Duration = Duration::from_secs(2);
+
+/// Pending entries looked at in one step; more would hold up the server's other clients.
+const PAGE: usize = 1000;
+
+/// How many suspects a consumer holds: entries that were delivered twice and settled by nobody.
+/// One of them may be what ends its process, and so each is held without the others.
+const SUSPECTS: usize = 1;
+
+/// Consumers of crashed processes are deleted when they have had nothing pending for so long.
+const FORGOTTEN: Duration = Duration::from_hours(1);
+
+/// How much room is worth a read while there is more to come, and how long to wait for it.
+const WORTHWHILE: usize = 64;
+const NAP: Duration = Duration::from_millis(1);
+
+/// A consumer of one subscription.
+pub(crate) struct RedisConsumer {
+    inbox: Inbox,
+    settler: Arc<RedisSettler>,
+    shared: Arc<Shared>,
+}
+
+/// The task that reads for one consumer.
+pub(crate) struct Reader {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) settler: Arc<RedisSettler>,
+    topology: Arc<Topology>,
+    clients: Arc<[Client]>,
+    prefetch: usize,
+    /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
+    /// what it was asked for.
+    surplus: VecDeque<Delivery>,
+    /// Where each source is to be searched further.
+    pub(crate) cursors: Vec<Cursor>,
+    /// Until when each ordered partition is owned.
+    pub(crate) owned: Vec<Option<Instant>>,
+    /// What names the next ownership apart from all before.
+    pub(crate) ownerships: u64,
+    next_tick: Instant,
+    next_trim: Instant,
+    /// Whether there was no room for what others left; it comes before what is new.
+    claims: bool,
+}
+
+/// What a claim could not take over yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    Nothing,
+    Suspects,
+    Room,
+}
+
+/// How far a source was searched for entries that were delivered before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cursor {
+    From(String),
+    Done,
+}
+
+impl Cursor {
+    pub(crate) fn start() -> Self {
+        Self::From("-".to_owned())
+    }
+}
+
+/// Declares the group and consumes it.
+pub(crate) async fn consume(
+    topology: Arc<Topology>,
+    clients: Arc<[Client]>,
+    closing: watch::Receiver<bool>,
+    subscription: &Subscription,
+    prefetch: usize,
+) -> Result<Box<dyn Consumer>> {
+    let group = topology.group(subscription)?;
+    topology.declare_group(&group, subscription.start_position()).await?;
+    // Nobody else's: what is pending under a name that two share could be taken from both.
+    let consumer = format!("{:032x}", fastrand::u128(..));
+    let partitions = group.partitions.len();
+    let link = Arc::clone(&topology.link);
+    let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer));
+    let settler = RedisSettler::start(Arc::clone(&shared));
+    let prefetch = prefetch.max(1);
+    let (sender, inbox) = Inbox::channel(prefetch);
+    let reader = Reader {
+        shared: Arc::clone(&shared),
+        settler: Arc::clone(&settler),
+        topology,
+        clients,
+        prefetch,
+        surplus: VecDeque::new(),
+        cursors: vec![Cursor::start(); 2 * partitions],
+        owned: vec![None; partitions],
+        ownerships: 0,
+        next_tick: Instant::now(),
+        next_trim: Instant::now() + TRIM_EVERY,
+        claims: false,
+    };
+    tokio::spawn(reader.run(sender, closing));
+    Ok(Box::new(RedisConsumer { inbox, settler, shared }))
+}
+
+#[async_trait]
+impl Consumer for RedisConsumer {
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        out: &mut Vec<Delivery>,
+    ) -> Poll<Result<()>> {
+        let from = out.len();
+        loop {
+            ready!(self.inbox.poll_receive(cx, max, out))?;
+            // Dropped here, when nothing is locked: what was lost while it waited.
+            drop(self.shared.held.hand_out(out, from));
+            if max == 0 || out.len() > from {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
+        Some((Arc::clone(&self.settler) as _, self.shared.lease()))
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        Box::new(self.inbox).close().await
+    }
+}
+
+impl fmt::Debug for RedisConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConsumer").field("settler", &self.settler).finish_non_exhaustive()
+    }
+}
+
+/// Resolves when the consumer or the broker is closed.
+pub(crate) async fn closed(inbox: &InboxSender, closing: &mut watch::Receiver<bool>) {
+    tokio::select! {
+        () = inbox.closed() => {}
+        // Gone, it counts as closed.
+        _ = closing.wait_for(|closing| *closing) => {}
+    }
+}
+
+impl Reader {
+    async fn run(mut self, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
+        let mut failures = 0;
+        while let Err(error) = self.work(&inbox, &mut closing, &mut failures).await {
+            let group = &self.shared.group;
+            // Somebody deleted the group: it is made anew, and begins where it began.
+            let deleted = error.kind() == ErrorKind::NotFound
+                && self.topology.settings.declare == Declare::Create;
+            if error.retry_class() == RetryClass::Permanent && !deleted {
+                // The worker opens another consumer, and learns more then.
+                let _ = inbox.fail(error).await;
+                break;
+            }
+            tracing::warn!(%error, group = %group.name, of = %group.layout.name, "consuming failed");
+            failures += 1;
+            tokio::select! {
+                () = pause(failures) => {}
+                () = closed(&inbox, &mut closing) => break,
+            }
+            if deleted {
+                // If it fails, so does the next read.
+                let declared =
+                    self.topology.declare_group(&self.shared.group, Start::Earliest).await;
+                tracing::debug!(?declared, "declared the group anew");
+            }
+            self.lost_track();
+        }
+        self.end(inbox, closing).await;
+    }
+
+    /// What was answered may have been lost with the connection.
+    fn lost_track(&mut self) {
+        for partition in 0..self.owned.len() {
+            if self.owned[partition].is_some() {
+                self.shared.held.shut(partition);
+            }
+        }
+    }
+
+    async fn work(
+        &mut self,
+        inbox: &InboxSender,
+        closing: &mut watch::Receiver<bool>,
+        failures: &mut u32,
+    ) -> Result<()> {
+        let mut line = Line::open(&self.clients).await?;
+        let ordered = self.shared.group.ordered;
+        if !ordered {
+            self.recover().await?;
+        }
+        loop {
+            if inbox_is_closed(inbox, closing) {
+                return Ok(());
+            }
+            if self.next_tick <= Instant::now() {
+                self.tick().await?;
+            }
+            self.feed(inbox).await;
+            let (room, _) = self.shared.held.room(self.prefetch);
+            if room == 0 || !self.surplus.is_empty() {
+                self.await_room(inbox, closing).await;
+                continue;
+            }
+            if room < WORTHWHILE && room < self.prefetch / 2 {
+                // Whoever frees one place is about to free more.
+                let _ = timeout(NAP, self.shared.room.notified()).await;
+            }
+            if self.claims {
+                self.claim_all().await?;
+                continue;
+            }
+            let (room, _) = self.shared.held.room(self.prefetch);
+            if ordered {
+                self.read_in_order(&mut line, room, inbox, closing).await?;
+            } else {
+                let wait = self.next_tick.saturating_duration_since(Instant::now());
+                let sources = self.cursors.len();
+                let shared = Arc::clone(&self.shared);
+                let streams: Vec<_> = (0..sources).map(|s| shared.group.stream(s)).collect();
+                let wake = &shared.given_back;
+                let mut command = line.read_group(&shared.group.name, &shared.consumer);
+                command.arg("COUNT").arg(room).arg("BLOCK").arg(at_least_a_moment(wait));
+                command.arg("STREAMS").arg(&streams).arg(vec![">"; sources]);
+                let answer =
+                    line.read(&command, wait, &shared.link, wake, closed(inbox, closing)).await?;
+                if answer.woken {
+                    self.next_tick = Instant::now();
+                }
+                for (stream, found) in crate::scripts::streams(answer.value) {
+                    if let Some(source) = streams.iter().position(|name| *name == stream) {
+                        self.take_in(source, found);
+                    }
+                }
+            }
+            *failures = 0;
+        }
+    }
+
+    /// Decodes what was read; it is handed over when there is room.
+    pub(crate) fn take_in(&mut self, source: Source, found: Vec<Found>) {
+        let shared = &self.shared;
+        for Found { id, count, fields } in found {
+            let Some(number) = Id::parse(id.as_bytes()) else { continue };
+            let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
+            let hop = (hop != Hop::default()).then(|| Box::new(hop));
+            let suspect = is_suspect(count) && !shared.group.ordered;
+            let tag = shared.held.insert(source, number, count, shared.lease(), suspect);
+            let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
+            let returned = count.saturating_sub(1);
+            self.surplus.push_back(Delivery::new(Arc::new(envelope), hop, returned, tag, settler));
+        }
+    }
+
+    /// Hands over what fits.
+    pub(crate) async fn feed(&mut self, inbox: &InboxSender) {
+        while !self.surplus.is_empty() {
+            let open = self.shared.held.open();
+            if open - self.surplus.len().min(open) >= self.prefetch {
+                return;
+            }
+            let Some(delivery) = self.surplus.pop_front() else { return };
+            if inbox.deliver(delivery).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn await_room(&mut self, inbox: &InboxSender, closing: &mut watch::Receiver<bool>) {
+        tokio::select! {
+            () = self.shared.room.notified() => {}
+            () = self.shared.given_back.notified() => self.next_tick = Instant::now(),
+            () = tokio::time::sleep_until(self.next_tick) => {}
+            () = closed(inbox, closing) => {}
+        }
+    }
+
+    /// Moves what is due, takes over what others left, and renews what waits here.
+    async fn tick(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut next = TICK;
+        if shared.group.ordered {
+            self.own().await?;
+        }
+        for (index, partition) in shared.group.partitions.iter().enumerate() {
+            if shared.group.ordered && self.owned[index].is_none() {
+                continue;
+            }
+            let call = Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(PAGE);
+            let due: i64 = shared.link.run("move what is due", &call).await?;
+            if let Ok(due) = u64::try_from(due) {
+                next = next.min(Duration::from_millis(due + 1));
+            }
+        }
+        self.next_tick = Instant::now() + next;
+        if !shared.group.ordered {
+            self.claim_all().await?;
+        }
+        shared.renew(shared.held.to_renew(shared.lease())).await?;
+        if self.next_trim <= Instant::now() {
+            self.trim().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes over what has been idle for longer than its lease.
+    async fn claim_all(&mut self) -> Result<()> {
+        self.claims = false;
+        for source in 0..self.cursors.len() {
+            self.cursors[source] = Cursor::start();
+            while let Cursor::From(from) = self.cursors[source].clone() {
+                let (room, suspects) = self.shared.held.room(self.prefetch);
+                let (idle, suspects) = (self.shared.lease(), SUSPECTS.saturating_sub(suspects));
+                match self.claim(source, idle, &from, room, "any", suspects, Vec::new()).await? {
+                    Some(Waits::Nothing) => {}
+                    Some(Waits::Suspects) => {
+                        self.next_tick = self.next_tick.min(Instant::now() + HUNGRY);
+                        break;
+                    }
+                    Some(Waits::Room) | None => {
+                        self.claims = true;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives what is pending under this consumer's name although it never came here.
+    async fn recover(&mut self) -> Result<()> {
+        for source in 0..self.cursors.len() {
+            self.cursors[source] = Cursor::start();
+            while let Cursor::From(from) = self.cursors[source].clone() {
+                let known = self.shared.held.ids(source);
+                self.claim(source, Duration::ZERO, &from, PAGE, "mine", PAGE, known).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over one page, and moves the cursor. Answers what had to wait; `None`
+    /// when the partition is lost.
+    #[expect(clippy::too_many_arguments, reason = "those of the script")]
+    pub(crate) async fn claim(
+        &mut self,
+        source: Source,
+        idle: Duration,
+        from: &str,
+        room: usize,
+        whose: &str,
+        suspects: usize,
+        known: Vec<String>,
+    ) -> Result<Option<Waits>> {
+        let shared = &self.shared;
+        let call = shared
+            .call(&CLAIM, source, &[])
+            .arg(crate::settle::millis(idle))
+            .arg(from)
+            .arg(PAGE)
+            .arg(room)
+            .arg(whose)
+            .arg(suspects)
+            .arg(known);
+        let answer: redis::Value = shared.link.run("claim", &call).await?;
+        let mut answer = array(answer).into_iter();
+        let (Some(cursor), Some(waits), Some(gone)) = (answer.next(), answer.next(), answer.next())
+        else {
+            return Ok(None);
+        };
+        let waits = match integer(&waits) {
+            Some(0) => Waits::Nothing,
+            Some(1) => Waits::Suspects,
+            _ => Waits::Room,
+        };
+        if integer(&gone).is_some_and(|gone| gone > 0) {
+            let stream = shared.group.stream(source);
+            tracing::error!(?gone, stream, "somebody removed messages that were not handled yet");
+        }
+        match text(cursor) {
+            Some(cursor) if !cursor.is_empty() => self.cursors[source] = Cursor::From(cursor),
+            _ if waits == Waits::Room => {}
+            _ => self.cursors[source] = Cursor::Done,
+        }
+        let found = answer.filter_map(Found::counted).collect();
+        self.take_in(source, found);
+        Ok(Some(waits))
+    }
+
+    pub(crate) fn next_tick(&self) -> Instant {
+        self.next_tick
+    }
+
+    async fn trim(&mut self) -> Result<()> {
+        let shared = &self.shared;
+        for source in 0..self.cursors.len() {
+            let call = Call::new(&TRIM).key(shared.group.stream(source));
+            let _: i64 = shared.link.run("trim", &call).await?;
+        }
+        self.next_trim = Instant::now() + TRIM_EVERY;
+        Ok(())
+    }
+
+    /// Gives back what no handler has seen, and stays for what handlers still hold.
+    async fn end(mut self, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
+        const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
+        // Those that wait longest come first again.
+        for delivery in self.surplus.drain(..) {
+            drop(delivery.settle(RELEASE));
+        }
+        self.settler.flush().await;
+        let shared = Arc::clone(&self.shared);
+        // An ordered partition is owned until all of it is settled.
+        let mut inbox = Some(inbox).filter(|_| shared.group.ordered);
+        while !shared.held.is_empty() && !*closing.borrow() {
+            tokio::select! {
+                () = sleep(TICK / 5) => {}
+                () = shared.room.notified() => {}
+                changed = closing.changed() => if changed.is_err() {
+                    break;
+                },
+            }
+            self.settler.flush().await;
+            shared.held.forget_lost();
+            if let Err(error) = self.keep_owning().await {
+                tracing::debug!(%error, "keeping what is owned failed");
+            }
+        }
+        let given_back: Vec<_> = shared
+            .held
+            .close()
+            .into_iter()
+            .map(|(holding, seen)| self.settler.give_back(holding, seen))
+            .collect();
+        for confirmation in given_back {
+            // What is not given back comes again when its lease is over.
+            let _ = confirmation.await;
+        }
+        self.settler.flush().await;
+        if let Err(error) = self.leave().await {
+            tracing::debug!(%error, "leaving the group failed");
+        }
+        drop(inbox.take());
+    }
+
+    async fn leave(&mut self) -> Result<()> {
+        self.disown().await?;
+        let shared = &self.shared;
+        let mut call = Call::new(&LEAVE);
+        for source in 0..self.cursors.len() {
+            call = call.key(shared.group.stream(source));
+        }
+        let forgotten = crate::settle::millis(FORGOTTEN);
+        let call = call.arg(&shared.group.name).arg(&shared.consumer).arg(forgotten);
+        shared.link.run::<i64>("leave", &call).await.map(drop)
+    }
+}
+
+/// Whether it was delivered twice before and settled by nobody.
+fn is_suspect(count: u32) -> bool {
+    count > 2
+}
+
+fn inbox_is_closed(inbox: &InboxSender, closing: &watch::Receiver<bool>) -> bool {
+    use futures_util::FutureExt;
+    *closing.borrow() || inbox.closed().now_or_never().is_some()
+}
+
+/// For ever is written as 0.
+pub(crate) fn at_least_a_moment(wait: Duration) -> u64 {
+    crate::settle::millis(wait).max(1)
+}
