@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,8 +24,9 @@ use crate::topology::Topology;
 
 /// How often a consumer looks for what is due, and for what others left behind.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
-/// The same while a suspect waits until another one is settled.
-const HUNGRY: Duration = Duration::from_millis(50);
+/// Looking for what others left behind takes longer the more is in flight: no more than a
+/// twentieth of the time is spent on it.
+const CLAIM_SHARE: u32 = 20;
 
 /// How often it removes what all groups have finished.
 const TRIM_EVERY: Duration = Duration::from_secs(2);
@@ -35,6 +37,10 @@ const PAGE: usize = 1000;
 /// How many suspects a consumer holds: entries that were delivered twice and settled by nobody.
 /// One of them may be what ends its process, and so each is held without the others.
 const SUSPECTS: usize = 1;
+
+/// The most entries and bytes of one read.
+const MOST: usize = 500;
+const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// Consumers of crashed processes are deleted when they have had nothing pending for so long.
 const FORGOTTEN: Duration = Duration::from_hours(1);
@@ -68,6 +74,9 @@ pub(crate) struct Reader {
     pub(crate) ownerships: u64,
     next_tick: Instant,
     next_trim: Instant,
+    next_claim: Instant,
+    /// Bytes of a payload, as they came last.
+    average: usize,
     /// Whether there was no room for what others left; it comes before what is new.
     claims: bool,
 }
@@ -110,7 +119,7 @@ pub(crate) async fn consume(
     let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer));
     let settler = RedisSettler::start(Arc::clone(&shared));
     let prefetch = prefetch.max(1);
-    let (sender, inbox) = Inbox::channel(prefetch);
+    let (sender, inbox) = Inbox::channel(2 * prefetch);
     let reader = Reader {
         shared: Arc::clone(&shared),
         settler: Arc::clone(&settler),
@@ -123,6 +132,8 @@ pub(crate) async fn consume(
         ownerships: 0,
         next_tick: Instant::now(),
         next_trim: Instant::now() + TRIM_EVERY,
+        next_claim: Instant::now(),
+        average: 0,
         claims: false,
     };
     tokio::spawn(reader.run(sender, closing));
@@ -218,6 +229,7 @@ impl Reader {
         failures: &mut u32,
     ) -> Result<()> {
         let mut line = Line::open(&self.clients).await?;
+        self.sweep().await?;
         let ordered = self.shared.group.ordered;
         if !ordered {
             self.recover().await?;
@@ -239,11 +251,12 @@ impl Reader {
                 // Whoever frees one place is about to free more.
                 let _ = timeout(NAP, self.shared.room.notified()).await;
             }
-            if self.claims {
+            if self.claims && !ordered {
                 self.claim_all().await?;
                 continue;
             }
             let (room, _) = self.shared.held.room(self.prefetch);
+            let room = room.min(MOST).min(MOST_BYTES / self.average.max(1)).max(1);
             if ordered {
                 self.read_in_order(&mut line, room, inbox, closing).await?;
             } else {
@@ -251,15 +264,13 @@ impl Reader {
                 let sources = self.cursors.len();
                 let shared = Arc::clone(&self.shared);
                 let streams: Vec<_> = (0..sources).map(|s| shared.group.stream(s)).collect();
-                let wake = &shared.given_back;
+                let wake = &shared.claimable;
                 let mut command = line.read_group(&shared.group.name, &shared.consumer);
                 command.arg("COUNT").arg(room).arg("BLOCK").arg(at_least_a_moment(wait));
                 command.arg("STREAMS").arg(&streams).arg(vec![">"; sources]);
                 let answer =
                     line.read(&command, wait, &shared.link, wake, closed(inbox, closing)).await?;
-                if answer.woken {
-                    self.next_tick = Instant::now();
-                }
+                self.claims |= answer.woken;
                 for (stream, found) in crate::scripts::streams(answer.value) {
                     if let Some(source) = streams.iter().position(|name| *name == stream) {
                         self.take_in(source, found);
@@ -273,15 +284,20 @@ impl Reader {
     /// Decodes what was read; it is handed over when there is room.
     pub(crate) fn take_in(&mut self, source: Source, found: Vec<Found>) {
         let shared = &self.shared;
+        let (mut bytes, entries) = (0, found.len().max(1));
         for Found { id, count, fields } in found {
             let Some(number) = Id::parse(id.as_bytes()) else { continue };
             let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
+            bytes += envelope.payload.len();
             let hop = (hop != Hop::default()).then(|| Box::new(hop));
             let suspect = is_suspect(count) && !shared.group.ordered;
             let tag = shared.held.insert(source, number, count, shared.lease(), suspect);
             let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
             let returned = count.saturating_sub(1);
             self.surplus.push_back(Delivery::new(Arc::new(envelope), hop, returned, tag, settler));
+        }
+        if bytes > 0 {
+            self.average = bytes / entries;
         }
     }
 
@@ -302,7 +318,7 @@ impl Reader {
     async fn await_room(&mut self, inbox: &InboxSender, closing: &mut watch::Receiver<bool>) {
         tokio::select! {
             () = self.shared.room.notified() => {}
-            () = self.shared.given_back.notified() => self.next_tick = Instant::now(),
+            () = self.shared.claimable.notified() => self.claims = true,
             () = tokio::time::sleep_until(self.next_tick) => {}
             () = closed(inbox, closing) => {}
         }
@@ -326,11 +342,13 @@ impl Reader {
             }
         }
         self.next_tick = Instant::now() + next;
-        if !shared.group.ordered {
+        let begun = Instant::now();
+        if !shared.group.ordered && self.next_claim <= begun {
             self.claim_all().await?;
+            self.next_claim = begun + CLAIM_SHARE * begun.elapsed();
         }
         shared.renew(shared.held.to_renew(shared.lease())).await?;
-        if self.next_trim <= Instant::now() {
+        if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
             self.trim().await?;
         }
         Ok(())
@@ -346,10 +364,7 @@ impl Reader {
                 let (idle, suspects) = (self.shared.lease(), SUSPECTS.saturating_sub(suspects));
                 match self.claim(source, idle, &from, room, "any", suspects, Vec::new()).await? {
                     Some(Waits::Nothing) => {}
-                    Some(Waits::Suspects) => {
-                        self.next_tick = self.next_tick.min(Instant::now() + HUNGRY);
-                        break;
-                    }
+                    Some(Waits::Suspects) => break,
                     Some(Waits::Room) | None => {
                         self.claims = true;
                         break;
@@ -478,6 +493,12 @@ impl Reader {
 
     async fn leave(&mut self) -> Result<()> {
         self.disown().await?;
+        self.sweep().await
+    }
+
+    /// Deletes this consumer and those of crashed processes, where nothing is pending. The server
+    /// makes one anew when it reads.
+    async fn sweep(&self) -> Result<()> {
         let shared = &self.shared;
         let mut call = Call::new(&LEAVE);
         for source in 0..self.cursors.len() {

@@ -141,12 +141,14 @@ impl Held {
         if waiting { None } else { self.settle(tag, shut) }
     }
 
-    /// Forgets what is settled.
-    pub(crate) fn remove(&self, tags: impl IntoIterator<Item = u64>) {
+    /// Forgets what is settled; answers whether that was the last suspect.
+    pub(crate) fn remove(&self, tags: impl IntoIterator<Item = u64>) -> bool {
         let mut table = self.lock();
+        let suspects = table.suspects;
         for tag in tags {
             table.remove(tag);
         }
+        suspects > 0 && table.suspects == 0
     }
 
     /// Those of these that are out.
@@ -275,11 +277,18 @@ impl Table {
 
     fn hand_out(&mut self, tag: u64) -> bool {
         let Some(entry) = self.entries.get_mut(&tag) else { return false };
-        let open = !self.shut.contains(&(entry.holding.source / 2));
-        if open && entry.state == State::Waiting {
+        if self.shut.contains(&(entry.holding.source / 2)) {
+            return false;
+        }
+        if entry.until < Instant::now() {
+            // Its lease ran out here, as everything stood still: somebody has it, or it comes again.
+            self.remove(tag);
+            return false;
+        }
+        if entry.state == State::Waiting {
             entry.state = State::Out;
         }
-        open
+        true
     }
 
     fn shut(&mut self, partition: usize) {

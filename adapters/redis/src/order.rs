@@ -153,7 +153,7 @@ impl Reader {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(at_least_a_moment(wait));
         command.arg("STREAMS").arg(keys).arg(last);
-        let wake = &self.shared.given_back;
+        let wake = &self.shared.claimable;
         line.read(&command, wait, &self.shared.link, wake, closed(inbox, closing)).await?;
         Ok(())
     }

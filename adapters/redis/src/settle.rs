@@ -1,20 +1,21 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
-    Subscription,
+    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result,
+    RetryClass, Settler, Subscription,
 };
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::error::{error_of, stale};
 use crate::held::{Held, Holding, Source};
 use crate::layout::Group;
-use crate::link::{Call, Link};
+use crate::link::{Call, Link, pause};
 use crate::message::write;
 use crate::scripts::{REPLACE, SETTLE};
 
@@ -33,8 +34,10 @@ pub(crate) struct Shared {
     /// Its name, which nobody else has.
     pub(crate) consumer: String,
     pub(crate) held: Held,
-    /// Something was given back that may be claimed at once.
-    pub(crate) given_back: Notify,
+    /// Something may be claimed at once.
+    pub(crate) claimable: Notify,
+    /// Whether there may be something to trim.
+    pub(crate) settled: AtomicBool,
     /// There is room again.
     pub(crate) room: Notify,
     /// With which it owns each ordered partition; empty where it does not.
@@ -80,9 +83,17 @@ impl Shared {
         consumer: String,
     ) -> Self {
         let tokens = Mutex::new(vec![String::new(); group.partitions.len()]);
-        let (given_back, room) = (Notify::new(), Notify::new());
-        let held = Held::default();
-        Self { link, group, subscription, consumer, held, given_back, room, tokens }
+        Self {
+            link,
+            group,
+            subscription,
+            consumer,
+            held: Held::default(),
+            claimable: Notify::new(),
+            settled: AtomicBool::new(true),
+            room: Notify::new(),
+            tokens,
+        }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -118,7 +129,7 @@ impl Shared {
         mode: Mode,
         source: Source,
         holdings: &mut [(Holding, u32, Option<Confirmer>)],
-    ) -> Result<Vec<bool>> {
+    ) -> Result<Fenced> {
         holdings.sort_unstable_by_key(|(holding, ..)| holding.id);
         let mut call = self.call(&SETTLE, source, &[]).arg(match mode {
             Mode::Ack => "ack",
@@ -128,7 +139,27 @@ impl Shared {
         for (holding, count, _) in holdings {
             call = call.arg(holding.id.to_string()).arg(holding.count).arg(*count);
         }
-        digits(self.link.run("settle", &call).await)
+        self.fenced(&call).await
+    }
+
+    /// Runs a fenced script, and again when the connection was lost before the answer came: that
+    /// is safe, and only leaves it open whether it was the first time that it took effect.
+    async fn fenced(&self, call: &Call<'_>) -> Result<Fenced> {
+        let end = Instant::now() + self.lease();
+        let mut attempt = 0;
+        loop {
+            match self.link.run::<String>("settle", call).await {
+                Ok(digits) => {
+                    let mine = digits.bytes().map(|digit| digit == b'1').collect();
+                    return Ok(Fenced { mine, again: attempt > 0 });
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
+                    attempt += 1;
+                    pause(attempt).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Renews at once; what is somebody else's by now is forgotten.
@@ -138,7 +169,7 @@ impl Shared {
             sources.entry(holding.source).or_default().push((holding, 0, None));
         }
         for (source, mut holdings) in sources {
-            let mine = self.settle(Mode::Renew, source, &mut holdings).await?;
+            let Fenced { mine, .. } = self.settle(Mode::Renew, source, &mut holdings).await?;
             let tags = |kept: bool| {
                 let tagged = holdings.iter().zip(&mine).filter(move |(_, mine)| **mine == kept);
                 tagged.map(|((holding, ..), _)| holding.tag).collect::<Vec<_>>()
@@ -153,7 +184,7 @@ impl Shared {
         &self,
         source: Source,
         copies: &[(Holding, Box<Copy>, Confirmer)],
-    ) -> Result<Vec<bool>> {
+    ) -> Result<Fenced> {
         let partition = &self.group.partitions[source / 2];
         let keys = [&*partition.retry, &partition.delayed, &self.group.dead_letters];
         let mut call = self.call(&REPLACE, source, &keys);
@@ -171,7 +202,7 @@ impl Shared {
                 .arg(fields.len())
                 .arg(fields);
         }
-        digits(self.link.run("settle", &call).await)
+        self.fenced(&call).await
     }
 }
 
@@ -182,9 +213,13 @@ pub(crate) fn millis(delay: Duration) -> u64 {
     u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).min(LONGEST)
 }
 
-/// A digit for each entry.
-fn digits(answer: Result<String>) -> Result<Vec<bool>> {
-    Ok(answer?.bytes().map(|digit| digit == b'1').collect())
+/// What a fenced script answered.
+struct Fenced {
+    /// For each entry, whether it was still this consumer's.
+    mine: Vec<bool>,
+    /// Whether an earlier answer was lost: then what is not this consumer's may be so since it was
+    /// settled.
+    again: bool,
 }
 
 impl RedisSettler {
@@ -335,7 +370,7 @@ impl Writer {
             self.owed.iter().for_each(|holding| shared.held.shut(holding.source / 2));
         }
         if given_back {
-            shared.given_back.notify_one();
+            shared.claimable.notify_one();
         }
         for (holdings, confirmer) in batch.renewals {
             confirmer.confirm(shared.renew(holdings).await);
@@ -396,7 +431,7 @@ async fn replace(
 
 fn answer(
     shared: &Shared,
-    settled: Result<Vec<bool>>,
+    settled: Result<Fenced>,
     all: impl Iterator<Item = (Holding, Option<Confirmer>)>,
 ) -> Vec<Holding> {
     let gone = settled.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
@@ -404,7 +439,12 @@ fn answer(
     let mut done = Vec::new();
     for (index, (holding, confirmer)) in all.enumerate() {
         let result = match &settled {
-            Ok(mine) if mine.get(index) == Some(&true) => Ok(()),
+            Ok(fenced) if fenced.mine.get(index) == Some(&true) => Ok(()),
+            Ok(fenced) if fenced.again => {
+                let text = "the connection was lost before the answer came";
+                let error = error_of(ErrorKind::Unavailable, "settle", text);
+                Err(error.class(RetryClass::Ambiguous))
+            }
             Ok(_) => Err(stale("somebody else has taken it over: its lease ran out")),
             Err(_) if gone => Err(stale("the group is gone, and what it had in flight with it")),
             Err(error) if error.kind() == ErrorKind::Closed => {
@@ -423,7 +463,11 @@ fn answer(
             confirmer.confirm(result);
         }
     }
-    shared.held.remove(done);
+    shared.settled.store(true, Ordering::Relaxed);
+    if shared.held.remove(done) {
+        // The next suspect may come.
+        shared.claimable.notify_one();
+    }
     owed
 }
 
