@@ -18,7 +18,8 @@ use crate::held::{Id, Source};
 use crate::line::Line;
 use crate::link::{Call, pause};
 use crate::message::read;
-use crate::scripts::{CLAIM, Found, LEAVE, MOVE, TRIM, array, integer, text};
+use crate::reclaim::{Cursor, PAGE, is_suspect};
+use crate::scripts::{Found, LEAVE, MOVE, TRIM};
 use crate::settle::{RedisSettler, Shared};
 use crate::topology::Topology;
 
@@ -30,13 +31,6 @@ const CLAIM_SHARE: u32 = 20;
 
 /// How often it removes what all groups have finished.
 const TRIM_EVERY: Duration = Duration::from_secs(2);
-
-/// Pending entries looked at in one step; more would hold up the server's other clients.
-const PAGE: usize = 1000;
-
-/// How many suspects a consumer holds: entries that were delivered twice and settled by nobody.
-/// One of them may be what ends its process, and so each is held without the others.
-const SUSPECTS: usize = 1;
 
 /// The most entries and bytes of one read.
 const MOST: usize = 500;
@@ -62,7 +56,7 @@ pub(crate) struct Reader {
     pub(crate) settler: Arc<RedisSettler>,
     topology: Arc<Topology>,
     clients: Arc<[Client]>,
-    prefetch: usize,
+    pub(crate) prefetch: usize,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
     /// what it was asked for.
     surplus: VecDeque<Delivery>,
@@ -78,28 +72,7 @@ pub(crate) struct Reader {
     /// Bytes of a payload, as they came last.
     average: usize,
     /// Whether there was no room for what others left; it comes before what is new.
-    claims: bool,
-}
-
-/// What a claim could not take over yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waits {
-    Nothing,
-    Suspects,
-    Room,
-}
-
-/// How far a source was searched for entries that were delivered before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Cursor {
-    From(String),
-    Done,
-}
-
-impl Cursor {
-    pub(crate) fn start() -> Self {
-        Self::From("-".to_owned())
-    }
+    pub(crate) claims: bool,
 }
 
 /// Declares the group and consumes it.
@@ -265,7 +238,8 @@ impl Reader {
                 let shared = Arc::clone(&self.shared);
                 let streams: Vec<_> = (0..sources).map(|s| shared.group.stream(s)).collect();
                 let wake = &shared.claimable;
-                let mut command = line.read_group(&shared.group.name, &shared.consumer);
+                let mut command = redis::cmd("XREADGROUP");
+                command.arg("GROUP").arg(&shared.group.name).arg(&shared.consumer);
                 command.arg("COUNT").arg(room).arg("BLOCK").arg(at_least_a_moment(wait));
                 command.arg("STREAMS").arg(&streams).arg(vec![">"; sources]);
                 let answer =
@@ -345,94 +319,14 @@ impl Reader {
         let begun = Instant::now();
         if !shared.group.ordered && self.next_claim <= begun {
             self.claim_all().await?;
-            self.next_claim = begun + CLAIM_SHARE * begun.elapsed();
+            let pause = CLAIM_SHARE * begun.elapsed();
+            self.next_claim = begun + pause.min(TICK.max(shared.lease() / 4));
         }
         shared.renew(shared.held.to_renew(shared.lease())).await?;
         if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
             self.trim().await?;
         }
         Ok(())
-    }
-
-    /// Takes over what has been idle for longer than its lease.
-    async fn claim_all(&mut self) -> Result<()> {
-        self.claims = false;
-        for source in 0..self.cursors.len() {
-            self.cursors[source] = Cursor::start();
-            while let Cursor::From(from) = self.cursors[source].clone() {
-                let (room, suspects) = self.shared.held.room(self.prefetch);
-                let (idle, suspects) = (self.shared.lease(), SUSPECTS.saturating_sub(suspects));
-                match self.claim(source, idle, &from, room, "any", suspects, Vec::new()).await? {
-                    Some(Waits::Nothing) => {}
-                    Some(Waits::Suspects) => break,
-                    Some(Waits::Room) | None => {
-                        self.claims = true;
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Receives what is pending under this consumer's name although it never came here.
-    async fn recover(&mut self) -> Result<()> {
-        for source in 0..self.cursors.len() {
-            self.cursors[source] = Cursor::start();
-            while let Cursor::From(from) = self.cursors[source].clone() {
-                let known = self.shared.held.ids(source);
-                self.claim(source, Duration::ZERO, &from, PAGE, "mine", PAGE, known).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes over one page, and moves the cursor. Answers what had to wait; `None`
-    /// when the partition is lost.
-    #[expect(clippy::too_many_arguments, reason = "those of the script")]
-    pub(crate) async fn claim(
-        &mut self,
-        source: Source,
-        idle: Duration,
-        from: &str,
-        room: usize,
-        whose: &str,
-        suspects: usize,
-        known: Vec<String>,
-    ) -> Result<Option<Waits>> {
-        let shared = &self.shared;
-        let call = shared
-            .call(&CLAIM, source, &[])
-            .arg(crate::settle::millis(idle))
-            .arg(from)
-            .arg(PAGE)
-            .arg(room)
-            .arg(whose)
-            .arg(suspects)
-            .arg(known);
-        let answer: redis::Value = shared.link.run("claim", &call).await?;
-        let mut answer = array(answer).into_iter();
-        let (Some(cursor), Some(waits), Some(gone)) = (answer.next(), answer.next(), answer.next())
-        else {
-            return Ok(None);
-        };
-        let waits = match integer(&waits) {
-            Some(0) => Waits::Nothing,
-            Some(1) => Waits::Suspects,
-            _ => Waits::Room,
-        };
-        if integer(&gone).is_some_and(|gone| gone > 0) {
-            let stream = shared.group.stream(source);
-            tracing::error!(?gone, stream, "somebody removed messages that were not handled yet");
-        }
-        match text(cursor) {
-            Some(cursor) if !cursor.is_empty() => self.cursors[source] = Cursor::From(cursor),
-            _ if waits == Waits::Room => {}
-            _ => self.cursors[source] = Cursor::Done,
-        }
-        let found = answer.filter_map(Found::counted).collect();
-        self.take_in(source, found);
-        Ok(Some(waits))
     }
 
     pub(crate) fn next_tick(&self) -> Instant {
@@ -508,11 +402,6 @@ impl Reader {
         let call = call.arg(&shared.group.name).arg(&shared.consumer).arg(forgotten);
         shared.link.run::<i64>("leave", &call).await.map(drop)
     }
-}
-
-/// Whether it was delivered twice before and settled by nobody.
-fn is_suspect(count: u32) -> bool {
-    count > 2
 }
 
 fn inbox_is_closed(inbox: &InboxSender, closing: &watch::Receiver<bool>) -> bool {

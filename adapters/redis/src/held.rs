@@ -203,7 +203,9 @@ impl Held {
         let mut table = self.lock();
         let lost = |entry: &&Entry| entry.state == State::Out && entry.until < now;
         let lost: Vec<_> = table.entries.values().filter(lost).map(|e| e.holding.tag).collect();
-        lost.into_iter().for_each(|tag| table.remove(tag));
+        for tag in lost {
+            table.remove(tag);
+        }
     }
 
     /// Takes out everything for good: with whether a handler may have seen it.
@@ -223,7 +225,9 @@ impl Held {
         table.shut.retain(|shut| *shut != partition);
         let of_it = |entry: &&Entry| entry.holding.source / 2 == partition;
         let lost: Vec<_> = table.entries.values().filter(of_it).map(|e| e.holding.tag).collect();
-        lost.into_iter().for_each(|tag| table.remove(tag));
+        for tag in lost {
+            table.remove(tag);
+        }
     }
 
     /// Of a shut partition: whether all is back, and what of it waits, which goes back now.

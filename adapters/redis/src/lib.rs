@@ -14,9 +14,11 @@ mod message;
 mod options;
 mod order;
 mod publish;
+mod reclaim;
 mod scripts;
 mod settle;
 mod topology;
+mod writer;
 
 use std::sync::Arc;
 
