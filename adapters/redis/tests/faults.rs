@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use anybroker_core::{
-    Broker, Error, ErrorKind, Outcome, Outgoing, Queue, RetryClass, Subscription,
+    Broker, Error, ErrorKind, Outcome, Outgoing, Queue, Redrive, RetryClass, Subscription,
 };
 use anybroker_redis::redis::cmd;
 use anybroker_testkit::brokers::{Redis, RedisVersion, Server};
@@ -106,6 +106,65 @@ async fn a_user_without_rights_is_told() {
     let error = refused.expect_err("it may not");
     check(&error, ErrorKind::Denied, "lacks the right");
     assert_eq!(error.retry_class(), RetryClass::Permanent);
+    limited.close().await.expect("a close");
+    let _: u8 = run(&broker, cmd("ACL").arg("DELUSER").arg(&user)).await;
+    broker.close().await.expect("a close");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_permissions_are_enough() {
+    let url = server();
+    let broker = connect(&url).await;
+    let (user, name) = (unique("user"), unique("allowed"));
+    let mut command = cmd("ACL");
+    command.arg("SETUSER").arg(&user).arg("on").arg(">hush").arg(format!("~{name}"));
+    command.arg(format!("~{{{name}}}--*"));
+    for right in "+@stream +@scripting +@connection +set +get +del +exists +pexpire +hget +hset \
+                  +zadd +zrem +zrange +zrangebyscore +zcard +time"
+        .split_whitespace()
+    {
+        command.arg(right);
+    }
+    let _: String = run(&broker, &command).await;
+    let limited = connect(&url.replacen("://", &format!("://{user}:hush@"), 1)).await;
+    for queue in [Queue::new(name.clone()), Queue::new(name.clone()).ordered()] {
+        let subscription = Subscription::queue(queue.clone());
+        let mut consumer = limited.consume(&subscription, 8).await.expect("a consumer");
+        for id in ["retried", "released", "dead", "dropped"] {
+            send(&limited, queue.clone(), message(id).with_key("k")).await;
+        }
+        let delayed = Outgoing::new(queue.clone(), message("delayed"));
+        let delayed = delayed.with_delay(Duration::from_millis(100));
+        limited.producer().send(delayed).await.expect("a confirmed publish");
+        let mut handled = 0;
+        while handled < 4 {
+            let delivery = receive(&mut consumer).await;
+            let outcome = match (&*delivery.envelope().id, delivery.attempt()) {
+                ("retried", 1) => Outcome::Retry { after: Duration::from_millis(100) },
+                ("dropped", 1) => {
+                    drop(delivery);
+                    continue;
+                }
+                ("dead", _) => Outcome::dead_letter("test", ""),
+                _ => Outcome::Ack,
+            };
+            handled += usize::from(outcome == Outcome::Ack);
+            delivery.settle(outcome).await.expect("a settlement");
+        }
+        let depth = limited.depth(&subscription).await.expect("a depth");
+        assert_eq!(
+            (depth.ready, depth.in_flight, depth.dead_lettered),
+            (Some(0), Some(0), Some(1))
+        );
+        let all = Redrive::all();
+        assert_eq!(limited.redrive(&subscription, &all).await.expect("a redrive"), 1);
+        ack_all(&mut consumer, 1).await;
+        assert_eq!(limited.purge_dead_letters(&subscription).await.expect("a purge"), 0);
+        consumer.close().await.expect("a close");
+        let _: u8 = run(&broker, cmd("DEL").arg(&name)).await;
+        let _: u8 = run(&broker, cmd("DEL").arg(format!("{{{name}}}--meta"))).await;
+        let _: u8 = run(&broker, cmd("DEL").arg(format!("{{{name}}}--{name}--retry"))).await;
+    }
     limited.close().await.expect("a close");
     let _: u8 = run(&broker, cmd("ACL").arg("DELUSER").arg(&user)).await;
     broker.close().await.expect("a close");
