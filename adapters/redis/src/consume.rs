@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,24 +18,23 @@ use crate::held::{Id, Source};
 use crate::line::Line;
 use crate::link::{Call, pause};
 use crate::message::read;
-use crate::scripts::{CLAIM, Found, LEAVE, MOVE, TRIM, array, integer, text};
+use crate::reclaim::{Cursor, PAGE, is_suspect};
+use crate::scripts::{Found, LEAVE, MOVE, TRIM};
 use crate::settle::{RedisSettler, Shared};
 use crate::topology::Topology;
 
 /// How often a consumer looks for what is due, and for what others left behind.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
-/// The same while a suspect waits until another one is settled.
-const HUNGRY: Duration = Duration::from_millis(50);
+/// Looking for what others left behind takes longer the more is in flight: no more than a
+/// twentieth of the time is spent on it.
+const CLAIM_SHARE: u32 = 20;
 
 /// How often it removes what all groups have finished.
 const TRIM_EVERY: Duration = Duration::from_secs(2);
 
-/// Pending entries looked at in one step; more would hold up the server's other clients.
-const PAGE: usize = 1000;
-
-/// How many suspects a consumer holds: entries that were delivered twice and settled by nobody.
-/// One of them may be what ends its process, and so each is held without the others.
-const SUSPECTS: usize = 1;
+/// The most entries and bytes of one read.
+const MOST: usize = 500;
+const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// Consumers of crashed processes are deleted when they have had nothing pending for so long.
 const FORGOTTEN: Duration = Duration::from_hours(1);
@@ -56,7 +56,7 @@ pub(crate) struct Reader {
     pub(crate) settler: Arc<RedisSettler>,
     topology: Arc<Topology>,
     clients: Arc<[Client]>,
-    prefetch: usize,
+    pub(crate) prefetch: usize,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
     /// what it was asked for.
     surplus: VecDeque<Delivery>,
@@ -68,29 +68,11 @@ pub(crate) struct Reader {
     pub(crate) ownerships: u64,
     next_tick: Instant,
     next_trim: Instant,
+    next_claim: Instant,
+    /// Bytes of a payload, as they came last.
+    average: usize,
     /// Whether there was no room for what others left; it comes before what is new.
-    claims: bool,
-}
-
-/// What a claim could not take over yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waits {
-    Nothing,
-    Suspects,
-    Room,
-}
-
-/// How far a source was searched for entries that were delivered before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Cursor {
-    From(String),
-    Done,
-}
-
-impl Cursor {
-    pub(crate) fn start() -> Self {
-        Self::From("-".to_owned())
-    }
+    pub(crate) claims: bool,
 }
 
 /// Declares the group and consumes it.
@@ -110,7 +92,7 @@ pub(crate) async fn consume(
     let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer));
     let settler = RedisSettler::start(Arc::clone(&shared));
     let prefetch = prefetch.max(1);
-    let (sender, inbox) = Inbox::channel(prefetch);
+    let (sender, inbox) = Inbox::channel(2 * prefetch);
     let reader = Reader {
         shared: Arc::clone(&shared),
         settler: Arc::clone(&settler),
@@ -123,6 +105,8 @@ pub(crate) async fn consume(
         ownerships: 0,
         next_tick: Instant::now(),
         next_trim: Instant::now() + TRIM_EVERY,
+        next_claim: Instant::now(),
+        average: 0,
         claims: false,
     };
     tokio::spawn(reader.run(sender, closing));
@@ -218,6 +202,7 @@ impl Reader {
         failures: &mut u32,
     ) -> Result<()> {
         let mut line = Line::open(&self.clients).await?;
+        self.sweep().await?;
         let ordered = self.shared.group.ordered;
         if !ordered {
             self.recover().await?;
@@ -239,11 +224,12 @@ impl Reader {
                 // Whoever frees one place is about to free more.
                 let _ = timeout(NAP, self.shared.room.notified()).await;
             }
-            if self.claims {
+            if self.claims && !ordered {
                 self.claim_all().await?;
                 continue;
             }
             let (room, _) = self.shared.held.room(self.prefetch);
+            let room = room.min(MOST).min(MOST_BYTES / self.average.max(1)).max(1);
             if ordered {
                 self.read_in_order(&mut line, room, inbox, closing).await?;
             } else {
@@ -251,15 +237,14 @@ impl Reader {
                 let sources = self.cursors.len();
                 let shared = Arc::clone(&self.shared);
                 let streams: Vec<_> = (0..sources).map(|s| shared.group.stream(s)).collect();
-                let wake = &shared.given_back;
-                let mut command = line.read_group(&shared.group.name, &shared.consumer);
+                let wake = &shared.claimable;
+                let mut command = redis::cmd("XREADGROUP");
+                command.arg("GROUP").arg(&shared.group.name).arg(&shared.consumer);
                 command.arg("COUNT").arg(room).arg("BLOCK").arg(at_least_a_moment(wait));
                 command.arg("STREAMS").arg(&streams).arg(vec![">"; sources]);
                 let answer =
                     line.read(&command, wait, &shared.link, wake, closed(inbox, closing)).await?;
-                if answer.woken {
-                    self.next_tick = Instant::now();
-                }
+                self.claims |= answer.woken;
                 for (stream, found) in crate::scripts::streams(answer.value) {
                     if let Some(source) = streams.iter().position(|name| *name == stream) {
                         self.take_in(source, found);
@@ -273,15 +258,20 @@ impl Reader {
     /// Decodes what was read; it is handed over when there is room.
     pub(crate) fn take_in(&mut self, source: Source, found: Vec<Found>) {
         let shared = &self.shared;
+        let (mut bytes, entries) = (0, found.len().max(1));
         for Found { id, count, fields } in found {
             let Some(number) = Id::parse(id.as_bytes()) else { continue };
             let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
+            bytes += envelope.payload.len();
             let hop = (hop != Hop::default()).then(|| Box::new(hop));
             let suspect = is_suspect(count) && !shared.group.ordered;
             let tag = shared.held.insert(source, number, count, shared.lease(), suspect);
             let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
             let returned = count.saturating_sub(1);
             self.surplus.push_back(Delivery::new(Arc::new(envelope), hop, returned, tag, settler));
+        }
+        if bytes > 0 {
+            self.average = bytes / entries;
         }
     }
 
@@ -302,7 +292,7 @@ impl Reader {
     async fn await_room(&mut self, inbox: &InboxSender, closing: &mut watch::Receiver<bool>) {
         tokio::select! {
             () = self.shared.room.notified() => {}
-            () = self.shared.given_back.notified() => self.next_tick = Instant::now(),
+            () = self.shared.claimable.notified() => self.claims = true,
             () = tokio::time::sleep_until(self.next_tick) => {}
             () = closed(inbox, closing) => {}
         }
@@ -326,98 +316,17 @@ impl Reader {
             }
         }
         self.next_tick = Instant::now() + next;
-        if !shared.group.ordered {
+        let begun = Instant::now();
+        if !shared.group.ordered && self.next_claim <= begun {
             self.claim_all().await?;
+            let pause = CLAIM_SHARE * begun.elapsed();
+            self.next_claim = begun + pause.min(TICK.max(shared.lease() / 4));
         }
         shared.renew(shared.held.to_renew(shared.lease())).await?;
-        if self.next_trim <= Instant::now() {
+        if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
             self.trim().await?;
         }
         Ok(())
-    }
-
-    /// Takes over what has been idle for longer than its lease.
-    async fn claim_all(&mut self) -> Result<()> {
-        self.claims = false;
-        for source in 0..self.cursors.len() {
-            self.cursors[source] = Cursor::start();
-            while let Cursor::From(from) = self.cursors[source].clone() {
-                let (room, suspects) = self.shared.held.room(self.prefetch);
-                let (idle, suspects) = (self.shared.lease(), SUSPECTS.saturating_sub(suspects));
-                match self.claim(source, idle, &from, room, "any", suspects, Vec::new()).await? {
-                    Some(Waits::Nothing) => {}
-                    Some(Waits::Suspects) => {
-                        self.next_tick = self.next_tick.min(Instant::now() + HUNGRY);
-                        break;
-                    }
-                    Some(Waits::Room) | None => {
-                        self.claims = true;
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Receives what is pending under this consumer's name although it never came here.
-    async fn recover(&mut self) -> Result<()> {
-        for source in 0..self.cursors.len() {
-            self.cursors[source] = Cursor::start();
-            while let Cursor::From(from) = self.cursors[source].clone() {
-                let known = self.shared.held.ids(source);
-                self.claim(source, Duration::ZERO, &from, PAGE, "mine", PAGE, known).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes over one page, and moves the cursor. Answers what had to wait; `None`
-    /// when the partition is lost.
-    #[expect(clippy::too_many_arguments, reason = "those of the script")]
-    pub(crate) async fn claim(
-        &mut self,
-        source: Source,
-        idle: Duration,
-        from: &str,
-        room: usize,
-        whose: &str,
-        suspects: usize,
-        known: Vec<String>,
-    ) -> Result<Option<Waits>> {
-        let shared = &self.shared;
-        let call = shared
-            .call(&CLAIM, source, &[])
-            .arg(crate::settle::millis(idle))
-            .arg(from)
-            .arg(PAGE)
-            .arg(room)
-            .arg(whose)
-            .arg(suspects)
-            .arg(known);
-        let answer: redis::Value = shared.link.run("claim", &call).await?;
-        let mut answer = array(answer).into_iter();
-        let (Some(cursor), Some(waits), Some(gone)) = (answer.next(), answer.next(), answer.next())
-        else {
-            return Ok(None);
-        };
-        let waits = match integer(&waits) {
-            Some(0) => Waits::Nothing,
-            Some(1) => Waits::Suspects,
-            _ => Waits::Room,
-        };
-        if integer(&gone).is_some_and(|gone| gone > 0) {
-            let stream = shared.group.stream(source);
-            tracing::error!(?gone, stream, "somebody removed messages that were not handled yet");
-        }
-        match text(cursor) {
-            Some(cursor) if !cursor.is_empty() => self.cursors[source] = Cursor::From(cursor),
-            _ if waits == Waits::Room => {}
-            _ => self.cursors[source] = Cursor::Done,
-        }
-        let found = answer.filter_map(Found::counted).collect();
-        self.take_in(source, found);
-        Ok(Some(waits))
     }
 
     pub(crate) fn next_tick(&self) -> Instant {
@@ -478,6 +387,12 @@ impl Reader {
 
     async fn leave(&mut self) -> Result<()> {
         self.disown().await?;
+        self.sweep().await
+    }
+
+    /// Deletes this consumer and those of crashed processes, where nothing is pending. The server
+    /// makes one anew when it reads.
+    async fn sweep(&self) -> Result<()> {
         let shared = &self.shared;
         let mut call = Call::new(&LEAVE);
         for source in 0..self.cursors.len() {
@@ -487,11 +402,6 @@ impl Reader {
         let call = call.arg(&shared.group.name).arg(&shared.consumer).arg(forgotten);
         shared.link.run::<i64>("leave", &call).await.map(drop)
     }
-}
-
-/// Whether it was delivered twice before and settled by nobody.
-fn is_suspect(count: u32) -> bool {
-    count > 2
 }
 
 fn inbox_is_closed(inbox: &InboxSender, closing: &watch::Receiver<bool>) -> bool {

@@ -113,7 +113,7 @@ impl DeadLetters<'_> {
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&self.group.dead_letters).arg("+").arg("-").arg("COUNT").arg(1);
         let last: Value = self.link.query("dead letters", &command).await?;
-        let last = array(last).into_iter().filter_map(Found::first).next();
+        let last = array(last).into_iter().find_map(Found::first);
         Ok(last.map_or_else(|| "0-0".to_owned(), |found| found.id))
     }
 

@@ -141,12 +141,14 @@ impl Held {
         if waiting { None } else { self.settle(tag, shut) }
     }
 
-    /// Forgets what is settled.
-    pub(crate) fn remove(&self, tags: impl IntoIterator<Item = u64>) {
+    /// Forgets what is settled; answers whether that was the last suspect.
+    pub(crate) fn remove(&self, tags: impl IntoIterator<Item = u64>) -> bool {
         let mut table = self.lock();
+        let suspects = table.suspects;
         for tag in tags {
             table.remove(tag);
         }
+        suspects > 0 && table.suspects == 0
     }
 
     /// Those of these that are out.
@@ -201,7 +203,9 @@ impl Held {
         let mut table = self.lock();
         let lost = |entry: &&Entry| entry.state == State::Out && entry.until < now;
         let lost: Vec<_> = table.entries.values().filter(lost).map(|e| e.holding.tag).collect();
-        lost.into_iter().for_each(|tag| table.remove(tag));
+        for tag in lost {
+            table.remove(tag);
+        }
     }
 
     /// Takes out everything for good: with whether a handler may have seen it.
@@ -221,7 +225,9 @@ impl Held {
         table.shut.retain(|shut| *shut != partition);
         let of_it = |entry: &&Entry| entry.holding.source / 2 == partition;
         let lost: Vec<_> = table.entries.values().filter(of_it).map(|e| e.holding.tag).collect();
-        lost.into_iter().for_each(|tag| table.remove(tag));
+        for tag in lost {
+            table.remove(tag);
+        }
     }
 
     /// Of a shut partition: whether all is back, and what of it waits, which goes back now.
@@ -275,11 +281,18 @@ impl Table {
 
     fn hand_out(&mut self, tag: u64) -> bool {
         let Some(entry) = self.entries.get_mut(&tag) else { return false };
-        let open = !self.shut.contains(&(entry.holding.source / 2));
-        if open && entry.state == State::Waiting {
+        if self.shut.contains(&(entry.holding.source / 2)) {
+            return false;
+        }
+        if entry.until < Instant::now() {
+            // Its lease ran out here, as everything stood still: somebody has it, or it comes again.
+            self.remove(tag);
+            return false;
+        }
+        if entry.state == State::Waiting {
             entry.state = State::Out;
         }
-        open
+        true
     }
 
     fn shut(&mut self, partition: usize) {

@@ -30,12 +30,6 @@ impl Line {
         Ok(Self { connection, id })
     }
 
-    pub(crate) fn read_group(&self, group: &str, consumer: &str) -> Cmd {
-        let mut command = redis::cmd("XREADGROUP");
-        command.arg("GROUP").arg(group).arg(consumer);
-        command
-    }
-
     /// Reads for `wait` at most; ends early when woken or closed. It always waits for the answer:
     /// what was delivered with an answer that nobody reads would be pending unseen.
     pub(crate) async fn read(

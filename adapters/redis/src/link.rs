@@ -6,7 +6,7 @@ use anybroker_core::{ErrorKind, Result, RetryClass};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script};
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{closed, error_of, failed, is_answer, unanswered};
 
@@ -26,9 +26,15 @@ pub(crate) struct Link {
     closed: AtomicBool,
 }
 
+/// A connection that was idle for so long is tried before it is used: what is sent on a dead one
+/// may or may not have arrived.
+const IDLE: Duration = Duration::from_secs(1);
+const TRY_TIMEOUT: Duration = Duration::from_secs(5);
+
 #[derive(Default)]
 struct State {
     connection: Option<MultiplexedConnection>,
+    used: Option<Instant>,
     epoch: u64,
     failures: u32,
 }
@@ -48,14 +54,20 @@ impl Link {
             return Err(closed("connect"));
         }
         if let Some(connection) = &state.connection {
-            return Ok((state.epoch, connection.clone()));
+            let mut connection = connection.clone();
+            if state.used.is_none_or(|used| used.elapsed() < IDLE) || answers(&mut connection).await
+            {
+                state.used = Some(Instant::now());
+                return Ok((state.epoch, connection));
+            }
+            state.connection = None;
         }
         // One at a time tries, after a pause that grows with the failures in a row.
         pause(state.failures).await;
         state.failures += 1;
         let connection = connect(&self.clients).await?;
         (state.failures, state.epoch) = (0, state.epoch + 1);
-        state.connection = Some(connection.clone());
+        (state.connection, state.used) = (Some(connection.clone()), Some(Instant::now()));
         Ok((state.epoch, connection))
     }
 
@@ -145,6 +157,12 @@ impl<'a> Call<'a> {
         self.0.arg(arg);
         self
     }
+}
+
+async fn answers(connection: &mut MultiplexedConnection) -> bool {
+    let ping = redis::cmd("PING");
+    let answer = timeout(TRY_TIMEOUT, ping.query_async::<()>(connection)).await;
+    matches!(answer, Ok(Ok(())))
 }
 
 /// Connects to the first host that answers.

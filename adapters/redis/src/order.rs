@@ -8,10 +8,11 @@ use redis::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::consume::{Cursor, Reader, Waits, at_least_a_moment, closed};
+use crate::consume::{Reader, at_least_a_moment, closed};
 use crate::held::Reopening;
 use crate::line::Line;
 use crate::link::Call;
+use crate::reclaim::{Cursor, Waits};
 use crate::scripts::{LOCK, TAKE, array, streams, text};
 use crate::settle::millis;
 
@@ -35,14 +36,14 @@ impl Reader {
         let begun = Instant::now();
         let mut command = redis::cmd("SET");
         command.arg(&shared.group.partitions[index].lock).arg(&token).arg("NX").arg("PX");
-        let taken: Value =
+        let owned: Value =
             shared.link.query("own a partition", command.arg(millis(shared.lease()))).await?;
-        if taken == Value::Nil {
+        if owned == Value::Nil {
             return Ok(false);
         }
         shared.set_token(index, token);
         self.owned[index] = Some(begun + shared.lease());
-        self.from_the_start(index);
+        self.begin_anew(index);
         Ok(true)
     }
 
@@ -80,7 +81,7 @@ impl Reader {
         self.shared.held.lose(index);
     }
 
-    fn from_the_start(&mut self, index: usize) {
+    fn begin_anew(&mut self, index: usize) {
         self.cursors[2 * index] = Cursor::start();
         self.cursors[2 * index + 1] = Cursor::start();
     }
@@ -114,7 +115,7 @@ impl Reader {
             }
             match self.shared.held.reopen(index) {
                 Reopening::Open => {}
-                Reopening::Again => self.from_the_start(index),
+                Reopening::Again => self.begin_anew(index),
                 Reopening::Not(waiting) => {
                     for holding in waiting {
                         drop(self.settler.give_back(holding, false));
@@ -153,7 +154,7 @@ impl Reader {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(at_least_a_moment(wait));
         command.arg("STREAMS").arg(keys).arg(last);
-        let wake = &self.shared.given_back;
+        let wake = &self.shared.claimable;
         line.read(&command, wait, &self.shared.link, wake, closed(inbox, closing)).await?;
         Ok(())
     }

@@ -1,29 +1,26 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
+    Confirmation, Confirmer, Delivery, Envelope, ErrorKind, Hop, Outcome, Result, Settler,
     Subscription,
 };
-use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::Instant;
 
-use crate::error::{error_of, stale};
+use crate::error::stale;
 use crate::held::{Held, Holding, Source};
 use crate::layout::Group;
-use crate::link::{Call, Link};
+use crate::link::{Call, Link, pause};
 use crate::message::write;
 use crate::scripts::{REPLACE, SETTLE};
+use crate::writer::Writer;
 
-/// How many settlements are written at once at most, and how many bytes of copies.
-const BATCH: usize = 1024;
-const BYTES: usize = 4 * 1024 * 1024;
-
-/// Between attempts to give back what could not be settled.
-const AGAIN: Duration = Duration::from_millis(500);
+/// A settlement without a copy: with which count it is to be given back.
+pub(crate) type Plain = (Holding, u32, Option<Confirmer>);
 
 /// What the parts of a consumer share.
 pub(crate) struct Shared {
@@ -33,8 +30,10 @@ pub(crate) struct Shared {
     /// Its name, which nobody else has.
     pub(crate) consumer: String,
     pub(crate) held: Held,
-    /// Something was given back that may be claimed at once.
-    pub(crate) given_back: Notify,
+    /// Something may be claimed at once.
+    pub(crate) claimable: Notify,
+    /// Whether there may be something to trim.
+    pub(crate) settled: AtomicBool,
     /// There is room again.
     pub(crate) room: Notify,
     /// With which it owns each ordered partition; empty where it does not.
@@ -47,7 +46,7 @@ pub(crate) struct RedisSettler {
     commands: mpsc::UnboundedSender<Command>,
 }
 
-enum Command {
+pub(crate) enum Command {
     Ack(Holding, Confirmer),
     /// Back to the group, to be delivered with this count and one more.
     Back(Holding, u32, Option<Confirmer>),
@@ -58,15 +57,15 @@ enum Command {
 }
 
 /// What takes the place of a delivery.
-struct Copy {
+pub(crate) struct Copy {
     place: &'static str,
     delay: Duration,
-    envelope: Arc<Envelope>,
+    pub(crate) envelope: Arc<Envelope>,
     hop: Hop,
 }
 
 #[derive(Clone, Copy)]
-enum Mode {
+pub(crate) enum Mode {
     Ack,
     Renew,
     Back,
@@ -80,9 +79,17 @@ impl Shared {
         consumer: String,
     ) -> Self {
         let tokens = Mutex::new(vec![String::new(); group.partitions.len()]);
-        let (given_back, room) = (Notify::new(), Notify::new());
-        let held = Held::default();
-        Self { link, group, subscription, consumer, held, given_back, room, tokens }
+        Self {
+            link,
+            group,
+            subscription,
+            consumer,
+            held: Held::default(),
+            claimable: Notify::new(),
+            settled: AtomicBool::new(true),
+            room: Notify::new(),
+            tokens,
+        }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -113,12 +120,12 @@ impl Shared {
     }
 
     /// Settles holdings of one source; answers for each whether it was still this consumer's.
-    async fn settle(
+    pub(crate) async fn settle(
         &self,
         mode: Mode,
         source: Source,
-        holdings: &mut [(Holding, u32, Option<Confirmer>)],
-    ) -> Result<Vec<bool>> {
+        holdings: &mut [Plain],
+    ) -> Result<Fenced> {
         holdings.sort_unstable_by_key(|(holding, ..)| holding.id);
         let mut call = self.call(&SETTLE, source, &[]).arg(match mode {
             Mode::Ack => "ack",
@@ -128,7 +135,27 @@ impl Shared {
         for (holding, count, _) in holdings {
             call = call.arg(holding.id.to_string()).arg(holding.count).arg(*count);
         }
-        digits(self.link.run("settle", &call).await)
+        self.fenced(&call).await
+    }
+
+    /// Runs a fenced script, and again when the connection was lost before the answer came: that
+    /// is safe, and only leaves it open whether it was the first time that it took effect.
+    async fn fenced(&self, call: &Call<'_>) -> Result<Fenced> {
+        let end = Instant::now() + self.lease();
+        let mut attempt = 0;
+        loop {
+            match self.link.run::<String>("settle", call).await {
+                Ok(digits) => {
+                    let mine = digits.bytes().map(|digit| digit == b'1').collect();
+                    return Ok(Fenced { mine, again: attempt > 0 });
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
+                    attempt += 1;
+                    pause(attempt).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Renews at once; what is somebody else's by now is forgotten.
@@ -138,7 +165,7 @@ impl Shared {
             sources.entry(holding.source).or_default().push((holding, 0, None));
         }
         for (source, mut holdings) in sources {
-            let mine = self.settle(Mode::Renew, source, &mut holdings).await?;
+            let Fenced { mine, .. } = self.settle(Mode::Renew, source, &mut holdings).await?;
             let tags = |kept: bool| {
                 let tagged = holdings.iter().zip(&mine).filter(move |(_, mine)| **mine == kept);
                 tagged.map(|((holding, ..), _)| holding.tag).collect::<Vec<_>>()
@@ -149,11 +176,11 @@ impl Shared {
         Ok(())
     }
 
-    async fn replace(
+    pub(crate) async fn replace(
         &self,
         source: Source,
         copies: &[(Holding, Box<Copy>, Confirmer)],
-    ) -> Result<Vec<bool>> {
+    ) -> Result<Fenced> {
         let partition = &self.group.partitions[source / 2];
         let keys = [&*partition.retry, &partition.delayed, &self.group.dead_letters];
         let mut call = self.call(&REPLACE, source, &keys);
@@ -171,7 +198,7 @@ impl Shared {
                 .arg(fields.len())
                 .arg(fields);
         }
-        digits(self.link.run("settle", &call).await)
+        self.fenced(&call).await
     }
 }
 
@@ -182,15 +209,19 @@ pub(crate) fn millis(delay: Duration) -> u64 {
     u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).min(LONGEST)
 }
 
-/// A digit for each entry.
-fn digits(answer: Result<String>) -> Result<Vec<bool>> {
-    Ok(answer?.bytes().map(|digit| digit == b'1').collect())
+/// What a fenced script answered.
+pub(crate) struct Fenced {
+    /// For each entry, whether it was still this consumer's.
+    pub(crate) mine: Vec<bool>,
+    /// Whether an earlier answer was lost: then what is not this consumer's may be so since it was
+    /// settled.
+    pub(crate) again: bool,
 }
 
 impl RedisSettler {
     pub(crate) fn start(shared: Arc<Shared>) -> Arc<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(Writer { shared: Arc::clone(&shared), owed: Vec::new() }.run(receiver));
+        tokio::spawn(Writer::new(Arc::clone(&shared)).run(receiver));
         Arc::new(Self { shared, commands })
     }
 
@@ -271,167 +302,4 @@ impl fmt::Debug for RedisSettler {
             .field("consumer", &self.shared.consumer)
             .finish_non_exhaustive()
     }
-}
-
-/// The task that settles.
-struct Writer {
-    shared: Arc<Shared>,
-    /// What could not be settled and is to be given back.
-    owed: Vec<Holding>,
-}
-
-type Plain = (Holding, u32, Option<Confirmer>);
-
-/// Settlements by their source.
-#[derive(Default)]
-struct Batch {
-    acks: BTreeMap<Source, Vec<Plain>>,
-    backs: BTreeMap<Source, Vec<Plain>>,
-    copies: BTreeMap<Source, Vec<(Holding, Box<Copy>, Confirmer)>>,
-    renewals: Vec<(Vec<Holding>, Confirmer)>,
-    flushes: Vec<oneshot::Sender<()>>,
-}
-
-impl Writer {
-    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
-        let mut taken = Vec::with_capacity(BATCH);
-        loop {
-            tokio::select! {
-                count = commands.recv_many(&mut taken, BATCH) => if count == 0 {
-                    return;
-                },
-                () = sleep(AGAIN), if !self.owed.is_empty() => {}
-            }
-            let mut batch = Batch::default();
-            for holding in self.owed.drain(..) {
-                batch.backs.entry(holding.source).or_default().push((holding, holding.count, None));
-            }
-            taken.drain(..).for_each(|command| batch.add(command));
-            self.write(batch).await;
-        }
-    }
-
-    async fn write(&mut self, batch: Batch) {
-        let shared = &self.shared;
-        // At once: they are about different entries.
-        let (acks, backs, copies) = tokio::join!(
-            join_all(batch.acks.into_iter().map(|(source, all)| settle(
-                shared,
-                Mode::Ack,
-                source,
-                all
-            ))),
-            join_all(batch.backs.into_iter().map(|(source, all)| settle(
-                shared,
-                Mode::Back,
-                source,
-                all
-            ))),
-            join_all(batch.copies.into_iter().map(|(source, all)| replace(shared, source, all))),
-        );
-        let given_back = !backs.is_empty();
-        self.owed.extend(acks.into_iter().chain(backs).chain(copies).flatten());
-        if shared.group.ordered {
-            self.owed.iter().for_each(|holding| shared.held.shut(holding.source / 2));
-        }
-        if given_back {
-            shared.given_back.notify_one();
-        }
-        for (holdings, confirmer) in batch.renewals {
-            confirmer.confirm(shared.renew(holdings).await);
-        }
-        for done in batch.flushes {
-            // Who asked may be gone.
-            let _ = done.send(());
-        }
-    }
-}
-
-impl Batch {
-    fn add(&mut self, command: Command) {
-        match command {
-            Command::Ack(holding, confirmer) => {
-                self.acks.entry(holding.source).or_default().push((holding, 0, Some(confirmer)));
-            }
-            Command::Back(holding, count, confirmer) => {
-                self.backs.entry(holding.source).or_default().push((holding, count, confirmer));
-            }
-            Command::Replace(holding, copy, confirmer) => {
-                self.copies.entry(holding.source).or_default().push((holding, copy, confirmer));
-            }
-            Command::Renew(holdings, confirmer) => self.renewals.push((holdings, confirmer)),
-            Command::Flush(done) => self.flushes.push(done),
-        }
-    }
-}
-
-/// Settles, and answers what is owed.
-async fn settle(shared: &Shared, mode: Mode, source: Source, mut all: Vec<Plain>) -> Vec<Holding> {
-    let settled = shared.settle(mode, source, &mut all).await;
-    let confirmed = all.into_iter().map(|(holding, _, confirmer)| (holding, confirmer));
-    answer(shared, settled, confirmed)
-}
-
-/// As [`settle`], by copies.
-async fn replace(
-    shared: &Shared,
-    source: Source,
-    mut all: Vec<(Holding, Box<Copy>, Confirmer)>,
-) -> Vec<Holding> {
-    let mut owed = Vec::new();
-    while !all.is_empty() {
-        let mut bytes = 0;
-        let fits = all.iter().position(|(_, copy, _)| {
-            bytes += copy.envelope.payload.len() + 1024;
-            bytes > BYTES
-        });
-        let rest = all.split_off(fits.map_or(all.len(), |fits| fits.max(1)));
-        let settled = shared.replace(source, &all).await;
-        let confirmed = all.into_iter().map(|(holding, _, confirmer)| (holding, Some(confirmer)));
-        owed.extend(answer(shared, settled, confirmed));
-        all = rest;
-    }
-    owed
-}
-
-fn answer(
-    shared: &Shared,
-    settled: Result<Vec<bool>>,
-    all: impl Iterator<Item = (Holding, Option<Confirmer>)>,
-) -> Vec<Holding> {
-    let gone = settled.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-    let mut owed = Vec::new();
-    let mut done = Vec::new();
-    for (index, (holding, confirmer)) in all.enumerate() {
-        let result = match &settled {
-            Ok(mine) if mine.get(index) == Some(&true) => Ok(()),
-            Ok(_) => Err(stale("somebody else has taken it over: its lease ran out")),
-            Err(_) if gone => Err(stale("the group is gone, and what it had in flight with it")),
-            Err(error) if error.kind() == ErrorKind::Closed => {
-                Err(stale("the broker was closed: the message comes again"))
-            }
-            Err(error) => Err(same(error)),
-        };
-        // Nothing to give back on a connection that was closed for good.
-        let failed = matches!(&settled, Err(error) if !gone && error.kind() != ErrorKind::Closed);
-        if failed {
-            owed.push(holding);
-        } else {
-            done.push(holding.tag);
-        }
-        if let Some(confirmer) = confirmer {
-            confirmer.confirm(result);
-        }
-    }
-    shared.held.remove(done);
-    owed
-}
-
-/// The same error, for one of many that it struck.
-fn same(error: &Error) -> Error {
-    let mut text = error.to_string();
-    if let Some(rest) = text.strip_prefix("redis: settle: ") {
-        text = rest.to_owned();
-    }
-    error_of(error.kind(), "settle", text).class(error.retry_class())
 }

@@ -14,9 +14,9 @@ for i = 10, #ARGV do
 end
 local range
 if mine then
-    range = redis.call('XPENDING', stream, group, ARGV[5], '+', page, consumer)
+    range = redis.call('XPENDING', stream, group, 'IDLE', idle, ARGV[5], '+', page, consumer)
 else
-    range = redis.call('XPENDING', stream, group, ARGV[5], '+', page)
+    range = redis.call('XPENDING', stream, group, 'IDLE', idle, ARGV[5], '+', page)
 end
 local answer = { '', 0, 0 }
 for _, entry in ipairs(range) do
