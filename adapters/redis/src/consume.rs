@@ -39,6 +39,9 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// Consumers of crashed processes are deleted when they have had nothing pending for so long.
 const FORGOTTEN: Duration = Duration::from_hours(1);
 
+/// How long giving back may take: all of it comes again by itself, and the server may be gone.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How much room is worth a read while there is more to come, and how long to wait for it.
 const WORTHWHILE: usize = 64;
 const NAP: Duration = Duration::from_millis(1);
@@ -59,7 +62,7 @@ pub(crate) struct Reader {
     pub(crate) prefetch: usize,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
     /// what it was asked for.
-    surplus: VecDeque<Delivery>,
+    pub(crate) surplus: VecDeque<Delivery>,
     /// Where each source is to be searched further.
     pub(crate) cursors: Vec<Cursor>,
     /// Until when each ordered partition is owned.
@@ -350,7 +353,7 @@ impl Reader {
         for delivery in self.surplus.drain(..) {
             drop(delivery.settle(RELEASE));
         }
-        self.settler.flush().await;
+        let _ = timeout(END_TIMEOUT, self.settler.flush()).await;
         let shared = Arc::clone(&self.shared);
         // An ordered partition is owned until all of it is settled.
         let mut inbox = Some(inbox).filter(|_| shared.group.ordered);
@@ -362,25 +365,29 @@ impl Reader {
                     break;
                 },
             }
-            self.settler.flush().await;
+            let _ = timeout(TICK, self.settler.flush()).await;
             shared.held.forget_lost();
             if let Err(error) = self.keep_owning().await {
                 tracing::debug!(%error, "keeping what is owned failed");
             }
         }
-        let given_back: Vec<_> = shared
-            .held
-            .close()
-            .into_iter()
-            .map(|(holding, seen)| self.settler.give_back(holding, seen))
-            .collect();
-        for confirmation in given_back {
-            // What is not given back comes again when its lease is over.
-            let _ = confirmation.await;
-        }
-        self.settler.flush().await;
-        if let Err(error) = self.leave().await {
-            tracing::debug!(%error, "leaving the group failed");
+        let giving_back = async {
+            let given_back: Vec<_> = shared
+                .held
+                .close()
+                .into_iter()
+                .map(|(holding, seen)| self.settler.give_back(holding, seen))
+                .collect();
+            for confirmation in given_back {
+                // What is not given back comes again when its lease is over.
+                let _ = confirmation.await;
+            }
+            self.settler.flush().await;
+            self.leave().await
+        };
+        match timeout(END_TIMEOUT, giving_back).await {
+            Ok(Ok(())) => {}
+            failed => tracing::debug!(?failed, "leaving the group failed"),
         }
         drop(inbox.take());
     }
