@@ -196,8 +196,11 @@ impl Reader {
                             if ends {
                                 self.topology.forget(&self.queue);
                             }
-                            if (ends || failures == 0) && self.inbox.fail(error).await.is_err() || ends {
-                                break;
+                            if ends || failures == 0 {
+                                let told = self.inbox.fail(error).await;
+                                if ends || told.is_err() {
+                                    break;
+                                }
                             }
                             failures += 1;
                             paused_until = Instant::now() + pause(failures);

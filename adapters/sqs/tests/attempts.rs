@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use anybroker_core::{Broker, ErrorKind, Outcome, Outgoing, Queue, Subscription};
+use anybroker_core::{Broker, DeadLetterFilter, ErrorKind, Outcome, Outgoing, Queue, Subscription};
 use support::{ack, both, consume, message, receive, send, settle, try_receive, unique};
 
 const AT_ONCE: Duration = Duration::ZERO;
@@ -49,7 +49,7 @@ async fn a_stale_receipt_settles_nothing() {
         let error = stale.settle(Outcome::dead_letter("late", "")).await.expect_err("it is late");
         assert_eq!(error.kind(), ErrorKind::StaleDelivery);
         settle(fresh, Outcome::Ack).await;
-        let letters = broker.dead_letters(&subscription, &Default::default(), 10).await;
+        let letters = broker.dead_letters(&subscription, &DeadLetterFilter::all(), 10).await;
         assert!(letters.expect("an answer").entries.is_empty());
     }
 }
