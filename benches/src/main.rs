@@ -4,11 +4,12 @@ mod measure;
 mod memory;
 mod rabbitmq;
 mod redis;
+mod sqs;
 
 use std::process::ExitCode;
 
 use anybroker::BoxError;
-use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion, Redis, RedisVersion};
+use anybroker_testkit::brokers::{ElasticMq, RabbitMq, RabbitMqVersion, Redis, RedisVersion};
 use clap::{Parser, ValueEnum};
 
 use crate::measure::Table;
@@ -21,11 +22,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures anybroker against the bare client of each broker, in the same run.
 ///
 /// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,
-/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_REDIS_70_URL`, `ANYBROKER_REDIS_8_URL`), else its own.
+/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_REDIS_70_URL`, `ANYBROKER_REDIS_8_URL`,
+/// `ANYBROKER_SQS_URL`), else its own.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure
-    #[arg(default_values = ["memory", "rabbitmq", "redis"])]
+    #[arg(default_values = ["memory", "rabbitmq", "redis", "sqs"])]
     brokers: Vec<Bench>,
     /// Fewer messages and rounds: a first impression in about a minute
     #[arg(long)]
@@ -40,6 +42,7 @@ enum Bench {
     Memory,
     Rabbitmq,
     Redis,
+    Sqs,
 }
 
 #[tokio::main]
@@ -51,6 +54,7 @@ async fn main() -> ExitCode {
             Bench::Memory => memory::run(&mut table, arguments.quick).await,
             Bench::Rabbitmq => measure_rabbitmq(&mut table, &arguments).await,
             Bench::Redis => measure_redis(&mut table, &arguments).await,
+            Bench::Sqs => measure_sqs(&mut table, arguments.quick).await,
         };
         if let Err(error) = done {
             eprintln!("error: {bench:?}: {error}");
@@ -80,4 +84,9 @@ async fn measure_redis(table: &mut Table, arguments: &Arguments) -> Result<(), B
         redis::run(table, server.url(), server.version(), arguments.quick).await?;
     }
     Ok(())
+}
+
+async fn measure_sqs(table: &mut Table, quick: bool) -> Result<(), BoxError> {
+    let server = tokio::task::spawn_blocking(|| ElasticMq::new().find()).await??;
+    sqs::run(table, server.url(), quick).await
 }

@@ -37,7 +37,7 @@ const SUSPICIOUS: u32 = 2;
 
 /// On FIFO the count cannot be told from that of releases, which must not use up attempts: so many
 /// returns are forgiven.
-const FORGIVEN: u32 = 20;
+const FORGIVEN: u32 = 100;
 
 /// Starts to consume.
 pub(crate) async fn consume(
@@ -111,14 +111,18 @@ impl Consumer for SqsConsumer {
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<()>> {
         let before = out.len();
-        let polled = self.inbox.poll_receive(cx, max, out);
-        if out.len() > before {
-            self.held.hand_out(out[before..].iter().map(Delivery::tag));
+        loop {
+            let polled = self.inbox.poll_receive(cx, max, out);
+            let received = out.len() - before;
+            // What waited here and went back with the one before it.
+            self.held.hand_out(out, before);
+            if polled.is_pending() {
+                self.demand.state();
+            } else if received > 0 && out.len() == before {
+                continue;
+            }
+            return polled;
         }
-        if polled.is_pending() {
-            self.demand.state();
-        }
-        polled
     }
 
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
@@ -192,8 +196,11 @@ impl Reader {
                             if ends {
                                 self.topology.forget(&self.queue);
                             }
-                            if (ends || failures == 0) && self.inbox.fail(error).await.is_err() || ends {
-                                break;
+                            if ends || failures == 0 {
+                                let told = self.inbox.fail(error).await;
+                                if ends || told.is_err() {
+                                    break;
+                                }
                             }
                             failures += 1;
                             paused_until = Instant::now() + pause(failures);

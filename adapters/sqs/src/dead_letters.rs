@@ -88,9 +88,7 @@ impl DeadLetters {
         let entries = entries
             .map(|(_, envelope, hop)| DeadLetter { envelope: Arc::new(envelope), hop })
             .collect();
-        let mut peek = Peek::default();
-        peek.entries = entries;
-        Ok(peek)
+        Ok(Peek { entries, complete: false })
     }
 
     /// Sends back one after the other: stored with its confirmation, then deleted. A crash between

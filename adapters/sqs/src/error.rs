@@ -163,7 +163,7 @@ pub(crate) fn not_sent(error: &(dyn StdError + 'static)) -> bool {
 }
 
 fn is_about_credentials(error: &(dyn StdError + 'static)) -> bool {
-    chain(error).any(|error| error.is::<CredentialsError>())
+    chain(error).any(<dyn StdError>::is::<CredentialsError>)
 }
 
 fn chain<'a>(

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anybroker_core::{Confirmer, Error, Result};
+use anybroker_core::{Confirmer, Delivery, Error, Result};
 use aws_sdk_sqs::types::{
     ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
 };
@@ -121,16 +121,23 @@ impl Held {
         tag
     }
 
-    /// Notes that the worker has these, and renews them from now on.
-    pub(crate) fn hand_out(&self, tags: impl Iterator<Item = u64>) {
-        let mut table = self.table();
-        for tag in tags {
-            if let Some(entry) = table.entries.get_mut(&tag)
-                && entry.state == State::Waiting
-            {
-                entry.state = State::HandedOut;
+    /// Notes that the worker has the deliveries from this index on, and renews them from now on;
+    /// those that are lost are taken out.
+    pub(crate) fn hand_out(&self, deliveries: &mut Vec<Delivery>, from: usize) {
+        let mut lost = Vec::new();
+        {
+            let mut table = self.table();
+            for index in (from..deliveries.len()).rev() {
+                match table.entries.get_mut(&deliveries[index].tag()) {
+                    Some(entry) if entry.state == State::Waiting => {
+                        entry.state = State::HandedOut;
+                    }
+                    // Dropped without the lock, which that takes.
+                    _ => lost.push(deliveries.remove(index)),
+                }
             }
         }
+        drop(lost);
     }
 
     /// Begins to settle; the place is held until [`end`](Self::end).

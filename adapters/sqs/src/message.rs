@@ -1,4 +1,4 @@
-//! An envelope as the body of a message: a structured CloudEvent in JSON.
+//! An envelope as the body of a message: a structured event in JSON.
 
 use std::collections::HashMap;
 
@@ -36,10 +36,10 @@ pub(crate) fn body(envelope: &Envelope, hop: &Hop) -> Result<String> {
         .map_err(|_| error_of(ErrorKind::Invalid, "publish", "the payload's JSON is not UTF-8"))?;
     // The two characters that JSON may hold as they are and XML, which SQS goes by, may not. They
     // can only stand inside of texts, and no payload has them: core writes it in base64 then.
-    Ok(match json.contains('\u{fffe}') || json.contains('\u{ffff}') {
-        true => json.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff"),
-        false => json,
-    })
+    if json.contains('\u{fffe}') || json.contains('\u{ffff}') {
+        return Ok(json.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff"));
+    }
+    Ok(json)
 }
 
 /// Refuses a body that is larger than a message may be.
@@ -50,7 +50,7 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize) -> Error {
     error_of(ErrorKind::TooLarge, "publish", text)
 }
 
-/// Reads a message: a CloudEvent, or whatever somebody else has sent.
+/// Reads a message: a structured event, or whatever somebody else has sent.
 pub(crate) fn read(message: &Message, default_type: &str) -> (Envelope, Hop) {
     let body = message.body().unwrap_or_default();
     let own = message.message_attributes().filter(|attributes| !attributes.is_empty());

@@ -280,8 +280,8 @@ async fn call(
                 .build()
         });
         let entries = entries.collect::<Result<_, _>>().map_err(unbuilt)?;
-        let send = topology.clients.sends.send_message_batch().queue_url(address);
-        let sent = send.set_entries(Some(entries)).send().await;
+        let call = topology.clients.sends.send_message_batch().queue_url(address);
+        let sent = call.set_entries(Some(entries)).send().await;
         let sent = sent.map_err(|error| failed(PUBLISH, address, error))?;
         for stored in sent.successful() {
             answers.set(stored.id(), Ok(()));

@@ -84,9 +84,9 @@ impl SqsSettler {
         self.runtime.spawn(async move {
             match stored.await {
                 Ok(()) => {
-                    let (deleted, confirmation) = Confirmation::channel();
-                    let _ = deletes.push(Delete(tag, deleted));
-                    confirmer.confirm(confirmation.await);
+                    let (answered, answer) = Confirmation::channel();
+                    let _ = deletes.push(Delete(tag, answered));
+                    confirmer.confirm(answer.await);
                 }
                 Err(error) => {
                     held.end(tag);

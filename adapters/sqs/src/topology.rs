@@ -70,10 +70,8 @@ impl Topology {
         if let Some(group) = self.known_group(&names) {
             return Ok(group);
         }
-        let topic = match destination.is_topic() {
-            true => Some(self.topic(destination).await?),
-            false => None,
-        };
+        let topic =
+            if destination.is_topic() { Some(self.topic(destination).await?) } else { None };
         let topic = topic.as_deref();
         let dead_letters = self.queue(&names.dead_letters, None, topic).await?;
         let queue = self.queue(&names.queue, Some(&dead_letters), topic).await?;

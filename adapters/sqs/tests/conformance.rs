@@ -1,5 +1,5 @@
 //! The conformance suite: queues on ElasticMQ, with AWS's limits and a server that is killed, and
-//! queues and topics on MiniStack, which keeps nothing when it is killed.
+//! queues and topics on `MiniStack`, which keeps nothing when it is killed.
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 /// Cases close often, and a close waits for the last receive.
 const OPTIONS: &str = "poll=1s";
-/// ElasticMQ knows no topics.
+/// `ElasticMQ` knows no topics.
 const QUEUES: &str = "poll=1s&sns=off";
 
 fn main() -> ExitCode {
