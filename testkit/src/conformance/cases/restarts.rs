@@ -81,8 +81,8 @@ async fn what_was_confirmed_survives_a_killed_broker(lab: Lab) -> Checked {
 
 async fn what_waits_survives_a_killed_broker(lab: Lab) -> Checked {
     let queue = lab::queue();
-    // Where deliveries are leased, the held one comes back when its lease is over.
-    let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(3));
+    // Where deliveries are leased, what is held comes again when its lease is over.
+    let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(5));
     lab.publish(queue.clone(), ["dead", "held", "retried"].map(message)).await?;
     let mut receiver = lab.consume(&subscription).await?;
     let mut held = Vec::new();
