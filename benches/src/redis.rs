@@ -259,7 +259,8 @@ fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Vec<u8>)) -> usize {
     let streams = array(found).into_iter();
     for entry in streams.flat_map(array).flat_map(array).map(array) {
         let mut entry = entry.into_iter();
-        let (Some(Value::BulkString(id)), Some(Value::Array(fields))) = (entry.next(), entry.next())
+        let (Some(Value::BulkString(id)), Some(Value::Array(fields))) =
+            (entry.next(), entry.next())
         else {
             continue;
         };
