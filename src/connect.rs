@@ -8,7 +8,7 @@ use anybroker_core::{Broker, BrokerUrl, Error, ErrorKind, Result};
 /// |---|---|---|
 /// | `memory` | in this process | `memory` (default) |
 /// | `amqp`, `amqps` | RabbitMQ | `rabbitmq` |
-/// | `kafka`, `kafka+ssl` | Apache Kafka | `kafka` |
+/// | `kafka`, `kafka+tls` | Apache Kafka | `kafka` |
 ///
 /// Options stand in the query string; each adapter's builder documents them. It tries once;
 /// `connect=wait` keeps trying, where the adapter has a server to wait for.
@@ -39,11 +39,11 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>> {
         #[cfg(not(feature = "rabbitmq"))]
         "amqp" | "amqps" => Err(feature_is_off(&url, "rabbitmq")),
         #[cfg(feature = "kafka")]
-        "kafka" | "kafka+ssl" => Ok(anybroker_kafka::connect(url).await?),
+        "kafka" | "kafka+tls" => Ok(anybroker_kafka::connect(url).await?),
         #[cfg(not(feature = "kafka"))]
-        "kafka" | "kafka+ssl" => Err(feature_is_off(&url, "kafka")),
+        "kafka" | "kafka+tls" => Err(feature_is_off(&url, "kafka")),
         other => Err(config(format!(
-            "no broker is known by the scheme {other:?}: write memory://, amqp://, amqps://, kafka:// or kafka+ssl://"
+            "no broker is known by the scheme {other:?}: write memory://, amqp://, amqps://, kafka:// or kafka+tls://"
         ))),
     }
 }

@@ -1,5 +1,6 @@
 //! Measures anybroker against the bare client of each broker, in the same run, as ratios.
 
+mod kafka;
 mod measure;
 mod memory;
 mod rabbitmq;
@@ -7,7 +8,7 @@ mod rabbitmq;
 use std::process::ExitCode;
 
 use anybroker::BoxError;
-use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion};
+use anybroker_testkit::brokers::{Kafka, RabbitMq, RabbitMqVersion};
 use clap::{Parser, ValueEnum};
 
 use crate::measure::Table;
@@ -20,11 +21,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures anybroker against the bare client of each broker, in the same run.
 ///
 /// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,
-/// `ANYBROKER_RABBITMQ_43_URL`), else its own.
+/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_KAFKA_URL`), else its own.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure
-    #[arg(default_values = ["memory", "rabbitmq"])]
+    #[arg(default_values = ["memory", "rabbitmq", "kafka"])]
     brokers: Vec<Bench>,
     /// Fewer messages and rounds: a first impression in about a minute
     #[arg(long)]
@@ -38,6 +39,7 @@ struct Arguments {
 enum Bench {
     Memory,
     Rabbitmq,
+    Kafka,
 }
 
 #[tokio::main]
@@ -48,6 +50,7 @@ async fn main() -> ExitCode {
         let done = match bench {
             Bench::Memory => memory::run(&mut table, arguments.quick).await,
             Bench::Rabbitmq => measure_rabbitmq(&mut table, &arguments).await,
+            Bench::Kafka => measure_kafka(&mut table, &arguments).await,
         };
         if let Err(error) = done {
             eprintln!("error: {bench:?}: {error}");
@@ -69,4 +72,9 @@ async fn measure_rabbitmq(table: &mut Table, arguments: &Arguments) -> Result<()
         rabbitmq::run(table, server.url(), server.version(), arguments.quick).await?;
     }
     Ok(())
+}
+
+async fn measure_kafka(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
+    let server = tokio::task::spawn_blocking(|| Kafka::new().find()).await??;
+    kafka::run(table, server.url(), arguments.quick).await
 }

@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::options::{GroupProtocol, Sasl, Settings, TokenProvider};
 
 /// What every handle shares.
@@ -106,7 +106,10 @@ impl Clients {
 
     /// A handle that belongs to no group, for questions and for reading topics.
     pub(crate) fn reader(&self, options: &[(&str, &str)]) -> Result<BaseConsumer<Context>> {
-        self.create(options, self.context(), "connect")
+        // It is no member for whose life anybody waits; but the client compares this with
+        // `max.poll.interval.ms`.
+        let options = [&[("session.timeout.ms", "6000")], options].concat();
+        self.create(&options, self.context(), "connect")
     }
 
     /// A handle that reads and writes a group's position without being a member.
@@ -169,7 +172,7 @@ pub(crate) fn check(reader: &BaseConsumer<Context>, time: Duration, wait: bool) 
 }
 
 fn is_final(error: &KafkaError, wait: bool) -> bool {
-    match error.rdkafka_error_code() {
+    match code(error) {
         Some(
             RDKafkaErrorCode::Authentication
             | RDKafkaErrorCode::SaslAuthenticationFailed

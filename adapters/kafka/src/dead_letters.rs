@@ -21,7 +21,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use crate::client::Context;
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::message::{headers, read};
 use crate::names::Names;
 use crate::scan::{Range, scan};
@@ -294,7 +294,7 @@ impl From<anybroker_core::Error> for Stopped {
 
 impl From<KafkaError> for Stopped {
     fn from(error: KafkaError) -> Self {
-        match error.rdkafka_error_code() {
+        match code(&error) {
             Some(
                 RDKafkaErrorCode::Fenced
                 | RDKafkaErrorCode::ProducerFenced

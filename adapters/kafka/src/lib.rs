@@ -27,7 +27,7 @@ pub use broker::KafkaBroker;
 pub use options::{GroupProtocol, KafkaBuilder, Sasl};
 pub use rdkafka;
 
-/// Connects to `kafka://user:password@host:port,host:port?option=value`, or `kafka+ssl://`.
+/// Connects to `kafka://user:password@host:port,host:port?option=value`, or `kafka+tls://`.
 ///
 /// # Errors
 /// As [`KafkaBuilder::connect`].

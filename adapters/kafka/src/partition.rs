@@ -168,8 +168,7 @@ impl Partition {
 
     /// The message that is to be handed out next, suspects apart.
     fn candidate(&self) -> Option<i64> {
-        let held_back = !self.due.is_empty() || !self.suspects.is_empty();
-        if self.in_place && held_back {
+        if !self.suspects.is_empty() || (self.in_place && !self.due.is_empty()) {
             return None;
         }
         self.again.first().or(self.fresh.front()).copied()

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::client::{Clients, log, oauth_token};
 use crate::commands::{Commands, Settled};
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::message::headers;
 use crate::options::TokenProvider;
 
@@ -148,7 +148,7 @@ impl Publisher {
         };
         let Err((error, native)) = self.producer.send(native) else { return Ok(()) };
         let waiting = *native.delivery_opaque;
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+        if code(&error) == Some(RDKafkaErrorCode::QueueFull) {
             return Err(Record { topic, envelope, hop, waiting, since });
         }
         waiting.answer(Err(refused(&topic, error)));

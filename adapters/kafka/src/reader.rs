@@ -14,7 +14,7 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use crate::client::{Clients, log, oauth_token};
 use crate::commands::{Commands, Seat};
 use crate::desk::{Desk, commits};
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::message::read;
 use crate::names::Names;
 use crate::options::TokenProvider;
@@ -220,7 +220,7 @@ impl Reader {
 
     fn failed(&self, error: KafkaError) -> Result<()> {
         let group = &self.consumer.context().group.names.group;
-        match error.rdkafka_error_code() {
+        match code(&error) {
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                 Err(self.gone(error))
             }
@@ -473,7 +473,7 @@ impl GroupContext {
         while let Err(error) = consumer.commit(&list, CommitMode::Sync) {
             // Without it the next owner repeats what was finished since the last commit.
             tracing::debug!(%error, "the last commit of a partition failed");
-            let again = error.rdkafka_error_code().is_some_and(|code| {
+            let again = code(&error).is_some_and(|code| {
                 !matches!(
                     code,
                     RDKafkaErrorCode::IllegalGeneration

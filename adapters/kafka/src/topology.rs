@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 use crate::client::{Clients, Context};
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::names::{self, Names};
 use crate::position::Position;
 
@@ -197,10 +197,7 @@ impl Topology {
                     }
                     Err(error) => error,
                 };
-                let passes = matches!(
-                    error.rdkafka_error_code(),
-                    Some(RDKafkaErrorCode::LeaderNotAvailable)
-                );
+                let passes = matches!(code(&error), Some(RDKafkaErrorCode::LeaderNotAvailable));
                 if !passes || Instant::now() > end {
                     return Err(failed("declare", &format!("looking at topic {name:?}"), error));
                 }
@@ -262,7 +259,7 @@ fn is_live(error: &KafkaError) -> bool {
         RDKafkaErrorCode::RebalanceInProgress,
         RDKafkaErrorCode::StaleMemberEpoch,
     ];
-    error.rdkafka_error_code().is_some_and(|code| live.contains(&code))
+    code(error).is_some_and(|code| live.contains(&code))
 }
 
 /// The group's positions in a topic; blocks.
@@ -290,7 +287,7 @@ pub(crate) fn patiently<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T,
             Err(error)
                 if Instant::now() < end
                     && matches!(
-                        error.rdkafka_error_code(),
+                        code(&error),
                         Some(
                             RDKafkaErrorCode::UnknownTopicOrPartition
                                 | RDKafkaErrorCode::UnknownPartition
