@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anybroker_core::{Error, ErrorKind, Hop, Result, RetryClass, now};
+use anybroker_core::{Confirmation, Error, ErrorKind, Hop, Result, RetryClass, now};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::client::{Clients, log, oauth_token};
-use crate::commands::{Commands, Seat};
+use crate::commands::{Commands, Seat, tag};
 use crate::desk::{Desk, commits};
 use crate::error::{code, error_of, failed};
 use crate::message::read;
@@ -20,6 +20,7 @@ use crate::names::Names;
 use crate::options::TokenProvider;
 use crate::partition::Partition;
 use crate::position::Position;
+use crate::publish::{Publisher, Record, Settlement, Waiting};
 
 /// How often finished messages are committed.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
@@ -37,6 +38,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 const MOST_PLACES: usize = 100_000;
 const MOST_WAITING: usize = 10_000;
 
+/// Holds what is moved on.
+const NOBODY: u32 = u32::MAX;
+
 /// How many messages are read before the consumers get theirs.
 const LOT: usize = 1024;
 
@@ -46,6 +50,8 @@ pub(crate) struct GroupSettings {
     pub(crate) default_type: String,
     pub(crate) ordered: bool,
     pub(crate) limit: Option<u32>,
+    /// To move on what would be waited for.
+    pub(crate) publisher: Arc<Publisher>,
     /// See [`Desk`].
     pub(crate) permit: Arc<AtomicBool>,
 }
@@ -170,6 +176,7 @@ impl Reader {
                 });
             }
             self.limit(&mut desk, window);
+            self.move_on(&mut desk);
             let done = desk.seats.iter().any(|seat| seat.leaving && seat.held == 0);
             let urgent = done || !desk.flushes.is_empty();
             if urgent || committed.elapsed() >= COMMIT_INTERVAL {
@@ -319,6 +326,29 @@ impl Reader {
             for partition in &mut desk.partitions {
                 partition.dirty = false;
             }
+        }
+    }
+
+    /// Stores messages anew that wait for their time and hold up too many others' commit.
+    fn move_on(&self, desk: &mut Desk) {
+        let group = &self.consumer.context().group;
+        for partition in &mut desk.partitions {
+            if *partition.topic != *group.names.retry {
+                continue;
+            }
+            let laggard = partition.take_laggard(MOST_PLACES / 4, NOBODY);
+            let Some((offset, returned, (envelope, hop))) = laggard else { continue };
+            let mut hop = hop.map_or_else(Hop::default, |hop| *hop);
+            hop.attempts += returned;
+            let settlement = Settlement {
+                tag: tag(partition.id, offset),
+                commands: Arc::clone(&self.commands),
+                confirmer: Confirmation::channel().0,
+                returned,
+            };
+            let waiting = Waiting::Settlement(settlement);
+            let topic = Arc::clone(&partition.topic);
+            group.publisher.send(Record::new(topic, envelope, hop, waiting));
         }
     }
 

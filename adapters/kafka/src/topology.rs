@@ -207,6 +207,39 @@ impl Topology {
         .await
     }
 
+    /// Deletes what the group has finished from its own retry topic.
+    pub(crate) async fn trim(self: &Arc<Self>, names: &Names) {
+        let trimmed = async {
+            let (group, retry) = (names.group.clone(), names.retry.clone());
+            let Some(partitions) = self.partitions(&retry).await? else { return Ok(()) };
+            let this = Arc::clone(self);
+            let asked = |error| failed("trim", "the retry topic", error);
+            let list = blocking(move || {
+                let observer = this.clients.observer(&group)?;
+                let positions = committed(&observer, &retry, partitions).map_err(asked)?;
+                let mut list = TopicPartitionList::new();
+                for (partition, position) in (0..).zip(positions) {
+                    let Some(position) = position.filter(|position| position.offset > 0) else {
+                        continue;
+                    };
+                    let offset = Offset::Offset(position.offset);
+                    list.add_partition_offset(&retry, partition, offset).map_err(asked)?;
+                }
+                Ok(list)
+            })
+            .await?;
+            if list.count() > 0 {
+                let options = AdminOptions::new().request_timeout(Some(ANSWER));
+                self.admin.delete_records(&list, &options).await.map_err(asked)?;
+            }
+            Ok::<_, anybroker_core::Error>(())
+        };
+        if let Err(error) = trimmed.await {
+            // They are finished: that they still take place harms nobody.
+            tracing::debug!(%error, topic = names.retry, "finished messages stay");
+        }
+    }
+
     /// Stores where the group begins in partitions where it has no position.
     async fn position(
         self: &Arc<Self>,
