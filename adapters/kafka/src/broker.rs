@@ -316,7 +316,9 @@ impl Broker for KafkaBroker {
         // First the copies that settlements wait for, so that their originals are finished too.
         let flushed = self.flush().await;
         let groups: Vec<_> = self.groups.lock().await.drain().map(|(_, group)| group).collect();
-        groups.iter().for_each(|group| group.close());
+        for group in &groups {
+            group.close();
+        }
         let left = timeout(LEAVE_TIMEOUT, async {
             for group in &groups {
                 group.ended().await;

@@ -34,9 +34,13 @@ impl Clients {
         let hosts: Vec<_> = settings
             .hosts
             .iter()
-            .map(|(host, port)| match host.contains(':') {
-                true => format!("[{host}]:{port}"),
-                false => format!("{host}:{port}"),
+            .map(|(host, port)| {
+                // An IPv6 address is made of colons itself.
+                if host.contains(':') {
+                    format!("[{host}]:{port}")
+                } else {
+                    format!("{host}:{port}")
+                }
             })
             .collect();
         config

@@ -17,6 +17,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
@@ -268,7 +269,7 @@ impl DeadLetters {
         list.add_partition_offset(&self.names.dead_letters, 0, offset)?;
         let options = AdminOptions::new().request_timeout(Some(ANSWER));
         let deleted = self.runtime.block_on(self.topology.admin.delete_records(&list, &options))?;
-        deleted.elements().iter().try_for_each(|element| element.error())
+        deleted.elements().iter().try_for_each(TopicPartitionListElem::error)
     }
 }
 

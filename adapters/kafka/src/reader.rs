@@ -188,7 +188,8 @@ impl Reader {
                     let _ = answer.send(());
                 }
             }
-            let idle = count < LOT && !(desk.can_hand_out() && !full);
+            let still_full = desk.ready() >= window;
+            let idle = if full { still_full } else { count < LOT };
             let suspects = desk.has_suspects();
             let batch = (desk.prefetch() / 8).clamp(1, 128);
             drop(desk);
@@ -196,13 +197,13 @@ impl Reader {
                 let until_due = next_due.map_or(GLANCE, |due| {
                     due.duration_since(now()).unwrap_or_default().min(GLANCE)
                 });
-                let time = match (full, suspects) {
+                let time = match (still_full, suspects) {
                     // Room is made by the message, and waking for each would cost more than it.
                     (true, _) if batch > 1 => Duration::from_millis(1),
                     (_, true) => Duration::from_millis(5),
                     _ => until_due,
                 };
-                self.commands.sleep(time.min(until_due), if full { batch } else { 1 });
+                self.commands.sleep(time.min(until_due), if still_full { batch } else { 1 });
             }
         }
     }
@@ -470,9 +471,9 @@ impl GroupContext {
             .filter(|partition| leaving.contains(&(&*partition.topic, partition.number)))
             .map(|partition| partition.id)
             .collect();
-        let lost = consumer.assignment_lost();
+        let is_lost = consumer.assignment_lost();
         let mut commands = Vec::new();
-        if !lost {
+        if !is_lost {
             self.commands.set_leaving(&ids);
             let end = Instant::now() + HANDOVER;
             loop {
@@ -494,7 +495,7 @@ impl GroupContext {
         desk.apply(&mut commands);
         let removed = desk.remove(&ids);
         drop(desk);
-        if lost || removed.is_empty() {
+        if is_lost || removed.is_empty() {
             return;
         }
         let positions = removed.iter().map(|partition| (partition, partition.last_position()));

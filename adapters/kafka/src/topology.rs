@@ -6,6 +6,7 @@ use anybroker_core::{Declare, Destination, ErrorKind, Result, Start, Subscriptio
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
@@ -178,8 +179,8 @@ impl Topology {
                     Ok(metadata) => {
                         let topic = metadata.topics().first();
                         let error =
-                            topic.and_then(|topic| topic.error()).map(RDKafkaErrorCode::from);
-                        let partitions = topic.map(|topic| topic.partitions()).unwrap_or_default();
+                            topic.and_then(MetadataTopic::error).map(RDKafkaErrorCode::from);
+                        let partitions = topic.map(MetadataTopic::partitions).unwrap_or_default();
                         match error {
                             Some(
                                 RDKafkaErrorCode::UnknownTopicOrPartition

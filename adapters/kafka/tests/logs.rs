@@ -141,7 +141,7 @@ async fn a_handler_slower_than_the_longest_poll_interval_keeps_its_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_groups_under_retry_never_see_each_others_redeliveries() {
-    const COUNT: usize = 60;
+    const COUNT: u32 = 60;
     let broker = connect().await;
     let topic = Topic::new(unique("retries"));
     let groups = ["one", "two"].map(|group| Subscription::topic(topic.clone()).group(group));
@@ -150,23 +150,23 @@ async fn two_groups_under_retry_never_see_each_others_redeliveries() {
         let mut consumer = broker.consume(&subscription, 16).await.expect("a consumer");
         tasks.push(tokio::spawn(async move {
             let mut attempts: HashMap<String, Vec<u32>> = HashMap::new();
-            let retried = if subscription.group_name() == "one" { 3 } else { 1 };
+            let retried: u32 = if subscription.group_name() == "one" { 3 } else { 1 };
             for _ in 0..COUNT * (retried + 1) {
                 let delivery = receive(&mut consumer).await;
                 attempts.entry(id(&delivery)).or_default().push(delivery.attempt());
-                let outcome = match delivery.attempt() as usize {
+                let outcome = match delivery.attempt() {
                     attempt if attempt > retried => Outcome::Ack,
                     _ => Outcome::Retry { after: Duration::from_millis(30) },
                 };
                 delivery.settle(outcome).await.expect("a settlement");
             }
             assert!(try_receive(&mut consumer, Duration::from_millis(500)).await.is_none());
-            assert_eq!(attempts.len(), COUNT);
-            let expected: Vec<_> = (1..=retried as u32 + 1).collect();
+            assert_eq!(attempts.len(), COUNT as usize);
+            let expected: Vec<_> = (1..=retried + 1).collect();
             assert!(attempts.values().all(|seen| *seen == expected), "{attempts:?}");
         }));
     }
-    send_numbers(&broker, &topic.into(), COUNT).await;
+    send_numbers(&broker, &topic.into(), COUNT as usize).await;
     for task in tasks {
         task.await.expect("each group has its own");
     }
