@@ -228,9 +228,8 @@ fn bare_consume_all(
     let mut started = None;
     let mut seen = 0;
     while seen < messages {
-        let Some(message) = consumer.poll(Duration::from_secs(30)) else {
-            return Err("no message in 30 s".into());
-        };
+        // None is what it answers to a rebalance too.
+        let Some(message) = consumer.poll(Duration::from_secs(1)) else { continue };
         let message = message?;
         started.get_or_insert_with(Instant::now);
         std::hint::black_box(message.payload().map(<[u8]>::len));

@@ -107,7 +107,8 @@ impl Publisher {
             ("acks", "all"),
             // Java's: the same key goes to the same partition, whoever publishes.
             ("partitioner", "murmur2_random"),
-            ("linger.ms", "1"),
+            // With none, the client's thread asks again and again while requests are on their way.
+            ("linger.ms", "0.5"),
             ("message.timeout.ms", &*deadline),
             ("message.max.bytes", &*largest),
             ("queue.buffering.max.messages", "500000"),
