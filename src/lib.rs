@@ -42,6 +42,10 @@ pub use anybroker_kafka as kafka;
 pub use anybroker_memory as memory;
 #[cfg(feature = "rabbitmq")]
 pub use anybroker_rabbitmq as rabbitmq;
+#[cfg(feature = "redis")]
+pub use anybroker_redis as redis;
+#[cfg(feature = "sqs")]
+pub use anybroker_sqs as sqs;
 // For the expansion of the derives alone.
 #[doc(hidden)]
 pub use anybroker_core::__derive;

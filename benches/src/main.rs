@@ -4,11 +4,15 @@ mod kafka;
 mod measure;
 mod memory;
 mod rabbitmq;
+mod redis;
+mod sqs;
 
 use std::process::ExitCode;
 
 use anybroker::BoxError;
-use anybroker_testkit::brokers::{Kafka, RabbitMq, RabbitMqVersion};
+use anybroker_testkit::brokers::{
+    ElasticMq, Kafka, RabbitMq, RabbitMqVersion, Redis, RedisVersion,
+};
 use clap::{Parser, ValueEnum};
 
 use crate::measure::Table;
@@ -21,11 +25,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures anybroker against the bare client of each broker, in the same run.
 ///
 /// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,
-/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_KAFKA_URL`), else its own.
+/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_KAFKA_URL`, `ANYBROKER_REDIS_70_URL`,
+/// `ANYBROKER_REDIS_8_URL`, `ANYBROKER_SQS_URL`), else its own.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure
-    #[arg(default_values = ["memory", "rabbitmq", "kafka"])]
+    #[arg(default_values = ["memory", "rabbitmq", "kafka", "redis", "sqs"])]
     brokers: Vec<Bench>,
     /// Fewer messages and rounds: a first impression in about a minute
     #[arg(long)]
@@ -40,6 +45,8 @@ enum Bench {
     Memory,
     Rabbitmq,
     Kafka,
+    Redis,
+    Sqs,
 }
 
 #[tokio::main]
@@ -51,6 +58,8 @@ async fn main() -> ExitCode {
             Bench::Memory => memory::run(&mut table, arguments.quick).await,
             Bench::Rabbitmq => measure_rabbitmq(&mut table, &arguments).await,
             Bench::Kafka => measure_kafka(&mut table, &arguments).await,
+            Bench::Redis => measure_redis(&mut table, &arguments).await,
+            Bench::Sqs => measure_sqs(&mut table, arguments.quick).await,
         };
         if let Err(error) = done {
             eprintln!("error: {bench:?}: {error}");
@@ -77,4 +86,17 @@ async fn measure_rabbitmq(table: &mut Table, arguments: &Arguments) -> Result<()
 async fn measure_kafka(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
     let server = tokio::task::spawn_blocking(|| Kafka::new().find()).await??;
     kafka::run(table, server.url(), arguments.quick).await
+}
+
+async fn measure_redis(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
+    for version in [RedisVersion::V7_0, RedisVersion::V8] {
+        let server = tokio::task::spawn_blocking(move || Redis::new(version).find()).await??;
+        redis::run(table, server.url(), server.version(), arguments.quick).await?;
+    }
+    Ok(())
+}
+
+async fn measure_sqs(table: &mut Table, quick: bool) -> Result<(), BoxError> {
+    let server = tokio::task::spawn_blocking(|| ElasticMq::new().find()).await??;
+    sqs::run(table, server.url(), quick).await
 }

@@ -109,7 +109,7 @@ pub(crate) const KINDS: &[Kind] = &[
     },
     Kind {
         broker: Broker::Sns,
-        name: "ministack-1.4",
+        name: "ministack-1.5",
         version: "ministack",
         variables: &["ANYBROKER_SNS_URL"],
         is_tested: true,

@@ -98,7 +98,7 @@ fn meaning(code: Code) -> (ErrorKind, &'static str) {
         | Code::AllBrokersDown
         | Code::NetworkException
         | Code::OperationTimedOut => {
-            (ErrorKind::Unavailable, "; check host and port, and kafka+tls:// for a TLS port")
+            (ErrorKind::Unavailable, "; check host and port, and kafka+ssl:// for a TLS port")
         }
         Code::LeaderNotAvailable
         | Code::NotLeaderForPartition

@@ -76,7 +76,7 @@
 //! # Options
 //! | in the URL | builder | |
 //! |---|---|---|
-//! | `kafka+tls://` | | TLS; needs the feature `tls`, which is on by default |
+//! | `kafka+ssl://` | | TLS; needs the feature `tls`, which is on by default |
 //! | `user:password@` | `credentials` | by SASL |
 //! | `sasl=plain` | `sasl` | or `scram-sha-256`, `scram-sha-512` |
 //! | | `oauth_token` | by `OAUTHBEARER`, with tokens of yours |
@@ -128,7 +128,7 @@ pub use broker::KafkaBroker;
 pub use options::{GroupProtocol, KafkaBuilder, Sasl};
 pub use rdkafka;
 
-/// Connects to `kafka://user:password@host:port,host:port?option=value`, or `kafka+tls://`.
+/// Connects to `kafka://user:password@host:port,host:port?option=value`, or `kafka+ssl://`.
 ///
 /// # Errors
 /// As [`KafkaBuilder::connect`].

@@ -29,7 +29,7 @@ const KNOWN: &[&str] = &[
 /// Sets up a connection; [`connect`](Self::connect) opens it.
 ///
 /// Each method but the last two is an option of the URL too:
-/// `kafka+tls://user:password@host/?sasl=scram-sha-512&partitions=12`.
+/// `kafka+ssl://user:password@host/?sasl=scram-sha-512&partitions=12`.
 ///
 /// # Defaults
 /// `kafka://localhost:9092`, no prefix, `declare=create`, one attempt to connect, 30 s for a
@@ -119,10 +119,10 @@ impl KafkaBuilder {
         let settings = &mut self.0;
         settings.tls = match url.scheme() {
             "kafka" => false,
-            "kafka+tls" => true,
+            "kafka+ssl" => true,
             other => {
                 return Err(config(format!(
-                    "scheme {other:?} is not Kafka's: write kafka:// or kafka+tls://"
+                    "scheme {other:?} is not Kafka's: write kafka:// or kafka+ssl://"
                 )));
             }
         };

@@ -46,12 +46,12 @@ async fn a_wrong_url_says_what_to_write() {
     }
     let amqp: BrokerUrl = "amqp://localhost".parse().expect("a URL");
     let error = KafkaBroker::builder().url(amqp).expect_err("another broker's URL");
-    assert!(error.to_string().contains("write kafka:// or kafka+tls://"), "{error}");
+    assert!(error.to_string().contains("write kafka:// or kafka+ssl://"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tls_url_at_a_plain_port_says_so() {
-    let (kind, text) = refusal(&server().replacen("kafka://", "kafka+tls://", 1)).await;
+    let (kind, text) = refusal(&server().replacen("kafka://", "kafka+ssl://", 1)).await;
     assert!(matches!(kind, ErrorKind::Config | ErrorKind::Unavailable), "{kind:?}");
     assert!(text.contains("TLS"), "{text}");
 }
@@ -107,7 +107,7 @@ async fn a_message_that_the_topic_does_not_take_is_too_large() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_shows_the_password() {
-    let url = "kafka+tls://app:secret@127.0.0.1:1?sasl=scram-sha-256";
+    let url = "kafka+ssl://app:secret@127.0.0.1:1?sasl=scram-sha-256";
     let (_, text) = refusal(url).await;
     let builder = KafkaBroker::builder().url(url.parse().expect("a URL")).expect("options");
     assert!(!format!("{text} {builder:?}").contains("secret"));

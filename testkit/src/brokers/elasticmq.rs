@@ -96,7 +96,7 @@ messages-storage {{ enabled = {is_persistent}, uri = "jdbc:h2:{data}/messages;WR
     fn image(&self, site: &Site) -> Image {
         let mut environment = self.script(site).environment;
         // Where the image keeps its libraries.
-        environment.push(("PROGRAMS", "/opt/elasticmq/lib".to_owned()));
+        environment.push(("PROGRAMS", "/opt/docker/lib".to_owned()));
         Image::new("ANYBROKER_ELASTICMQ_IMAGE", "softwaremill/elasticmq", VERSION, environment)
             .script(SCRIPT)
     }

@@ -217,7 +217,7 @@ impl Recipe for Kafka {
     }
 
     fn tls_url(&self, site: &Site) -> Option<String> {
-        self.has_tls.then(|| self.secured("kafka+tls", site.ports[TLS_PORT]))
+        self.has_tls.then(|| self.secured("kafka+ssl", site.ports[TLS_PORT]))
     }
 
     fn configure(&self, site: &Site) -> Result<(), Error> {

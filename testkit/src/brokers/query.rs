@@ -45,5 +45,5 @@ pub(super) fn call(
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("server").then_some(value.trim())
     });
-    Ok((server.unwrap_or("a server without a name").to_owned(), body.to_owned()))
+    Ok((server.unwrap_or("of unstated version").to_owned(), body.to_owned()))
 }

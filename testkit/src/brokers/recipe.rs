@@ -51,8 +51,8 @@ pub(super) struct Image {
         expect(dead_code, reason = "only a container is started with it")
     )]
     pub(super) environment: Vec<(&'static str, String)>,
-    /// What it runs instead of its default command, if anything.
-    pub(super) command: Vec<String>,
+    /// The shell script that it runs instead of its default command, if any.
+    pub(super) script: Option<&'static str>,
 }
 
 impl Image {
@@ -71,13 +71,12 @@ impl Image {
             Some((name, tag)) if !tag.contains('/') => (name, tag),
             _ => (name, tag),
         };
-        let command = Vec::new();
-        Self { name: name.to_owned(), tag: tag.to_owned(), environment, command }
+        Self { name: name.to_owned(), tag: tag.to_owned(), environment, script: None }
     }
 
-    /// Runs the server by a shell script, as [`Recipe::script`] does.
-    pub(super) fn script(mut self, text: &str) -> Self {
-        self.command = ["sh", "-c", text].map(str::to_owned).into();
+    /// Runs the server by the script that runs it as a process, too.
+    pub(super) fn script(mut self, text: &'static str) -> Self {
+        self.script = Some(text);
         self
     }
 }

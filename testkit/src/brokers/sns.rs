@@ -35,7 +35,7 @@ impl Sns {
 
 impl Recipe for Sns {
     fn name(&self) -> &'static str {
-        "MiniStack 1.4"
+        "MiniStack 1.5"
     }
 
     fn variables(&self) -> &'static [&'static str] {
@@ -70,11 +70,11 @@ impl Recipe for Sns {
     fn image(&self, site: &Site) -> Image {
         let environment =
             vec![("GATEWAY_PORT", site.port().to_string()), ("SFTP_ENABLED", "0".to_owned())];
-        Image::new("ANYBROKER_MINISTACK_IMAGE", "ministackorg/ministack", "1.4.21", environment)
+        Image::new("ANYBROKER_MINISTACK_IMAGE", "ministackorg/ministack", "1.5.33", environment)
     }
 
     fn install(&self) -> Result<Programs, Error> {
-        Venv { name: "ministack-1.4.21", packages: &["ministack==1.4.21"] }
+        Venv { name: "ministack-1.5.33", packages: &["ministack==1.5.33"] }
             .install()
             .map(Programs::Folder)
     }

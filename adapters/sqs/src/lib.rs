@@ -1,0 +1,118 @@
+//! SQS and SNS adapter of anybroker, over the AWS SDK.
+//!
+//! | anybroker | SQS and SNS |
+//! |---|---|
+//! | queue | queue; ordered: FIFO queue `….fifo` |
+//! | topic | SNS topic; ordered: FIFO topic `….fifo` |
+//! | group | queue `topic--group`, subscribed with raw delivery, with the policy and the redrive policy that takes |
+//! | dead-letter queue | queue `…--dlq` |
+//! | envelope | body: a structured `CloudEvents` event in JSON, binary payloads in base64 |
+//! | key | message group; its SHA-256 where SQS does not take it; without key a group of its own |
+//! | stored copy | de-duplication id: SHA-256 of source, id and hop |
+//! | lease | visibility timeout, in whole seconds |
+//! | delay | `DelaySeconds` up to 15 minutes, visibility up to 12 hours, and stored anew for the rest |
+//!
+//! A `.` in a name becomes `_`, a prefix is joined by `--`. What is created keeps messages for 14
+//! days, takes 1 MiB, and has a redrive policy of 1000 receives as a safety net: what SQS itself
+//! moves by it is listed and sent back as any other dead letter. An existing queue is used as it is.
+//!
+//! # Guarantee
+//! A publish is confirmed once SQS or SNS has answered for its entry of the batch. A retry, a
+//! release and a dead letter are stored anew, with that answer, before the original is deleted. A
+//! send that may have been stored is not repeated but [`Ambiguous`](anybroker_core::RetryClass),
+//! except on FIFO, whose de-duplication makes it harmless for five minutes. SNS answers for the
+//! topic: what a group's queue refuses goes to its dead-letter queue, and a topic without groups
+//! keeps nothing and says nothing. A new subscription may take AWS some time to be served.
+//!
+//! # Settlement
+//! `Ok` means that SQS has deleted the message and that the lease had not run out by the local
+//! clock. A standard queue delivers a message twice now and then.
+//!
+//! # Attempts
+//! They are the receive count of the stored copy and what earlier copies used up. A crash counts
+//! for all that was received. So that a message which ends its process takes no neighbours along
+//! into the dead-letter queue, a consumer begins with one message at a time, and hands out alone
+//! what has come back twice.
+//!
+//! A message of an ordered queue cannot be stored anew without losing its place: it goes back by
+//! its visibility, which SQS counts like a crash. Its first 100 returns are therefore not counted,
+//! and attempts that the worker counted begin anew with the next process.
+//!
+//! # Ordering
+//! SQS keeps the order within a message group and holds the group back while one of its messages
+//! is out. What comes after a message that goes back goes back with it. The partitions of a queue
+//! or topic mean nothing more. A single group of a topic cannot be ordered alone. A delayed publish
+//! in order, which FIFO does not have, waits at its place in the worker.
+//!
+//! # Limits
+//! | | |
+//! |---|---|
+//! | payload in a queue | 720 KiB: 1 MiB, less 64 KiB for what retries add, in base64 |
+//! | payload in a topic | 144 KiB, of 256 KiB |
+//! | hold of a delivery | 12 h |
+//! | in flight | about 120,000 of a queue, 20,000 of a FIFO queue; what is hidden for its time counts |
+//! | prefix, name and group | 80 characters with what is joined to them |
+//!
+//! # Options
+//! | in the URL | builder | |
+//! |---|---|---|
+//! | `sqs://eu-central-1` | `region` | without one, the SDK's chain |
+//! | `sqs+http://host:port` | `endpoint` | another server than AWS, with any credentials |
+//! | `key:secret@` | `credentials` | without, the SDK's chain: environment, profile, role |
+//! | `region=us-east-1` | `region` | the region that is signed with, for another server |
+//! | `sns=http://host:port` | `sns_endpoint` | SNS at another address than SQS |
+//! | `sns=off` | `without_sns` | topics are `Unsupported` |
+//! | `prefix=dev` | `prefix` | put before each name, with `--` |
+//! | `declare=create` | `declare` | who creates: `create`, `verify` or `off` |
+//! | `connect=once` | `wait_for_broker` | `wait` keeps trying |
+//! | `publish-timeout=30s` | `publish_timeout` | for a publish, its declaration included |
+//! | `poll=5s` | `poll` | how long a receive waits, 1 to 20 s; a close waits for the last one |
+//!
+//! The rights that it takes: `sqs:SendMessage`, `ReceiveMessage`, `DeleteMessage`,
+//! `ChangeMessageVisibility`, `GetQueueUrl`, `GetQueueAttributes`; `sns:Publish`, `ListTopics`,
+//! `GetTopicAttributes`; with `declare=create` also `sqs:CreateQueue`, `sns:CreateTopic` and
+//! `sns:Subscribe`. The feature `sso` adds the credentials of `aws sso login`.
+//!
+//! # Dead letters
+//! SQS has no cursor: who looks hides what it has seen until it is done, at most two minutes. Two
+//! who look at once see a part each, and of one key in order ten are seen at most: a peek is never
+//! complete. A redrive is this adapter's own, not `StartMessageMoveTask`, which knows no filter and
+//! would send back attempts and failure too.
+//!
+//! # What emulators hide
+//! The tests run on `ElasticMQ` and `MiniStack`. Neither checks credentials, policies or quotas.
+//! AWS delivers a standard queue's messages twice and out of order now and then, and counts
+//! approximately ([`Depth`](anybroker_core::Depth) too); both emulators are exact. `MiniStack`
+//! delivers a topic's messages before it answers, AWS later. `ElasticMQ` ignores
+//! `MaximumMessageSize`, and holds receives of one process at most a thousand at once.
+
+mod broker;
+mod clients;
+mod consumer;
+mod dead_letters;
+mod error;
+mod held;
+mod lane;
+mod message;
+mod names;
+mod options;
+mod senders;
+mod settler;
+mod topology;
+
+use std::sync::Arc;
+
+use anybroker_core::{BrokerUrl, Result};
+
+pub use aws_sdk_sns;
+pub use aws_sdk_sqs;
+pub use broker::SqsBroker;
+pub use options::SqsBuilder;
+
+/// Connects to the region or the server of the URL.
+///
+/// # Errors
+/// `Config`, `Unavailable` or `Denied`, with what to write instead.
+pub async fn connect(url: BrokerUrl) -> Result<Arc<SqsBroker>> {
+    SqsBroker::builder().url(url)?.connect().await
+}

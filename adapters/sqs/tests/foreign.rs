@@ -1,0 +1,114 @@
+//! Messages of others: plain ones, CloudEvents, and what SQS itself moved.
+
+mod support;
+
+use anybroker_core::{Broker, DeadLetterFilter, Outcome, Queue, Redrive, Subscription, Topic};
+use aws_sdk_sqs::types::MessageAttributeValue;
+use support::{ack, both, consume, message, ministack, receive, send, settle, unique};
+
+#[tokio::test]
+async fn a_plain_message_is_delivered_and_retried_as_it_is() {
+    for broker in both().await {
+        let name = unique("plain");
+        let subscription = Subscription::queue(name.clone());
+        let url = broker.queue_url(&subscription).await.expect("a URL");
+        let attribute = |kind: &str, text: &str| {
+            let value = MessageAttributeValue::builder().data_type(kind).string_value(text);
+            value.build().expect("it has a type")
+        };
+        let send = broker.sqs().send_message().queue_url(url).message_body("hello, größe");
+        let send = send.message_attributes("Tenant", attribute("String", "acme"));
+        send.message_attributes("retries", attribute("Number", "3")).send().await.expect("sent");
+        let mut consumer = consume(&broker, &subscription).await;
+        for attempt in 1..=3 {
+            let delivery = receive(&mut consumer).await;
+            let envelope = delivery.envelope();
+            assert_eq!(delivery.attempt(), attempt);
+            assert_eq!((&*envelope.r#type, &*envelope.content_type), (&*name, "text/plain"));
+            assert_eq!(envelope.payload, "hello, größe".as_bytes());
+            let native = envelope.headers.get("nativeheaders");
+            assert_eq!(native, Some(r#"{"Tenant":"acme","retries":"3"}"#));
+            let again = Outcome::Retry { after: std::time::Duration::ZERO };
+            settle(delivery, if attempt < 3 { again } else { Outcome::Ack }).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_of_another_sdk_comes_through_a_queue_and_a_topic() {
+    let broker = ministack().await;
+    let event = r#"{"specversion":"1.0","id":"e1","source":"/python","type":"order.created",
+        "subject":"7","datacontenttype":"application/json","data":{"order_id":"7"}}"#;
+    let queue = Subscription::queue(unique("event"));
+    let url = broker.queue_url(&queue).await.expect("a URL");
+    broker.sqs().send_message().queue_url(url).message_body(event).send().await.expect("sent");
+    let topic = Topic::new(unique("event"));
+    let group = Subscription::topic(topic.clone()).group("one");
+    broker.declare(&group).await.expect("declared");
+    let sns = broker.sns().expect("it has SNS");
+    let topics = sns.list_topics().into_paginator().items().send();
+    let name = anybroker_core::Destination::from(topic).name().to_owned();
+    let topics = topics.collect::<Result<Vec<_>, _>>().await.expect("a list");
+    let arn = topics.iter().filter_map(|topic| topic.topic_arn()).find(|arn| arn.ends_with(&name));
+    sns.publish().topic_arn(arn.expect("the topic")).message(event).send().await.expect("sent");
+    for subscription in [queue, group] {
+        let mut consumer = consume(&broker, &subscription).await;
+        let delivery = receive(&mut consumer).await;
+        let envelope = delivery.envelope();
+        assert_eq!((&*envelope.id, &*envelope.r#type), ("e1", "order.created"));
+        assert_eq!(envelope.headers.get("subject"), Some("7"));
+        assert_eq!(envelope.payload, &br#"{"order_id":"7"}"#[..]);
+        settle(delivery, Outcome::Ack).await;
+    }
+}
+
+#[tokio::test]
+async fn what_others_read_is_a_cloud_event() {
+    for broker in both().await {
+        let queue = Queue::new(unique("read"));
+        let subscription = Subscription::queue(queue.clone());
+        send(&broker, queue, message("m0").with_key("k")).await;
+        let url = broker.queue_url(&subscription).await.expect("a URL");
+        let received =
+            broker.sqs().receive_message().queue_url(url).send().await.expect("received");
+        let body = received.messages()[0].body().expect("a body");
+        let event: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(event["specversion"], "1.0");
+        assert_eq!((&event["id"], &event["partitionkey"]), (&"m0".into(), &"k".into()));
+        assert_eq!(event["data"]["id"], "m0");
+    }
+}
+
+/// As its redrive policy does, with the message as it was.
+#[tokio::test]
+async fn what_sqs_itself_moved_is_listed_and_sent_back() {
+    for broker in both().await {
+        let name = unique("moved");
+        let subscription = Subscription::queue(name.clone());
+        broker.declare(&subscription).await.expect("declared");
+        let url = broker.sqs().get_queue_url().queue_name(format!("{name}--dlq")).send().await;
+        let send = broker.sqs().send_message().set_queue_url(url.expect("a queue").queue_url);
+        send.message_body("{\"order\":7}").send().await.expect("sent");
+        let letters = broker.dead_letters(&subscription, &DeadLetterFilter::all(), 10).await;
+        let letters = letters.expect("an answer").entries;
+        assert_eq!(letters.len(), 1);
+        assert!(letters[0].failure().is_none());
+        let id = letters[0].envelope.id.clone();
+        assert_eq!(broker.redrive(&subscription, &Redrive::all()).await.expect("redriven"), 1);
+        let mut consumer = consume(&broker, &subscription).await;
+        assert_eq!(ack(&mut consumer, 1).await, [id]);
+    }
+}
+
+#[tokio::test]
+async fn what_was_deleted_is_declared_again() {
+    let broker = ministack().await;
+    let queue = Queue::new(unique("deleted"));
+    let subscription = Subscription::queue(queue.clone());
+    send(&broker, queue.clone(), message("before")).await;
+    let url = broker.queue_url(&subscription).await.expect("a URL");
+    broker.sqs().delete_queue().queue_url(url).send().await.expect("deleted");
+    send(&broker, queue, message("after")).await;
+    let mut consumer = consume(&broker, &subscription).await;
+    assert_eq!(ack(&mut consumer, 1).await, ["after"]);
+}
