@@ -68,6 +68,11 @@ fn a_killed_move_loses_nothing(from: &'static str, to: &'static str) -> Checked 
     let mut draining = lab.start("drain")?;
     draining.says("dead letter order-")?;
     draining.says("draining: ")?;
+    // Anywhere in the first messages that are moved.
+    let moment = Duration::from_micros(u64::from(
+        SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_micros() % 100_000,
+    ));
+    std::thread::sleep(moment);
     draining.kill()?;
     serving.kill()?;
     let serving = lab.start("serve")?;
@@ -77,7 +82,7 @@ fn a_killed_move_loses_nothing(from: &'static str, to: &'static str) -> Checked 
 
     let (is_right, said) = serving.terminate()?;
     let sum = said.lines().last().unwrap_or_default().to_owned();
-    println!("{from} to {to}: {sum}");
+    println!("{from} to {to}, drain killed after {moment:?}: {sum}");
     let ledger = lab.ledger()?;
     let count = |what| ledger.lines().filter(|line| line.starts_with(what)).count();
     let published = count("published ");
