@@ -16,8 +16,9 @@ use tokio::time::sleep;
 
 use super::{GROUP, SOURCE, id};
 
-/// How long the end of the service waits for what is still to be handled, and hears of nothing.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the end of the service waits for what is still to be handled, and hears of nothing:
+/// longer than leases and sessions of killed processes last.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// What was published and handled: the sum of the ledger's lines.
 #[derive(Debug, Default)]

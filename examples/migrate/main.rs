@@ -70,7 +70,8 @@ pub(crate) async fn run(arguments: &[&str]) -> Result<ExitCode, BoxError> {
 }
 
 fn group() -> Subscription {
-    Subscription::topic("order.placed").group(GROUP)
+    // What a killed process held comes back after its lease, where the broker has leases.
+    Subscription::topic("order.placed").group(GROUP).lease(Duration::from_secs(10))
 }
 
 async fn broker(variable: &str) -> Result<Arc<dyn Broker>, BoxError> {
@@ -274,7 +275,7 @@ async fn is_empty(broker: &dyn Broker) -> Result<bool, BoxError> {
 /// only then acknowledges it; answers how many.
 async fn move_all(state: &State, from: &dyn Broker, to: &Publisher) -> Result<u64, BoxError> {
     // Without a worker, which would judge the messages: give up what expired, say.
-    let mut consumer = from.consume(&group().lease(Duration::from_mins(2)), 256).await?;
+    let mut consumer = from.consume(&group(), 256).await?;
     let (mut moved, mut deliveries) = (0, Vec::new());
     loop {
         if state.phase()? != Phase::Left {
