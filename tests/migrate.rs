@@ -20,19 +20,21 @@ const EXAMPLE: &str = "ANYBROKER_TEST_EXAMPLE";
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What is moved, and where.
-const PAIRS: [[&str; 2]; 1] = [["ANYBROKER_RABBITMQ_310_URL", "ANYBROKER_RABBITMQ_43_URL"]];
+/// What is moved, and where: the variable with the URL, and options for the test.
+type Side = (&'static str, &'static str);
+const PAIRS: &[[Side; 2]] =
+    &[[("ANYBROKER_RABBITMQ_310_URL", ""), ("ANYBROKER_RABBITMQ_43_URL", "")]];
 
 fn main() -> Checked<ExitCode> {
     if std::env::var_os(EXAMPLE).is_some() {
         return example();
     }
-    let trials = PAIRS.map(|[from, to]| {
-        let name = format!("{from}_to_{to}").replace("ANYBROKER_", "").replace("_URL", "");
+    let trials = PAIRS.iter().map(|&[from, to]| {
+        let name = format!("{}_to_{}", from.0, to.0).replace("ANYBROKER_", "").replace("_URL", "");
         let name = format!("a_killed_move_loses_nothing::{}", name.to_lowercase());
         Trial::test(name, move || Ok(a_killed_move_loses_nothing(from, to)?))
     });
-    Ok(libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code())
+    Ok(libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code())
 }
 
 /// The example, which ends with its input, and so with the test, whatever ends that.
@@ -46,7 +48,7 @@ async fn example() -> Checked<ExitCode> {
     migrate::run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
-fn a_killed_move_loses_nothing(from: &'static str, to: &'static str) -> Checked {
+fn a_killed_move_loses_nothing(from: Side, to: Side) -> Checked {
     let lab = Lab::new(from, to)?;
     // Before the switch, with something of everything on the old broker.
     let serving = lab.start("serve")?;
@@ -82,7 +84,7 @@ fn a_killed_move_loses_nothing(from: &'static str, to: &'static str) -> Checked 
 
     let (is_right, said) = serving.terminate()?;
     let sum = said.lines().last().unwrap_or_default().to_owned();
-    println!("{from} to {to}, drain killed after {moment:?}: {sum}");
+    println!("{} to {}, drain killed after {moment:?}: {sum}", from.0, to.0);
     let ledger = lab.ledger()?;
     let count = |what| ledger.lines().filter(|line| line.starts_with(what)).count();
     let published = count("published ");
@@ -109,11 +111,11 @@ struct Lab {
 }
 
 impl Lab {
-    fn new(from: &str, to: &str) -> Checked<Self> {
+    fn new(from: Side, to: Side) -> Checked<Self> {
         let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
-        let url = |variable: &str| {
+        let url = |(variable, options): Side| {
             std::env::var(variable)
-                .map(|url| format!("{url}?prefix=migrate{run}"))
+                .map(|url| format!("{url}?prefix=migrate{run}{options}"))
                 .map_err(|_| format!("{variable} is not set: run `cargo xtask test`"))
         };
         let urls = [("ANYBROKER_FROM_URL", url(from)?), ("ANYBROKER_TO_URL", url(to)?)];
