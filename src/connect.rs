@@ -8,6 +8,9 @@ use anybroker_core::{Broker, BrokerUrl, Error, ErrorKind, Result};
 /// |---|---|---|
 /// | `memory` | in this process | `memory` (default) |
 /// | `amqp`, `amqps` | RabbitMQ | `rabbitmq` |
+/// | `kafka`, `kafka+ssl` | Apache Kafka | `kafka` |
+/// | `redis`, `rediss`, `valkey`, `valkeys` | Redis, Valkey | `redis` |
+/// | `sqs`, `sqs+http` | SQS and SNS | `sqs` |
 ///
 /// Options stand in the query string; each adapter's builder documents them. It tries once;
 /// `connect=wait` keeps trying, where the adapter has a server to wait for.
@@ -37,13 +40,31 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>> {
         "amqp" | "amqps" => Ok(anybroker_rabbitmq::connect(url).await?),
         #[cfg(not(feature = "rabbitmq"))]
         "amqp" | "amqps" => Err(feature_is_off(&url, "rabbitmq")),
+        #[cfg(feature = "kafka")]
+        "kafka" | "kafka+ssl" => Ok(anybroker_kafka::connect(url).await?),
+        #[cfg(not(feature = "kafka"))]
+        "kafka" | "kafka+ssl" => Err(feature_is_off(&url, "kafka")),
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" | "valkey" | "valkeys" => Ok(anybroker_redis::connect(url).await?),
+        #[cfg(not(feature = "redis"))]
+        "redis" | "rediss" | "valkey" | "valkeys" => Err(feature_is_off(&url, "redis")),
+        #[cfg(feature = "sqs")]
+        "sqs" | "sqs+http" => Ok(anybroker_sqs::connect(url).await?),
+        #[cfg(not(feature = "sqs"))]
+        "sqs" | "sqs+http" => Err(feature_is_off(&url, "sqs")),
         other => Err(config(format!(
-            "no broker is known by the scheme {other:?}: write memory://, amqp:// or amqps://"
+            "no broker is known by the scheme {other:?}: write memory://, amqp://, kafka://, redis:// or sqs://"
         ))),
     }
 }
 
-#[cfg(not(all(feature = "memory", feature = "rabbitmq")))]
+#[cfg(not(all(
+    feature = "memory",
+    feature = "rabbitmq",
+    feature = "kafka",
+    feature = "redis",
+    feature = "sqs"
+)))]
 fn feature_is_off(url: &BrokerUrl, feature: &str) -> Error {
     config(format!(
         "the scheme {:?} needs the feature {feature:?}, which is off: run `cargo add anybroker --features {feature}`",

@@ -36,10 +36,16 @@ pub use anybroker_core::{
     Broker, Capabilities, DeadLetter, DeadLetterFilter, Depth, Failure, Peek, Redrive,
     SettlementProof,
 };
+#[cfg(feature = "kafka")]
+pub use anybroker_kafka as kafka;
 #[cfg(feature = "memory")]
 pub use anybroker_memory as memory;
 #[cfg(feature = "rabbitmq")]
 pub use anybroker_rabbitmq as rabbitmq;
+#[cfg(feature = "redis")]
+pub use anybroker_redis as redis;
+#[cfg(feature = "sqs")]
+pub use anybroker_sqs as sqs;
 // For the expansion of the derives alone.
 #[doc(hidden)]
 pub use anybroker_core::__derive;

@@ -3,11 +3,12 @@
 mod measure;
 mod memory;
 mod rabbitmq;
+mod redis;
 
 use std::process::ExitCode;
 
 use anybroker::BoxError;
-use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion};
+use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion, Redis, RedisVersion};
 use clap::{Parser, ValueEnum};
 
 use crate::measure::Table;
@@ -20,11 +21,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures anybroker against the bare client of each broker, in the same run.
 ///
 /// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,
-/// `ANYBROKER_RABBITMQ_43_URL`), else its own.
+/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_REDIS_70_URL`, `ANYBROKER_REDIS_8_URL`), else its own.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure
-    #[arg(default_values = ["memory", "rabbitmq"])]
+    #[arg(default_values = ["memory", "rabbitmq", "redis"])]
     brokers: Vec<Bench>,
     /// Fewer messages and rounds: a first impression in about a minute
     #[arg(long)]
@@ -38,6 +39,7 @@ struct Arguments {
 enum Bench {
     Memory,
     Rabbitmq,
+    Redis,
 }
 
 #[tokio::main]
@@ -48,6 +50,7 @@ async fn main() -> ExitCode {
         let done = match bench {
             Bench::Memory => memory::run(&mut table, arguments.quick).await,
             Bench::Rabbitmq => measure_rabbitmq(&mut table, &arguments).await,
+            Bench::Redis => measure_redis(&mut table, &arguments).await,
         };
         if let Err(error) = done {
             eprintln!("error: {bench:?}: {error}");
@@ -67,6 +70,14 @@ async fn measure_rabbitmq(table: &mut Table, arguments: &Arguments) -> Result<()
         // Starting a server waits on processes.
         let server = tokio::task::spawn_blocking(move || RabbitMq::new(version).find()).await??;
         rabbitmq::run(table, server.url(), server.version(), arguments.quick).await?;
+    }
+    Ok(())
+}
+
+async fn measure_redis(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
+    for version in [RedisVersion::V7_0, RedisVersion::V8] {
+        let server = tokio::task::spawn_blocking(move || Redis::new(version).find()).await??;
+        redis::run(table, server.url(), server.version(), arguments.quick).await?;
     }
     Ok(())
 }

@@ -13,7 +13,9 @@ use crate::{
 
 /// A connection to a broker. Applications hold it as `Arc<dyn Broker>`.
 ///
-/// Everything it declares, it declares idempotently and durably.
+/// Everything it declares, it declares idempotently and durably. It validates what it is given:
+/// envelopes, destinations and subscriptions. A native name is valid whatever it holds: a broker
+/// that it could harm checks it, or answers [`Unsupported`](crate::ErrorKind::Unsupported).
 #[async_trait]
 pub trait Broker: Any + Send + Sync + fmt::Debug {
     /// What this broker can do, and with what limits.
@@ -30,8 +32,8 @@ pub trait Broker: Any + Send + Sync + fmt::Debug {
     /// here on reach the group.
     async fn declare(&self, subscription: &Subscription) -> Result<()>;
 
-    /// Declares the subscription and starts to consume it. At most `prefetch` deliveries are
-    /// unsettled at a time; each holds a place until it is settled or dropped.
+    /// Declares the subscription and starts to consume it. At most `prefetch` deliveries (0 counts
+    /// as 1) are unsettled at a time; each holds a place until it is settled or dropped.
     async fn consume(
         &self,
         subscription: &Subscription,
@@ -59,8 +61,10 @@ pub trait Broker: Any + Send + Sync + fmt::Debug {
     /// Answers whether the broker answers.
     async fn health(&self) -> Result<()>;
 
-    /// Flushes what was accepted and closes the connection. Later calls answer
-    /// [`Closed`](crate::ErrorKind::Closed).
+    /// Flushes what was accepted, and closes the connection. What its consumers hold comes back at
+    /// once, and counts as after a crash, since handlers may have run. Later calls answer
+    /// [`Closed`](crate::ErrorKind::Closed), later settlements
+    /// [`StaleDelivery`](crate::ErrorKind::StaleDelivery).
     async fn close(&self) -> Result<()>;
 }
 
@@ -101,8 +105,8 @@ pub trait Consumer: Send + fmt::Debug {
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<()>>;
 
-    /// The settler to renew with, and how long a lease lasts; `None` where deliveries are not
-    /// leased.
+    /// The settler to renew with, and how long a lease lasts, which may be less than the
+    /// subscription asks for; `None` where deliveries are not leased.
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
         None
     }

@@ -12,6 +12,9 @@ pub struct Capabilities {
     pub broker: &'static str,
     /// The largest payload in bytes, with room kept back for what retry and dead-lettering add.
     pub max_payload: usize,
+    /// Whether there are topics; where not, they are
+    /// [`Unsupported`](crate::ErrorKind::Unsupported).
+    pub topics: bool,
     /// Whether deliveries are leased and must be renewed.
     pub leased: bool,
     /// How long a delivery can be held at most, however often it is renewed.
@@ -52,6 +55,7 @@ impl Capabilities {
         Self {
             broker,
             max_payload,
+            topics: true,
             leased: false,
             longest_hold: None,
             start_earliest: true,

@@ -45,8 +45,8 @@ impl Confirmation {
         }
     }
 
-    /// A confirmation that comes from a future. It must own the operation: what it does, it does
-    /// only while polled.
+    /// A confirmation that comes from a future. What the future does, it does only while polled: an
+    /// adapter starts the operation before, and lets the future wait for the answer.
     pub fn run(future: impl Future<Output = Result<()>> + Send + 'static) -> Self {
         Self(State::Running(Box::pin(future)))
     }

@@ -13,7 +13,8 @@ use crate::{Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
 /// worker takes them.
 ///
 /// What waits here is not renewed by the worker: where deliveries are leased, the adapter renews
-/// it, or reads no more than the worker takes at once.
+/// it, or reads no more than the worker takes at once. It is not told when a delivery leaves: to
+/// know, wrap the inbox, and look at what its `poll_receive` hands out.
 ///
 /// The reader ends when [`InboxSender::closed`] resolves: it stops the broker's stream, flushes
 /// its settlements and drops the sender, which is what [`Consumer::close`] waits for.

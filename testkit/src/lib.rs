@@ -16,6 +16,8 @@ pub mod brokers;
 pub mod conformance;
 #[cfg(feature = "messages")]
 mod handling;
+#[cfg(feature = "interchange")]
+pub mod interchange;
 #[cfg(feature = "messages")]
 mod ledger;
 #[cfg(feature = "messages")]

@@ -1,146 +1,152 @@
 use std::error::Error;
-use std::fs::{self, File};
-use std::io;
-use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Instant;
 
-use anybroker_testkit::brokers::{Detached, RabbitMq, RabbitMqVersion, cache_folder};
-use clap::{Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
+use clap::Subcommand;
 
 use crate::containers;
+use crate::servers::{Broker, KINDS, Kind, kind};
+use crate::started::{List, Started};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
-    /// Starts a broker, waits until it answers, and prints the variables to export
+    /// Starts brokers, waits until they answer, and prints the variables to export
     ///
-    /// Use it as: eval "$(cargo xtask brokers up rabbitmq)"
+    /// Use it as: eval "$(cargo xtask brokers up)"
     Up {
-        broker: Broker,
-        /// 3.10 (the default) or 4.3
+        /// All of them, unless some are named
+        brokers: Vec<Broker>,
+        /// Of a single broker: rabbitmq 4.3 or 3.10; redis 8, 7.0 or valkey-9; kafka 4.3 or 3.9
         #[arg(long)]
         version: Option<String>,
     },
-    /// Stops the brokers that `up` started
-    Down,
-    /// Says which brokers run, and where
+    /// Stops the brokers that `up` started, and no other
+    Down {
+        /// All of them, unless some are named
+        brokers: Vec<Broker>,
+    },
+    /// Says which brokers run, where, and in which version
     Status,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Broker {
-    Rabbitmq,
-}
-
-/// A broker that `up` started, as it is written down for `down`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Started {
-    name: String,
-    version: String,
-    url: String,
-    variables: Vec<String>,
-    server: Detached,
-}
+const ALL: &[Broker] = &[Broker::Rabbitmq, Broker::Redis, Broker::Kafka, Broker::Sqs, Broker::Sns];
 
 pub(crate) fn run(action: &Action) -> Result<ExitCode, Box<dyn Error>> {
-    if let Action::Up { .. } = action
-        && let Some(code) = containers::reenter()?
-    {
-        return Ok(code);
-    }
-    // The list is read, changed and written by one at a time.
-    let lock = File::create(list()?.with_extension("lock"))?;
-    lock.lock()?;
     match action {
-        Action::Up { broker: Broker::Rabbitmq, version } => up_rabbitmq(version.as_deref()),
-        Action::Down => down(),
+        Action::Up { brokers, version } => up(brokers, version.as_deref()),
+        Action::Down { brokers } => down(brokers),
         Action::Status => status(),
     }
 }
 
-fn up_rabbitmq(version: Option<&str>) -> Result<ExitCode, Box<dyn Error>> {
-    let (name, version, variable) = match version {
-        None | Some("3.10") => {
-            ("rabbitmq-3.10", RabbitMqVersion::V3_10, "ANYBROKER_RABBITMQ_310_URL")
+fn up(brokers: &[Broker], version: Option<&str>) -> Result<ExitCode, Box<dyn Error>> {
+    if version.is_some() && brokers.len() != 1 {
+        return Err("--version goes with the name of one broker".into());
+    }
+    let brokers = if brokers.is_empty() { ALL } else { brokers };
+    let kinds: Vec<_> =
+        brokers.iter().map(|broker| kind(*broker, version)).collect::<Result<_, _>>()?;
+    if let Some(code) = containers::reenter()? {
+        return Ok(code);
+    }
+    let failed = thread::scope(|scope| {
+        let starts: Vec<_> = kinds
+            .iter()
+            // An error that can leave the thread says all that the error itself does.
+            .map(|kind| scope.spawn(|| start(kind).map_err(|error| error.to_string())))
+            .collect();
+        let mut failed = false;
+        for (kind, start) in kinds.iter().zip(starts) {
+            let error = match start.join() {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error,
+                Err(_) => "the start panicked".to_owned(),
+            };
+            eprintln!("error: {}: {error}", kind.name);
+            failed = true;
         }
-        Some("4.3") => ("rabbitmq-4.3", RabbitMqVersion::V4_3, "ANYBROKER_RABBITMQ_43_URL"),
-        Some(other) => {
-            return Err(format!("no RabbitMQ {other} to start: write 3.10 or 4.3").into());
-        }
-    };
-    let mut all = read()?;
+        failed
+    });
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn start(kind: &Kind) -> Result<(), Box<dyn Error>> {
+    let Kind { name, variables, .. } = *kind;
+    let mut list = List::open()?;
     // One that has ended by itself leaves its folder.
-    all.retain(|one| one.name != name || one.server.is_running() || one.server.stop().is_err());
-    if let Some(running) = all.iter().find(|one| one.name == name && one.server.is_running()) {
+    list.all
+        .retain(|one| one.name != name || one.server.is_running() || one.server.stop().is_err());
+    if let Some(running) = list.all.iter().find(|one| one.name == name && one.server.is_running()) {
         eprintln!("{name} runs already ({})", running.server.place());
-        export(running);
-        return Ok(ExitCode::SUCCESS);
+        export(variables, &running.url);
+        return Ok(());
     }
+    drop(list);
+
     eprintln!("starting {name}");
-    let server = RabbitMq::new(version).launch()?;
+    let began = Instant::now();
+    let server = (kind.find)()?;
     let (version, url) = (server.version().to_owned(), server.url().to_owned());
-    let server = server.detach().ok_or("a launched server is ours")?;
-    eprintln!("RabbitMQ {version} answers ({})", server.place());
-    let variables = vec!["ANYBROKER_RABBITMQ_URL".to_owned(), variable.to_owned()];
-    let started = Started { name: name.to_owned(), version, url, variables, server };
-    export(&started);
-    all.push(started);
-    write(&all)?;
-    Ok(ExitCode::SUCCESS)
+    let took = began.elapsed().as_secs_f64();
+    let Some(server) = server.detach() else {
+        eprintln!("{name} answers ({version}, named by the environment)");
+        export(variables, &url);
+        return Ok(());
+    };
+    eprintln!("{name} answers ({version}, {}, {took:.1} s)", server.place());
+    export(variables, &url);
+    let variables = variables.iter().map(|name| (*name).to_owned()).collect();
+    let mut list = List::open()?;
+    list.all.push(Started { name: name.to_owned(), version, url, variables, server });
+    list.save()
 }
 
-fn export(started: &Started) {
-    for variable in &started.variables {
-        println!("export {variable}={}", started.url);
-    }
+/// In one piece: others print at the same time.
+fn export(variables: &[&str], url: &str) {
+    let lines: Vec<_> = variables.iter().map(|name| format!("export {name}={url}")).collect();
+    println!("{}", lines.join("\n"));
 }
 
-fn down() -> Result<ExitCode, Box<dyn Error>> {
-    let mut all = read()?;
-    if all.is_empty() {
-        eprintln!("nothing was started by `cargo xtask brokers up`");
+fn down(brokers: &[Broker]) -> Result<ExitCode, Box<dyn Error>> {
+    let mut list = List::open()?;
+    let is_meant = |name: &str| {
+        brokers.is_empty()
+            || KINDS.iter().any(|kind| kind.name == name && brokers.contains(&kind.broker))
+    };
+    if !list.all.iter().any(|one| is_meant(&one.name)) {
+        eprintln!("no such broker was started by `cargo xtask brokers up`");
     }
     // One that cannot be stopped stays on the list, and keeps none of the others running.
     let mut code = ExitCode::SUCCESS;
-    all.retain(|one| match one.server.stop() {
-        Ok(()) => {
-            eprintln!("stopped {} ({})", one.name, one.server.place());
-            false
+    list.all.retain(|one| {
+        if !is_meant(&one.name) {
+            return true;
         }
-        Err(error) => {
-            eprintln!("error: {}: {error}", one.name);
-            code = ExitCode::FAILURE;
-            true
+        match one.server.stop() {
+            Ok(()) => {
+                eprintln!("stopped {} ({})", one.name, one.server.place());
+                false
+            }
+            Err(error) => {
+                eprintln!("error: {}: {error}", one.name);
+                code = ExitCode::FAILURE;
+                true
+            }
         }
     });
-    write(&all)?;
+    list.save()?;
     Ok(code)
 }
 
 fn status() -> Result<ExitCode, Box<dyn Error>> {
-    let all = read()?;
-    if all.is_empty() {
+    let list = List::open()?;
+    if list.all.is_empty() {
         println!("no broker was started by `cargo xtask brokers up`");
     }
-    for one in all {
+    for one in &list.all {
         let state = if one.server.is_running() { "runs" } else { "has ended" };
         println!("{} {} {state}: {} ({})", one.name, one.version, one.url, one.server.place());
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn list() -> Result<PathBuf, Box<dyn Error>> {
-    Ok(cache_folder()?.join("brokers.json"))
-}
-
-fn read() -> Result<Vec<Started>, Box<dyn Error>> {
-    match fs::read(list()?) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn write(all: &[Started]) -> Result<(), Box<dyn Error>> {
-    Ok(fs::write(list()?, serde_json::to_vec_pretty(all)?)?)
 }

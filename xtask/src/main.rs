@@ -4,11 +4,15 @@ mod bench;
 mod brokers;
 mod containers;
 mod results;
+mod servers;
+mod started;
 mod test;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::servers::Broker;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Tasks of the workspace", disable_help_subcommand = true)]
@@ -20,7 +24,10 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Finds or starts every broker, runs all tests, and stops what it started
-    Test,
+    Test {
+        /// Only core and the adapters of these, unless none is named
+        brokers: Vec<Broker>,
+    },
     /// Measures against the bare clients, and prints ratios
     #[command(disable_help_flag = true)]
     Bench {
@@ -38,7 +45,7 @@ enum Task {
 fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
     let done = match task {
-        Task::Test => test::run(),
+        Task::Test { brokers } => test::run(&brokers),
         Task::Bench { arguments } => bench::run(&arguments),
         Task::Brokers { action } => brokers::run(&action),
     };

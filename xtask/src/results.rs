@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use serde::Deserialize;
 
@@ -23,52 +23,96 @@ enum Outcome {
     Ignored,
 }
 
-/// The table of cases and brokers, with the reasons below it, for a file's content.
+/// The table of cases and brokers for a file's content: a number stands for an ignored case, and
+/// for its reason below the table.
 pub(crate) fn table(content: &str) -> Result<String, serde_json::Error> {
     let cases: Vec<Case> = content.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let suites: BTreeSet<_> = cases.iter().map(|case| case.suite.as_str()).collect();
-    let mut rows: BTreeMap<_, BTreeMap<_, Outcome>> = BTreeMap::new();
-    let mut reasons = BTreeSet::new();
+    let mut reasons = Vec::new();
+    let mut rows: BTreeMap<_, BTreeMap<_, Cell>> = BTreeMap::new();
     for case in &cases {
-        let cell = rows
-            .entry(case.name.as_str())
-            .or_default()
-            .entry(case.suite.as_str())
-            .or_insert(case.outcome);
+        let cell = match case.outcome {
+            Outcome::Passed => Cell::Passed,
+            Outcome::Failed => Cell::Failed,
+            Outcome::Ignored => {
+                let reason = case.reason.as_deref().unwrap_or("no reason given");
+                let known = reasons.iter().position(|known| *known == reason);
+                Cell::Ignored(known.unwrap_or_else(|| {
+                    reasons.push(reason);
+                    reasons.len() - 1
+                }))
+            }
+        };
+        let row = rows.entry(case.name.as_str()).or_default();
         // A case that runs in several ways counts as its worst.
-        if case.outcome == Outcome::Failed {
-            *cell = Outcome::Failed;
-        }
-        if case.outcome == Outcome::Ignored {
-            let reason = case.reason.as_deref().unwrap_or("no reason given");
-            reasons.insert(format!("ignored on {}: {}: {reason}", case.suite, case.name));
-        }
+        row.entry(case.suite.as_str())
+            .and_modify(|worst| *worst = cell.max(*worst))
+            .or_insert(cell);
     }
+
     let width = rows.keys().map(|case| case.len()).max().unwrap_or_default();
     let mut table = format!("{:width$}", "");
     for suite in &suites {
-        let _ = write!(table, "  {suite:>8}");
+        let _ = write!(table, "  {suite:>7}");
     }
     table.push('\n');
+    let mut totals: BTreeMap<_, BTreeMap<_, u32>> = BTreeMap::new();
     for (case, cells) in &rows {
         let _ = write!(table, "{case:width$}");
         for suite in &suites {
-            let cell = match cells.get(suite) {
-                Some(Outcome::Passed) => "passed",
-                Some(Outcome::Failed) => "FAILED",
-                Some(Outcome::Ignored) => "ignored",
-                None => "NOT RUN",
-            };
-            let column = suite.len().max(8);
-            let _ = write!(table, "  {cell:>column$}");
+            let cell = cells.get(suite).copied().unwrap_or(Cell::NotRun);
+            let column = suite.len().max(7);
+            let _ = write!(table, "  {:>column$}", cell.to_string());
+            *totals.entry(*suite).or_default().entry(cell.total()).or_default() += 1;
         }
         table.push('\n');
     }
-    for reason in reasons {
-        table.push_str(&reason);
+    for what in ["passed", "ignored", "FAILED", "not run"] {
+        let _ = write!(table, "{what:>width$}");
+        for suite in &suites {
+            let total = totals.get(suite).and_then(|totals| totals.get(what)).unwrap_or(&0);
+            let column = suite.len().max(7);
+            let _ = write!(table, "  {total:>column$}");
+        }
         table.push('\n');
     }
+    for (number, reason) in reasons.iter().enumerate() {
+        let _ = writeln!(table, "({}) ignored: {reason}", number + 1);
+    }
     Ok(table)
+}
+
+/// What became of a case on a broker, in the order from good to bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Cell {
+    NotRun,
+    Passed,
+    /// With the place of its reason.
+    Ignored(usize),
+    Failed,
+}
+
+impl Cell {
+    /// The total that it counts for.
+    fn total(self) -> &'static str {
+        match self {
+            Self::NotRun => "not run",
+            Self::Passed => "passed",
+            Self::Ignored(_) => "ignored",
+            Self::Failed => "FAILED",
+        }
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRun => f.write_str("-"),
+            Self::Passed => f.write_str("ok"),
+            Self::Ignored(reason) => write!(f, "({})", reason + 1),
+            Self::Failed => f.write_str("FAILED"),
+        }
+    }
 }
 
 /// Passed and failed of one `test result:` line of a test program.
@@ -88,14 +132,22 @@ mod tests {
     #[test]
     fn table_shows_each_case_on_each_broker() {
         let content = r#"{"suite":"memory","case":"a","outcome":"passed"}
-{"suite":"memory","case":"long","outcome":"ignored","reason":"it counts"}
+{"suite":"memory","case":"long name","outcome":"ignored","reason":"it counts"}
+{"suite":"memory","case":"other","outcome":"ignored","reason":"it counts"}
 {"suite":"rabbitmq-4.3","case":"a","outcome":"passed"}
 {"suite":"rabbitmq-4.3","case":"a","outcome":"failed","reason":"boom"}
+{"suite":"rabbitmq-4.3","case":"other","outcome":"ignored","reason":"it is slow"}
 "#;
-        let expected = "        memory  rabbitmq-4.3
-a       passed        FAILED
-long   ignored       NOT RUN
-ignored on memory: long: it counts
+        let expected = "            memory  rabbitmq-4.3
+a               ok        FAILED
+long name      (1)             -
+other          (1)           (2)
+   passed        1             0
+  ignored        2             1
+   FAILED        0             1
+  not run        0             1
+(1) ignored: it counts
+(2) ignored: it is slow
 ";
         assert_eq!(table(content).unwrap(), expected);
     }

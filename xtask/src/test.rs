@@ -3,17 +3,13 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::Instant;
 
-use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion};
+use anybroker_testkit::brokers::Server;
 
+use crate::servers::{Broker, KINDS, Kind};
 use crate::{containers, results};
-
-/// Which brokers, and by which variable the tests find each.
-const BROKERS: [(RabbitMqVersion, &str); 2] = [
-    (RabbitMqVersion::V3_10, "ANYBROKER_RABBITMQ_310_URL"),
-    (RabbitMqVersion::V4_3, "ANYBROKER_RABBITMQ_43_URL"),
-];
 
 /// All tests. Without containers, the packages that can be built with a Docker client are built
 /// without it: its 200 crates take longer than all others together.
@@ -35,34 +31,71 @@ struct Tally {
     has_errors: bool,
 }
 
-/// Runs all tests on all brokers. Ctrl-C ends it like any other program: the servers' reapers do the
-/// rest.
-pub(crate) fn run() -> Result<ExitCode, Box<dyn Error>> {
+/// Runs the tests, on all brokers or on some. Ctrl-C ends it like any other program: the servers'
+/// reapers do the rest.
+pub(crate) fn run(brokers: &[Broker]) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(code) = containers::reenter()? {
         return Ok(code);
     }
-    let mut servers = Vec::new();
-    for (version, variable) in BROKERS {
-        let began = Instant::now();
-        let server = RabbitMq::new(version).find()?;
-        let (version, took) = (server.version(), began.elapsed().as_secs_f64());
-        eprintln!("RabbitMQ {version} answers ({took:.1} s)");
-        servers.push((variable, server));
+    let adapters: Vec<_> = brokers.iter().map(|broker| broker.adapter()).collect();
+    let servers = start(&adapters)?;
+    let mut urls = Vec::new();
+    for (kind, server) in &servers {
+        urls.extend(kind.variables.iter().map(|variable| (*variable, server.url())));
     }
-    let urls: Vec<_> = servers.iter().map(|(variable, server)| (*variable, server.url())).collect();
+    // The first of a broker has the last word on the variable that they share.
+    urls.reverse();
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     fs::create_dir_all(&target)?;
     let results = target.canonicalize()?.join("test-results.jsonl");
     fs::write(&results, "")?;
     let mut tally = Tally::default();
-    for arguments in COMMANDS {
-        cargo_test(arguments, &urls, &results, &mut tally)?;
+    if adapters.is_empty() {
+        for arguments in COMMANDS {
+            cargo_test(arguments, &urls, &results, &mut tally)?;
+        }
+    } else {
+        let packages: Vec<_> = ["core"].into_iter().chain(adapters).collect();
+        let packages: Vec<_> =
+            packages.iter().map(|name| format!("--package=anybroker-{name}")).collect();
+        let mut arguments: Vec<_> = packages.iter().map(String::as_str).collect();
+        arguments.push("--all-features");
+        cargo_test(&arguments, &urls, &results, &mut tally)?;
     }
     drop(servers);
     let table = results::table(&fs::read_to_string(&results)?)?;
     println!("\n{table}\n{} passed, {} failed", tally.passed, tally.failed);
     let is_green = tally.failed == 0 && !tally.has_errors;
     Ok(if is_green { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The servers that these adapters are tested on, or all; started at once.
+fn start(adapters: &[&str]) -> Result<Vec<(&'static Kind, Server)>, Box<dyn Error>> {
+    let kinds: Vec<_> = KINDS
+        .iter()
+        .filter(|kind| kind.is_tested)
+        .filter(|kind| adapters.is_empty() || adapters.contains(&kind.broker.adapter()))
+        .collect();
+    thread::scope(|scope| {
+        let starts: Vec<_> = kinds
+            .iter()
+            .map(|kind| {
+                scope.spawn(|| {
+                    let began = Instant::now();
+                    let server = (kind.find)()?;
+                    let (version, took) = (server.version(), began.elapsed().as_secs_f64());
+                    eprintln!("{} answers ({version}, {took:.1} s)", kind.name);
+                    Ok::<_, anybroker_testkit::brokers::Error>(server)
+                })
+            })
+            .collect();
+        let servers: Vec<_> = starts.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        let mut found = Vec::new();
+        for (kind, server) in kinds.into_iter().zip(servers) {
+            found.push((kind, server.map_err(|_| "the start of a server panicked")??));
+        }
+        Ok(found)
+    })
 }
 
 fn cargo_test(

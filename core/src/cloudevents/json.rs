@@ -109,9 +109,13 @@ fn is_json(content_type: &str) -> bool {
 }
 
 /// Whether these bytes come back as they are when they stand as a value in a JSON object.
+///
+/// Two characters that JSON takes are none of XML, by which SQS judges a body.
 fn is_one_value(payload: &[u8]) -> bool {
-    serde_json::from_slice::<&RawValue>(payload)
-        .is_ok_and(|value| value.get().len() == payload.len())
+    serde_json::from_slice::<&RawValue>(payload).is_ok_and(|value| {
+        let text = value.get();
+        text.len() == payload.len() && !text.contains('\u{fffe}') && !text.contains('\u{ffff}')
+    })
 }
 
 struct Event<'a> {
@@ -274,6 +278,7 @@ mod tests {
             ("application/json", r#"{"a":1}"#, r#""data":{"a":1}}"#),
             ("application/json", "a", r#""data_base64":"YQ=="}"#),
             ("application/json", " 1", r#""data_base64":"IDE="}"#),
+            ("application/json", "\"\u{ffff}\"", r#""data_base64":"Iu+/vyI="}"#),
             ("text/plain", "1", r#""data_base64":"MQ=="}"#),
             ("text/plain", "", r#""datacontenttype":"text/plain"}"#),
         ] {

@@ -1,6 +1,12 @@
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
 use percent_encoding::percent_decode_str;
 
 use super::Error;
+
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The parts of a broker URL that a first handshake needs.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +49,23 @@ impl Address {
             port,
             path: decode(path),
         })
+    }
+
+    /// What a probe says that got no answer.
+    pub(super) fn silence(&self, server: &str, default_port: u16) -> String {
+        format!("no {server} answers on {}:{}", self.host, self.port.unwrap_or(default_port))
+    }
+
+    /// Connects, and neither this nor an answer takes longer than five seconds.
+    pub(super) fn open(&self, default_port: u16) -> io::Result<TcpStream> {
+        let socket = (self.host.as_str(), self.port.unwrap_or(default_port))
+            .to_socket_addrs()?
+            .next()
+            .ok_or_else(|| io::Error::other("the host has no address"))?;
+        let stream = TcpStream::connect_timeout(&socket, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
     }
 }
 

@@ -1,13 +1,12 @@
 //! The shortest AMQP 0-9-1 conversation that proves a server ready: log in, declare, leave.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::net::TcpStream;
 
 use super::Error;
 use super::address::Address;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PORT: u16 = 5672;
 const FRAME_END: u8 = 0xCE;
 const METHOD: u8 = 1;
 
@@ -35,19 +34,11 @@ pub(super) fn probe(url: &str) -> Result<String, Error> {
             "the check before the tests speaks no TLS: give the amqp:// URL of the server",
         ));
     }
-    let place = (address.host.as_str(), address.port.unwrap_or(5672));
-    let failed = || format!("no RabbitMQ answers on {}:{}", place.0, place.1);
-    converse(&address, place).map_err(Error::io(failed()))
+    converse(&address).map_err(Error::io(address.silence("RabbitMQ", PORT)))
 }
 
-fn converse(address: &Address, place: (&str, u16)) -> io::Result<String> {
-    let socket = place
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| io::Error::other("the host has no address"))?;
-    let mut stream = TcpStream::connect_timeout(&socket, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn converse(address: &Address) -> io::Result<String> {
+    let mut stream = address.open(PORT)?;
     stream.write_all(b"AMQP\0\0\x09\x01")?;
 
     let start = expect(&mut stream, START)?;

@@ -1,7 +1,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::packages::Root;
+use super::packages::Programs;
 use super::process::{self, Process};
 use super::reaper::Reaper;
 use super::recipe::{Recipe, Script};
@@ -19,7 +19,7 @@ pub(super) struct Backing {
 #[derive(Debug)]
 enum Engine {
     Container { id: String },
-    Packages { process: Option<Process>, root: Root, script: Script },
+    Packages { process: Option<Process>, programs: Programs, script: Script },
 }
 
 impl Backing {
@@ -36,13 +36,13 @@ impl Backing {
         Ok(Self { engine: Engine::Container { id }, site, reaper })
     }
 
-    pub(super) fn packages(recipe: &dyn Recipe, root: Root) -> Result<Self, Error> {
+    pub(super) fn packages(recipe: &dyn Recipe, programs: Programs) -> Result<Self, Error> {
         let site = Site::new()?;
         let reaper = Reaper::new(&site.folder, None)?;
         recipe.configure(&site)?;
         let script = recipe.script(&site);
         let mut backing =
-            Self { engine: Engine::Packages { process: None, root, script }, site, reaper };
+            Self { engine: Engine::Packages { process: None, programs, script }, site, reaper };
         backing.start()?;
         Ok(backing)
     }
@@ -55,8 +55,8 @@ impl Backing {
     pub(super) fn start(&mut self) -> Result<(), Error> {
         match &mut self.engine {
             Engine::Container { id } => container::docker(&["start", id]).map(drop),
-            Engine::Packages { process, root, script } => {
-                let mut command = root.command(script.text, &[]);
+            Engine::Packages { process, programs, script } => {
+                let mut command = programs.command(script.text, &[]);
                 command.envs(script.environment.clone());
                 *process = Some(Process::spawn(command, &self.site.folder)?);
                 Ok(())
@@ -107,8 +107,8 @@ impl Backing {
                 command.args(["exec", id]).args(arguments);
                 command
             }
-            Engine::Packages { root, script, .. } => {
-                let mut command = root.command(r#"exec "$@""#, arguments);
+            Engine::Packages { programs, script, .. } => {
+                let mut command = programs.command(r#"exec "$@""#, arguments);
                 command.envs(script.environment.clone());
                 command
             }

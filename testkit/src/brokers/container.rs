@@ -36,7 +36,11 @@ pub(super) fn start(image: &Image, site: &Site) -> Result<String, Error> {
 
     let described = format!("{}:{}", image.name, image.tag);
     eprintln!("starting a container of {described}");
-    let mut request = GenericImage::new(&image.name, &image.tag)
+    let mut generic = GenericImage::new(&image.name, &image.tag);
+    if image.script.is_some() {
+        generic = generic.with_entrypoint("sh");
+    }
+    let mut request = generic
         .with_copy_to(site.folder.display().to_string(), site.folder.clone())
         // A fixed port, since one that Docker chooses changes when the container is started again.
         .with_mapped_port(site.ports[0], site.ports[0].tcp())
@@ -44,6 +48,9 @@ pub(super) fn start(image: &Image, site: &Site) -> Result<String, Error> {
         .with_hostname("anybroker");
     for (name, value) in &image.environment {
         request = request.with_env_var(*name, value);
+    }
+    if let Some(script) = image.script {
+        request = request.with_cmd(["-c", script]);
     }
     // In a thread of its own: the caller's may belong to a runtime, where blocking on one panics.
     let started = std::thread::spawn(move || {

@@ -5,12 +5,12 @@ use std::fmt;
 pub struct Error(String);
 
 impl Error {
-    pub(super) fn new(message: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
 
     /// An error of the operating system, with what was tried.
-    pub(super) fn io(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
         move |error| Self(format!("{what}: {error}"))
     }
 }

@@ -26,7 +26,9 @@ pub(super) fn launch<R: Recipe + Clone + 'static>(recipe: &R) -> Result<Server, 
     }
     // What fails once a server is there is no reason to look elsewhere, here and above.
     match recipe.install() {
-        Ok(root) => Server::started(Box::new(recipe.clone()), Backing::packages(recipe, root)?),
+        Ok(programs) => {
+            Server::started(Box::new(recipe.clone()), Backing::packages(recipe, programs)?)
+        }
         Err(error) => {
             why.push(error.to_string());
             Err(Error::new(format!(

@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::certificates::Certificates;
-use super::packages::{self, Package, Root};
+use super::packages::{BOOKWORM, FORKY, Package, Programs};
 use super::recipe::{Image, Recipe, Script};
 use super::site::Site;
 use super::{Error, Server, amqp, find};
@@ -170,19 +170,20 @@ impl Recipe for RabbitMq {
         Image::new("ANYBROKER_RABBITMQ_IMAGE", "rabbitmq", tag, environment(site))
     }
 
-    fn install(&self) -> Result<Root, Error> {
-        packages::install(&Package {
+    fn install(&self) -> Result<Programs, Error> {
+        Package {
             name: "rabbitmq-server",
             program: "usr/lib/rabbitmq/bin/rabbitmq-server",
             suite: match self.version {
-                RabbitMqVersion::V3_10 => "bookworm",
-                RabbitMqVersion::V4_3 => "forky",
+                RabbitMqVersion::V3_10 => BOOKWORM,
+                RabbitMqVersion::V4_3 => FORKY,
             },
             accepts: match self.version {
                 RabbitMqVersion::V3_10 => |version| accepts(RabbitMqVersion::V3_10, version),
                 RabbitMqVersion::V4_3 => |version| accepts(RabbitMqVersion::V4_3, version),
             },
-        })
+        }
+        .install()
     }
 
     fn script(&self, site: &Site) -> Script {

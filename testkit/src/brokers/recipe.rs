@@ -1,7 +1,7 @@
 use std::fmt::Debug;
 
 use super::Error;
-use super::packages::Root;
+use super::packages::Programs;
 use super::site::Site;
 
 /// What is particular to one kind of server; finding, waiting and stopping are the same for all.
@@ -30,11 +30,11 @@ pub(super) trait Recipe: Debug + Send + Sync {
     /// Writes the configuration into the site's folder.
     fn configure(&self, site: &Site) -> Result<(), Error>;
 
-    /// The ready image, whose default command starts the server.
+    /// The ready image.
     fn image(&self, site: &Site) -> Image;
 
     /// Sees to it that the programs are there.
-    fn install(&self) -> Result<Root, Error>;
+    fn install(&self) -> Result<Programs, Error>;
 
     /// Environment and shell script of the server as a process. The script's own process group is
     /// all of the server: nothing in it may daemonize.
@@ -51,6 +51,8 @@ pub(super) struct Image {
         expect(dead_code, reason = "only a container is started with it")
     )]
     pub(super) environment: Vec<(&'static str, String)>,
+    /// The shell script that it runs instead of its default command, if any.
+    pub(super) script: Option<&'static str>,
 }
 
 impl Image {
@@ -69,7 +71,13 @@ impl Image {
             Some((name, tag)) if !tag.contains('/') => (name, tag),
             _ => (name, tag),
         };
-        Self { name: name.to_owned(), tag: tag.to_owned(), environment }
+        Self { name: name.to_owned(), tag: tag.to_owned(), environment, script: None }
+    }
+
+    /// Runs the server by the script that runs it as a process, too.
+    pub(super) fn script(mut self, text: &'static str) -> Self {
+        self.script = Some(text);
+        self
     }
 }
 

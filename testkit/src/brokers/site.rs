@@ -5,6 +5,8 @@ use std::sync::Mutex;
 
 use super::Error;
 
+const LOOPBACK: &str = "127.0.0.1";
+
 /// Where one server lives: its folder, its ports, and the address it listens on.
 #[derive(Debug, Clone)]
 pub(super) struct Site {
@@ -23,11 +25,21 @@ impl Site {
             std::env::temp_dir().join(format!("anybroker-{}-{}", std::process::id(), ports[0]));
         fs::create_dir(&folder)
             .map_err(Error::io(format!("cannot create {}", folder.display())))?;
-        Ok(Self { folder, ports, listen: "127.0.0.1" })
+        Ok(Self { folder, ports, listen: LOOPBACK })
     }
 
     pub(super) fn port(&self) -> u16 {
         self.ports[0]
+    }
+
+    /// Where the server keeps its data. In a container it runs as somebody who cannot write to the
+    /// folder.
+    pub(super) fn data(&self) -> PathBuf {
+        if self.listen == LOOPBACK {
+            self.folder.join("data")
+        } else {
+            "/tmp/anybroker-data".into()
+        }
     }
 
     pub(super) fn write(&self, name: &str, content: &str) -> Result<PathBuf, Error> {

@@ -34,6 +34,9 @@ pub(super) enum Need {
 }
 
 impl Need {
+    /// Topics.
+    pub(super) const TOPICS: Self = Self::Of(|can| can.topics, "there are no topics");
+
     /// The reason to ignore the case.
     pub(super) fn missing(self, target: &Target, capabilities: &Capabilities) -> Option<String> {
         match self {

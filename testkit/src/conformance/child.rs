@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anybroker_core::{BoxError, Broker, Message, Outcome, Outgoing, Queue, Subscription, Worker};
 use serde_json::{Value, json};
@@ -108,7 +109,9 @@ async fn consume(broker: Arc<dyn Broker>, queue: Queue, ledger: Ledger) -> Check
             Ok::<_, BoxError>(Outcome::Ack)
         }
     });
-    let subscription = Subscription::queue(queue).unlimited_deliveries();
+    // Where deliveries are leased, the next process has a killed one's when its leases are over.
+    let subscription =
+        Subscription::queue(queue).unlimited_deliveries().lease(Duration::from_secs(3));
     let worker = Worker::new(broker).concurrency(16).subscribe(subscription, service);
     worker.start().await?.run_until(std::future::pending::<()>()).await?;
     Ok(())

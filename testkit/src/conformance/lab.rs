@@ -135,6 +135,20 @@ pub(super) fn topic() -> Topic {
     Topic::new(fresh("t"))
 }
 
+impl Lab {
+    /// What nobody else uses, and a group that gets what is sent there: of a topic, or a queue
+    /// where there are no topics.
+    pub(super) fn group(&self, name: &'static str) -> (Destination, Subscription) {
+        if self.broker.capabilities().topics {
+            let topic = topic();
+            (topic.clone().into(), Subscription::topic(topic).group(name))
+        } else {
+            let queue = queue();
+            (queue.clone().into(), Subscription::queue(queue))
+        }
+    }
+}
+
 /// A name that no other case and no other run uses.
 fn fresh(kind: &str) -> String {
     static RUN: LazyLock<String> = LazyLock::new(|| {

@@ -51,11 +51,10 @@ async fn a_message_whose_consumer_crashes_thirty_times_is_still_there(lab: Lab) 
 }
 
 async fn attempts_count_retries_and_crashes_but_no_releases(lab: Lab) -> Checked {
-    let topic = lab::topic();
-    let subscription =
-        Subscription::topic(topic.clone()).group("one").lease(Duration::from_secs(1));
+    let (destination, subscription) = lab.group("one");
+    let subscription = subscription.lease(Duration::from_secs(1));
     lab.broker().declare(&subscription).await?;
-    lab.publish(topic, messages(1)).await?;
+    lab.publish(destination, messages(1)).await?;
     let crash_counts = u32::from(lab.broker().capabilities().counts_crashes);
     let mut expected = 1;
     // Twice, since a count that is kept beside the message may be lost when it is written again.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use anybroker_core::{DeadLetterFilter, Outcome, Peek, Reason, Redrive, Subscription, Topic, now};
+use anybroker_core::{
+    DeadLetterFilter, Destination, Outcome, Peek, Reason, Redrive, Subscription, now,
+};
 use tokio::time::Instant;
 
 use crate::conformance::case::{Checked, Need, cases};
@@ -11,7 +13,7 @@ use crate::conformance::receiver::{Receiver, settle_all};
 
 cases! {
     a_dead_letter_says_why;
-    dead_letters_belong_to_one_group;
+    dead_letters_belong_to_one_group: Need::TOPICS;
     looking_at_dead_letters_changes_nothing;
     a_peek_says_whether_it_is_complete: Need::Of(
         |can| can.complete_peek,
@@ -25,7 +27,7 @@ cases! {
     redrive_sends_all_back_and_starts_their_attempts_anew;
     redrive_sends_some_back;
     redrive_twice_sends_nothing_twice;
-    redrive_reaches_only_its_own_group;
+    redrive_reaches_only_its_own_group: Need::TOPICS;
     redrive_keeps_its_rate;
     a_redriven_message_can_be_given_up_again;
     purge_removes_what_is_there;
@@ -34,11 +36,10 @@ cases! {
 }
 
 /// A group with so many dead letters, `m0` and on, alternately for reason `even` and `odd`.
-async fn given_up(lab: &Lab, count: usize) -> Checked<(Topic, Subscription, Receiver)> {
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("one");
+async fn given_up(lab: &Lab, count: usize) -> Checked<(Destination, Subscription, Receiver)> {
+    let (destination, subscription) = lab.group("one");
     let mut receiver = lab.consume(&subscription).await?;
-    lab.publish(topic.clone(), messages(count)).await?;
+    lab.publish(destination.clone(), messages(count)).await?;
     let mut settled = Vec::new();
     for _ in 0..count {
         let delivery = receiver.next().await?;
@@ -50,7 +51,7 @@ async fn given_up(lab: &Lab, count: usize) -> Checked<(Topic, Subscription, Rece
         confirmation.await?;
     }
     lab.step("given up");
-    Ok((topic, subscription, receiver))
+    Ok((destination, subscription, receiver))
 }
 
 async fn peek(lab: &Lab, subscription: &Subscription, filter: DeadLetterFilter) -> Checked<Peek> {
@@ -67,10 +68,9 @@ async fn listed(
 }
 
 async fn a_dead_letter_says_why(lab: Lab) -> Checked {
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("email");
+    let (destination, subscription) = lab.group("email");
     let mut receiver = lab.consume(&subscription).await?;
-    lab.publish(topic.clone(), messages(1)).await?;
+    lab.publish(destination.clone(), messages(1)).await?;
     let begun = now();
     receiver.next().await?.settle(Outcome::Retry { after: Duration::ZERO }).await?;
     let error = "smtp refused: größe ✓ \"quoted\"\nsecond line";
@@ -80,8 +80,8 @@ async fn a_dead_letter_says_why(lab: Lab) -> Checked {
     let [entry] = &*found else { return Err(format!("one entry expected: {found:?}").into()) };
     let failure = entry.failure().ok_or("a dead letter without its failure")?;
     assert_eq!((&*failure.reason, &*failure.error), ("no-mailbox", error));
-    assert_eq!(failure.group, "email");
-    assert_eq!(failure.origin, anybroker_core::Destination::from(topic).name());
+    assert_eq!(failure.group, subscription.group_name());
+    assert_eq!(failure.origin, destination.name());
     assert_eq!(entry.hop.attempts, 2);
     let first = entry.hop.first_failure.ok_or("the time of the first failure is missing")?;
     // A broker may keep times in milliseconds.
@@ -108,7 +108,7 @@ async fn dead_letters_belong_to_one_group(lab: Lab) -> Checked {
 }
 
 async fn looking_at_dead_letters_changes_nothing(lab: Lab) -> Checked {
-    let (_topic, subscription, _receiver) = given_up(&lab, 5).await?;
+    let (_destination, subscription, _receiver) = given_up(&lab, 5).await?;
     let first = peek(&lab, &subscription, DeadLetterFilter::all()).await?;
     for round in 0..3 {
         lab.step(format!("look again, {round}"));
@@ -140,7 +140,7 @@ async fn a_peek_says_whether_it_is_complete(lab: Lab) -> Checked {
     let whole = lab.broker().dead_letters(&subscription, &all, 5).await?;
     assert_eq!(whole.entries.len(), 5);
     assert!(whole.complete);
-    let none = Subscription::topic(lab::topic()).group("none");
+    let none = Subscription::queue(lab::queue());
     lab.broker().declare(&none).await?;
     let empty = lab.broker().dead_letters(&none, &all, 5).await?;
     assert!(empty.entries.is_empty() && empty.complete);
@@ -148,7 +148,7 @@ async fn a_peek_says_whether_it_is_complete(lab: Lab) -> Checked {
 }
 
 async fn a_peek_of_a_sample_does_not_claim_to_be_complete(lab: Lab) -> Checked {
-    let (_topic, subscription, _receiver) = given_up(&lab, 5).await?;
+    let (_destination, subscription, _receiver) = given_up(&lab, 5).await?;
     let some = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 3).await?;
     assert!(some.entries.len() <= 3);
     assert!(!some.complete);
@@ -156,7 +156,7 @@ async fn a_peek_of_a_sample_does_not_claim_to_be_complete(lab: Lab) -> Checked {
 }
 
 async fn a_filter_selects_dead_letters(lab: Lab) -> Checked {
-    let (_topic, subscription, _receiver) = given_up(&lab, 6).await?;
+    let (_destination, subscription, _receiver) = given_up(&lab, 6).await?;
     for (what, filter, expected) in [
         ("reason", DeadLetterFilter::all().reason("odd"), &["m1", "m3", "m5"][..]),
         ("ids", DeadLetterFilter::all().ids(["m2", "m4", "m9"]), &["m2", "m4"]),
@@ -172,7 +172,7 @@ async fn a_filter_selects_dead_letters(lab: Lab) -> Checked {
 }
 
 async fn redrive_sends_all_back_and_starts_their_attempts_anew(lab: Lab) -> Checked {
-    let (_topic, subscription, mut receiver) = given_up(&lab, 5).await?;
+    let (_destination, subscription, mut receiver) = given_up(&lab, 5).await?;
     assert_eq!(lab.broker().redrive(&subscription, &Redrive::all()).await?, 5);
     let taken = receiver.take(5).await?;
     for delivery in &taken {
@@ -187,7 +187,7 @@ async fn redrive_sends_all_back_and_starts_their_attempts_anew(lab: Lab) -> Chec
 }
 
 async fn redrive_sends_some_back(lab: Lab) -> Checked {
-    let (_topic, subscription, mut receiver) = given_up(&lab, 10).await?;
+    let (_destination, subscription, mut receiver) = given_up(&lab, 10).await?;
     lab.step("by reason");
     let odd = Redrive::all().filter(DeadLetterFilter::all().reason("odd"));
     assert_eq!(lab.broker().redrive(&subscription, &odd).await?, 5);
@@ -206,7 +206,7 @@ async fn redrive_sends_some_back(lab: Lab) -> Checked {
 }
 
 async fn redrive_twice_sends_nothing_twice(lab: Lab) -> Checked {
-    let (_topic, subscription, mut receiver) = given_up(&lab, 20).await?;
+    let (_destination, subscription, mut receiver) = given_up(&lab, 20).await?;
     let other = lab.reconnected().await?;
     let all = Redrive::all();
     let (first, second) = tokio::join!(
@@ -223,7 +223,8 @@ async fn redrive_twice_sends_nothing_twice(lab: Lab) -> Checked {
 }
 
 async fn redrive_reaches_only_its_own_group(lab: Lab) -> Checked {
-    let (topic, subscription, mut receiver) = given_up(&lab, 3).await?;
+    let (destination, subscription, mut receiver) = given_up(&lab, 3).await?;
+    let Destination::Topic(topic) = destination else { return Err("no topic".into()) };
     let mut other = lab.consume(&Subscription::topic(topic).group("other")).await?;
     assert_eq!(lab.broker().redrive(&subscription, &Redrive::all()).await?, 3);
     assert_eq!(receiver.ack(3).await?, ids(3));
@@ -231,7 +232,7 @@ async fn redrive_reaches_only_its_own_group(lab: Lab) -> Checked {
 }
 
 async fn redrive_keeps_its_rate(lab: Lab) -> Checked {
-    let (_topic, subscription, mut receiver) = given_up(&lab, 6).await?;
+    let (_destination, subscription, mut receiver) = given_up(&lab, 6).await?;
     let begun = Instant::now();
     lab.broker().redrive(&subscription, &Redrive::all().per_second(5)).await?;
     let took = begun.elapsed();
@@ -241,7 +242,7 @@ async fn redrive_keeps_its_rate(lab: Lab) -> Checked {
 }
 
 async fn a_redriven_message_can_be_given_up_again(lab: Lab) -> Checked {
-    let (_topic, subscription, mut receiver) = given_up(&lab, 1).await?;
+    let (_destination, subscription, mut receiver) = given_up(&lab, 1).await?;
     for round in 0..4 {
         lab.step(format!("round {round}"));
         assert_eq!(lab.broker().redrive(&subscription, &Redrive::all()).await?, 1);
@@ -260,20 +261,20 @@ async fn a_redriven_message_can_be_given_up_again(lab: Lab) -> Checked {
 }
 
 async fn purge_removes_what_is_there(lab: Lab) -> Checked {
-    let (topic, subscription, mut receiver) = given_up(&lab, 7).await?;
+    let (destination, subscription, mut receiver) = given_up(&lab, 7).await?;
     assert_eq!(lab.broker().purge_dead_letters(&subscription).await?, 7);
     assert!(listed(&lab, &subscription, DeadLetterFilter::all()).await?.is_empty());
     assert_eq!(lab.broker().purge_dead_letters(&subscription).await?, 0);
     assert_eq!(lab.broker().redrive(&subscription, &Redrive::all()).await?, 0);
     lab.step("the group itself is untouched");
-    lab.publish(topic, [message("next")]).await?;
+    lab.publish(destination, [message("next")]).await?;
     assert_eq!(receiver.ack(1).await?, ["next"]);
     receiver.quiet(QUIET).await
 }
 
 async fn dead_letters_outlive_their_connection(lab: Lab) -> Checked {
     let other = lab.reconnected().await?;
-    let (_topic, subscription, receiver) = given_up(&other, 3).await?;
+    let (_destination, subscription, receiver) = given_up(&other, 3).await?;
     receiver.close().await?;
     other.broker().close().await?;
     assert_eq!(listed(&lab, &subscription, DeadLetterFilter::all()).await?, ids(3));
@@ -284,7 +285,7 @@ async fn dead_letters_outlive_their_connection(lab: Lab) -> Checked {
 
 async fn hundreds_of_dead_letters_are_shown_and_sent_back(lab: Lab) -> Checked {
     let count = 300;
-    let (_topic, subscription, mut receiver) = given_up(&lab, count).await?;
+    let (_destination, subscription, mut receiver) = given_up(&lab, count).await?;
     if lab.broker().capabilities().complete_peek {
         assert_eq!(listed(&lab, &subscription, DeadLetterFilter::all()).await?, ids(count));
     }

@@ -7,7 +7,7 @@ use anybroker_core::{Confirmation, Error, Outcome, Outgoing, Subscription};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::conformance::case::{Checked, cases};
+use crate::conformance::case::{Checked, Need, cases};
 use crate::conformance::lab::{self, Lab, QUIET, ids, message, messages};
 use crate::conformance::process::Process;
 use crate::conformance::receiver::Receiver;
@@ -17,8 +17,8 @@ cases! {
     a_retry_is_neither_early_nor_late;
     a_release_is_neither_early_nor_late;
     a_longer_delay_blocks_no_shorter_one;
-    a_delayed_publish_reaches_every_group_once;
-    a_delayed_retry_reaches_only_its_own_group;
+    a_delayed_publish_reaches_every_group_once: Need::TOPICS;
+    a_delayed_retry_reaches_only_its_own_group: Need::TOPICS;
     a_delayed_retry_blocks_nobody;
     delayed_messages_outlive_their_connection;
 }

@@ -25,14 +25,13 @@ cases! {
 
 async fn draining_under_load_loses_and_repeats_nothing(lab: Lab) -> Checked {
     const COUNT: usize = 1500;
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("one");
+    let (destination, subscription) = lab.group("one");
     lab.broker().declare(&subscription).await?;
     let sender = lab.clone();
     let sent = tokio::spawn(async move {
         for burst in 0..15 {
             let range = burst * 100..(burst + 1) * 100;
-            sender.publish(topic.clone(), range.map(|n| message(&format!("m{n}")))).await?;
+            sender.publish(destination.clone(), range.map(|n| message(&format!("m{n}")))).await?;
         }
         Ok::<_, BoxError>(())
     });

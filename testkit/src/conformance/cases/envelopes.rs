@@ -37,13 +37,12 @@ fn full() -> Checked<Envelope> {
 
 /// Sends an envelope to a queue and to a group, and compares what arrives.
 async fn arrives(lab: &Lab, envelope: Envelope) -> Checked {
-    let (queue, topic) = (lab::queue(), lab::topic());
-    let group = Subscription::topic(topic.clone()).group("all");
+    let queue = lab::queue();
+    let (destination, group) = lab.group("all");
     lab.broker().declare(&group).await?;
-    for (destination, subscription) in [
-        (Destination::from(queue.clone()), Subscription::queue(queue)),
-        (Destination::from(topic), group),
-    ] {
+    for (destination, subscription) in
+        [(Destination::from(queue.clone()), Subscription::queue(queue)), (destination, group)]
+    {
         lab.publish(destination, [envelope.clone()]).await?;
         let mut receiver = lab.consume(&subscription).await?;
         let delivery = receiver.next().await?;

@@ -15,11 +15,12 @@ cases! {
         "publishing to a topic without groups is not seen",
     );
     publishing_to_a_topic_without_groups_is_not_seen: Need::Of(
-        |can| !can.detects_unrouted,
-        "publishing to a topic without groups is seen, or the topic keeps the message",
+        |can| can.topics && !can.detects_unrouted,
+        "there are no topics, or publishing to one without groups is seen, or it keeps the message",
     );
-    unrouted_messages_may_be_allowed;
-    unroutable_messages_between_others_are_told_apart;
+    without_topics_they_are_unsupported: Need::Of(|can| !can.topics, "there are topics");
+    unrouted_messages_may_be_allowed: Need::TOPICS;
+    unroutable_messages_between_others_are_told_apart: Need::TOPICS;
     the_largest_payload_passes_and_one_byte_more_does_not;
     names_that_break_the_rules_are_refused;
     a_subscription_that_makes_no_sense_is_refused;
@@ -46,6 +47,22 @@ async fn publishing_to_a_topic_without_groups_is_unroutable(lab: Lab) -> Checked
 
 async fn publishing_to_a_topic_without_groups_is_not_seen(lab: Lab) -> Checked {
     lab.publish(lab::topic(), [message("m0")]).await
+}
+
+async fn without_topics_they_are_unsupported(lab: Lab) -> Checked {
+    let topic = lab::topic();
+    let group = Subscription::topic(topic.clone()).group("one");
+    let producer = lab.broker().producer();
+    lab.step("publish");
+    refused(ErrorKind::Unsupported, producer.send(Outgoing::new(topic.clone(), message("m0"))))
+        .await?;
+    lab.step("declare");
+    refused(ErrorKind::Unsupported, lab.broker().declare_destination(&topic.into())).await?;
+    refused(ErrorKind::Unsupported, lab.broker().declare(&group)).await?;
+    lab.step("consume");
+    refused(ErrorKind::Unsupported, lab.broker().consume(&group, 1)).await?;
+    refused(ErrorKind::Unsupported, lab.broker().depth(&group)).await?;
+    Ok(())
 }
 
 async fn unrouted_messages_may_be_allowed(lab: Lab) -> Checked {
@@ -177,11 +194,14 @@ async fn a_missing_destination_is_not_found(lab: Lab) -> Checked {
     lab.step("declare");
     refused(ErrorKind::NotFound, broker.declare_destination(&queue.clone().into())).await?;
     refused(ErrorKind::NotFound, broker.declare(&Subscription::queue(queue.clone()))).await?;
-    let group = Subscription::topic(topic.clone()).group("one");
-    refused(ErrorKind::NotFound, broker.declare(&group)).await?;
     lab.step("publish");
     refused(ErrorKind::NotFound, producer.send(Outgoing::new(queue.clone(), message("m")))).await?;
-    refused(ErrorKind::NotFound, producer.send(Outgoing::new(topic, message("m")))).await?;
+    if broker.capabilities().topics {
+        lab.step("a topic");
+        let group = Subscription::topic(topic.clone()).group("one");
+        refused(ErrorKind::NotFound, broker.declare(&group)).await?;
+        refused(ErrorKind::NotFound, producer.send(Outgoing::new(topic, message("m")))).await?;
+    }
     lab.step("consume");
     refused(ErrorKind::NotFound, broker.consume(&Subscription::queue(queue), 1)).await?;
     lab.step("the connection still works");
@@ -191,8 +211,8 @@ async fn a_missing_destination_is_not_found(lab: Lab) -> Checked {
 }
 
 async fn an_existing_destination_is_found(lab: Lab) -> Checked {
-    let (queue, topic) = (lab::queue(), lab::topic());
-    let group = Subscription::topic(topic.clone()).group("one");
+    let queue = lab::queue();
+    let (destination, group) = lab.group("one");
     lab.broker().declare_destination(&queue.clone().into()).await?;
     lab.broker().declare(&Subscription::queue(queue.clone())).await?;
     lab.broker().declare(&group).await?;
@@ -202,7 +222,7 @@ async fn an_existing_destination_is_found(lab: Lab) -> Checked {
     broker.declare(&group).await?;
     let producer = broker.producer();
     producer.send(Outgoing::new(queue.clone(), message("m0"))).await?;
-    producer.send(Outgoing::new(topic, message("m0"))).await?;
+    producer.send(Outgoing::new(destination, message("m0"))).await?;
     assert_eq!(lab.consume(&group).await?.ack(1).await?, ids(1));
     assert_eq!(lab.consume(&Subscription::queue(queue)).await?.ack(1).await?, ids(1));
     broker.close().await?;

@@ -10,18 +10,18 @@ use crate::conformance::lab::{self, Lab, QUIET, ids, ids_of, message, messages, 
 cases! {
     a_queue_keeps_what_was_sent_before_its_first_consumer;
     competing_consumers_get_each_message_once;
-    each_group_gets_its_own_copy;
+    each_group_gets_its_own_copy: Need::TOPICS;
     a_group_keeps_what_was_published_before_its_consumers_came;
-    a_new_group_starts_with_what_comes_after_it;
+    a_new_group_starts_with_what_comes_after_it: Need::TOPICS;
     a_group_from_the_earliest_gets_what_the_topic_keeps: Need::Of(
-        |can| can.start_earliest,
+        |can| can.topics && can.start_earliest,
         "a group cannot start at messages published before it",
     );
     start_earliest_is_unsupported: Need::Of(
-        |can| !can.start_earliest,
-        "a group can start at the earliest message",
+        |can| can.topics && !can.start_earliest,
+        "there are no topics, or a group can start at the earliest message",
     );
-    groups_of_one_name_on_two_topics_do_not_meet;
+    groups_of_one_name_on_two_topics_do_not_meet: Need::TOPICS;
     declaring_again_changes_nothing;
 }
 
@@ -36,13 +36,12 @@ async fn a_queue_keeps_what_was_sent_before_its_first_consumer(lab: Lab) -> Chec
 }
 
 async fn competing_consumers_get_each_message_once(lab: Lab) -> Checked {
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("one");
+    let (destination, subscription) = lab.group("one");
     let mut first = lab.consume(&subscription).await?;
     let other = lab.reconnected().await?;
     let mut second = other.consume(&subscription).await?;
     let count = 100;
-    lab.publish(topic, messages(count)).await?;
+    lab.publish(destination, messages(count)).await?;
     let (mut seen, mut by_first, mut by_second) = (Vec::new(), 0, 0);
     while seen.len() < count {
         lab.step(format!("{} of {count}: {by_first} and {by_second}", seen.len()));
@@ -76,18 +75,17 @@ async fn each_group_gets_its_own_copy(lab: Lab) -> Checked {
 }
 
 async fn a_group_keeps_what_was_published_before_its_consumers_came(lab: Lab) -> Checked {
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("late");
+    let (destination, subscription) = lab.group("late");
     lab.step("declare, publish, then the first consumer");
     lab.broker().declare(&subscription).await?;
-    lab.publish(topic.clone(), messages(10)).await?;
+    lab.publish(destination.clone(), messages(10)).await?;
     let mut first = lab.consume(&subscription).await?;
     let held = first.take(10).await?;
     assert_eq!(ids_of(&held), ids(10));
     drop(held);
     first.close().await?;
     lab.step("the second consumer gets what the first left");
-    lab.publish(topic, (10..20).map(|number| message(&format!("m{number}")))).await?;
+    lab.publish(destination, (10..20).map(|number| message(&format!("m{number}")))).await?;
     let other = lab.reconnected().await?;
     let mut second = other.consume(&subscription).await?;
     assert_eq!(second.ack(20).await?, ids(20));
@@ -139,19 +137,19 @@ async fn groups_of_one_name_on_two_topics_do_not_meet(lab: Lab) -> Checked {
 }
 
 async fn declaring_again_changes_nothing(lab: Lab) -> Checked {
-    let (queue, topic) = (lab::queue(), lab::topic());
-    let subscriptions =
-        [Subscription::queue(queue.clone()), Subscription::topic(topic.clone()).group("one")];
+    let queue = lab::queue();
+    let (destination, group) = lab.group("one");
+    let subscriptions = [Subscription::queue(queue.clone()), group];
     for round in 0..3 {
         lab.step(format!("round {round}"));
         let other = lab.reconnected().await?;
         other.broker().declare_destination(&queue.clone().into()).await?;
-        other.broker().declare_destination(&topic.clone().into()).await?;
+        other.broker().declare_destination(&destination).await?;
         for subscription in &subscriptions {
             other.broker().declare(subscription).await?;
         }
         other.publish(queue.clone(), [message(&format!("m{round}"))]).await?;
-        other.publish(topic.clone(), [message(&format!("m{round}"))]).await?;
+        other.publish(destination.clone(), [message(&format!("m{round}"))]).await?;
     }
     for subscription in &subscriptions {
         let mut receiver = lab.consume(subscription).await?;

@@ -9,15 +9,15 @@ use anybroker_core::{
 };
 use tokio::time::sleep;
 
-use crate::conformance::case::{Checked, cases};
+use crate::conformance::case::{Checked, Need, cases};
 use crate::conformance::lab::{self, Lab, ids, message, messages};
 use crate::conformance::worked::{Sight, Sightings, Working, by_key};
 
 cases! {
     messages_sent_one_after_the_other_arrive_in_that_order;
     ten_consumers_keep_sixteen_keys_of_a_queue_in_order;
-    ten_consumers_keep_sixteen_keys_of_a_topic_in_order;
-    ten_consumers_keep_the_order_of_a_topic_in_four_partitions;
+    ten_consumers_keep_sixteen_keys_of_a_topic_in_order: Need::TOPICS;
+    ten_consumers_keep_the_order_of_a_topic_in_four_partitions: Need::TOPICS;
     a_retry_holds_back_its_key_and_no_other;
     rolling_restarts_keep_the_order;
     a_crash_keeps_the_order;

@@ -31,10 +31,9 @@ async fn an_acknowledged_delivery_stays_away(lab: Lab) -> Checked {
 }
 
 async fn an_unsettled_delivery_comes_back(lab: Lab) -> Checked {
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("one");
+    let (destination, subscription) = lab.group("one");
     let mut receiver = lab.consume(&subscription).await?;
-    lab.publish(topic, [message("m0")]).await?;
+    lab.publish(destination, [message("m0")]).await?;
     drop(receiver.next().await?);
     let again = receiver.next().await?;
     if lab.broker().capabilities().counts_crashes {

@@ -9,7 +9,7 @@ use anybroker_core::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::conformance::case::{Checked, cases};
+use crate::conformance::case::{Checked, Need, cases};
 use crate::conformance::lab::{self, Lab, QUIET, message, messages};
 use crate::conformance::worked::{Sightings, Working, acknowledge};
 
@@ -23,15 +23,14 @@ cases! {
     a_slow_handler_keeps_its_message;
     an_expired_message_is_given_up_unseen;
     an_expired_message_may_be_discarded;
-    several_subscriptions_run_in_one_worker;
+    several_subscriptions_run_in_one_worker: Need::TOPICS;
 }
 
 async fn a_handler_that_always_fails_leaves_one_dead_letter_and_no_hot_loop(lab: Lab) -> Checked {
-    let topic = lab::topic();
-    let subscription = Subscription::topic(topic.clone()).group("failing");
+    let (destination, subscription) = lab.group("failing");
     let (mut seen, service) = Sightings::of(|_| async { Err("out of paper".into()) });
     let working = Working::on(&lab, &subscription, service).await?;
-    lab.publish(topic, messages(1)).await?;
+    lab.publish(destination, messages(1)).await?;
     let mut last: Option<Instant> = None;
     for attempt in 1..=5 {
         lab.step(format!("attempt {attempt}"));

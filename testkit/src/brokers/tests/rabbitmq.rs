@@ -5,8 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::find::in_environment;
-use super::{RabbitMq, RabbitMqVersion, Server, amqp};
+use crate::brokers::find::in_environment;
+use crate::brokers::{RabbitMq, RabbitMqVersion, Server, amqp};
 
 const VERSIONS: [(RabbitMqVersion, &str); 2] =
     [(RabbitMqVersion::V3_10, "3.10."), (RabbitMqVersion::V4_3, "4.")];

@@ -1,0 +1,330 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use anybroker_core::{
+    Broker, Capabilities, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind, Inbox, Peek,
+    Producer, Redrive, Result, RetryClass, SettlementProof, Subscription,
+};
+use async_trait::async_trait;
+use rdkafka::ClientConfig;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::client::{Clients, check};
+use crate::commands::{Commands, Seat};
+use crate::dead_letters::DeadLetters;
+use crate::depth::depth;
+use crate::error::{BROKER, closed, error_of};
+use crate::names::Names;
+use crate::options::{KafkaBuilder, Settings};
+use crate::publish::Publisher;
+use crate::reader::{self, GroupSettings};
+use crate::route::KafkaProducer;
+use crate::settle::GroupSettler;
+use crate::topology::{Topology, blocking};
+
+/// What retry and dead-lettering may add to a message.
+const KEPT_BACK: usize = 64 * 1024;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long groups may take to leave when the broker is closed.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A connection to a Kafka cluster; see the [crate's documentation](crate).
+pub struct KafkaBroker {
+    capabilities: Capabilities,
+    topology: Arc<Topology>,
+    publisher: Arc<Publisher>,
+    producer: Arc<KafkaProducer>,
+    groups: Mutex<HashMap<String, Arc<Commands>>>,
+    next_seat: AtomicU32,
+    /// See `desk`.
+    permit: Arc<AtomicBool>,
+    /// One redrive at a time in this process; between processes transactions fence.
+    redriving: Mutex<()>,
+    closed: AtomicBool,
+}
+
+impl KafkaBroker {
+    /// Sets up a connection.
+    pub fn builder() -> KafkaBuilder {
+        KafkaBuilder::default()
+    }
+
+    pub(crate) async fn open(settings: Settings) -> Result<Arc<Self>> {
+        let wait = settings.wait;
+        let mut capabilities =
+            Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
+        capabilities.detects_unrouted = false;
+        capabilities.settlement = SettlementProof::Recorded;
+        let clients = Clients::new(settings);
+        let reader = clients.reader(&[])?;
+        let reader =
+            blocking(move || check(&reader, CONNECT_TIMEOUT, wait).map(|()| reader)).await?;
+        let publisher = Arc::new(Publisher::new(&clients)?);
+        let topology = Arc::new(Topology::new(clients, reader)?);
+        let producer = Arc::new(KafkaProducer::new(
+            Arc::clone(&topology),
+            Arc::clone(&publisher),
+            capabilities.max_payload,
+        ));
+        Ok(Arc::new(Self {
+            capabilities,
+            topology,
+            publisher,
+            producer,
+            groups: Mutex::default(),
+            next_seat: AtomicU32::new(0),
+            permit: Arc::default(),
+            redriving: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// What the client's handles are configured with, for what only Kafka can do; credentials
+    /// included.
+    pub fn client_config(&self) -> ClientConfig {
+        self.topology.clients.config().clone()
+    }
+
+    fn check_open(&self, operation: &'static str) -> Result<()> {
+        if self.closed.load(Ordering::SeqCst) { Err(closed(operation)) } else { Ok(()) }
+    }
+
+    /// Runs an operation while the broker is open, again for as long as a publish may take when it
+    /// was cut off.
+    async fn patiently<T, F: Future<Output = Result<T>>>(
+        &self,
+        operation: &'static str,
+        run: impl Fn() -> F,
+    ) -> Result<T> {
+        let end = Instant::now() + self.topology.clients.settings.publish_timeout;
+        loop {
+            self.check_open(operation)?;
+            match run().await {
+                Err(error)
+                    if error.retry_class() == RetryClass::Transient && Instant::now() < end =>
+                {
+                    tracing::debug!(%error, "trying again");
+                    sleep(Duration::from_millis(200)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn names(&self, subscription: &Subscription) -> Result<Arc<Names>> {
+        Ok(Arc::new(Names::new(subscription, self.topology.prefix())?))
+    }
+
+    /// Runs what concerns the dead letters of a group.
+    async fn with_dead_letters<T: Send + 'static>(
+        &self,
+        subscription: &Subscription,
+        run: impl FnOnce(&DeadLetters) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.patiently("dead letters", || self.topology.declare(subscription)).await?;
+        let letters = DeadLetters {
+            topology: Arc::clone(&self.topology),
+            names: self.names(subscription)?,
+            default_type: subscription.destination().name().to_owned(),
+            runtime: Handle::current(),
+        };
+        blocking(move || run(&letters)).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let publisher = Arc::clone(&self.publisher);
+        blocking(move || publisher.flush()).await
+    }
+
+    /// A place for a consumer at a group's thread.
+    fn seat(
+        &self,
+        subscription: &Subscription,
+        names: &Arc<Names>,
+        commands: &Arc<Commands>,
+        prefetch: usize,
+    ) -> (Seat, Inbox) {
+        // Errors take places too.
+        let (sender, inbox) = Inbox::channel(prefetch + 16);
+        let settler = GroupSettler {
+            subscription: subscription.clone(),
+            names: Arc::clone(names),
+            commands: Arc::clone(commands),
+            publisher: Arc::clone(&self.publisher),
+        };
+        let seat = Seat {
+            number: self.next_seat.fetch_add(1, Ordering::Relaxed),
+            inbox: sender,
+            settler: Arc::new(settler),
+            prefetch: prefetch.max(1),
+            held: 0,
+            leaving: false,
+        };
+        (seat, inbox)
+    }
+
+    /// Adds a consumer to the group's thread, or starts that.
+    async fn join(&self, subscription: &Subscription, prefetch: usize) -> Result<Inbox> {
+        let names = self.names(subscription)?;
+        loop {
+            let mut groups = self.groups.lock().await;
+            self.check_open("consume")?;
+            let known = groups.get(&names.group).cloned();
+            let commands = known.clone().unwrap_or_default();
+            let (seat, inbox) = self.seat(subscription, &names, &commands, prefetch);
+            let (number, closed) = (seat.number, seat.inbox.clone());
+            match known {
+                Some(commands) => {
+                    if commands.join(seat).is_err() {
+                        drop(groups);
+                        commands.ended().await;
+                        let ended = |known: &Arc<Commands>| Arc::ptr_eq(known, &commands);
+                        self.groups.lock().await.retain(|_, known| !ended(known));
+                        continue;
+                    }
+                }
+                None => {
+                    let group = GroupSettings {
+                        names: Arc::clone(&names),
+                        default_type: subscription.destination().name().to_owned(),
+                        ordered: subscription.is_ordered(),
+                        limit: subscription.delivery_limit(),
+                        permit: Arc::clone(&self.permit),
+                    };
+                    let commands = Arc::clone(&commands);
+                    groups.insert(names.group.clone(), Arc::clone(&commands));
+                    let started = reader::start(&self.topology.clients, group, seat, commands);
+                    if let Err(error) = started {
+                        groups.remove(&names.group);
+                        return Err(error);
+                    }
+                }
+            }
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = closed.closed() => commands.leave(number),
+                    () = commands.ended() => {}
+                }
+            });
+            return Ok(inbox);
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for KafkaBroker {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn producer(&self) -> Arc<dyn Producer> {
+        Arc::clone(&self.producer) as _
+    }
+
+    async fn declare_destination(&self, destination: &Destination) -> Result<()> {
+        self.patiently("declare", || self.topology.declare_destination(destination)).await
+    }
+
+    async fn declare(&self, subscription: &Subscription) -> Result<()> {
+        self.patiently("declare", || self.topology.declare(subscription)).await
+    }
+
+    async fn consume(
+        &self,
+        subscription: &Subscription,
+        prefetch: usize,
+    ) -> Result<Box<dyn Consumer>> {
+        self.patiently("consume", || self.topology.declare(subscription)).await?;
+        Ok(Box::new(self.join(subscription, prefetch).await?))
+    }
+
+    async fn depth(&self, subscription: &Subscription) -> Result<Depth> {
+        self.check_open("depth")?;
+        let names = self.names(subscription)?;
+        let commands = self.groups.lock().await.get(&names.group).cloned();
+        if let Some(commands) = commands {
+            commands.flush().await;
+        }
+        let topics = [
+            self.topology.partitions(&names.topic).await?,
+            self.topology.partitions(&names.retry).await?,
+        ];
+        let (topology, group) = (Arc::clone(&self.topology), Arc::clone(&names));
+        let mut counted = blocking(move || {
+            let [of_topic, of_retry] = topics;
+            let topics = [(&*group.topic, of_topic), (&*group.retry, of_retry)];
+            depth(&topology, &group, topics)
+        })
+        .await?;
+        counted.dead_lettered =
+            Some(self.with_dead_letters(subscription, DeadLetters::count).await?);
+        Ok(counted)
+    }
+
+    async fn dead_letters(
+        &self,
+        subscription: &Subscription,
+        filter: &DeadLetterFilter,
+        limit: usize,
+    ) -> Result<Peek> {
+        let filter = filter.clone();
+        self.with_dead_letters(subscription, move |letters| letters.peek(&filter, limit)).await
+    }
+
+    async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64> {
+        let _alone = self.redriving.lock().await;
+        let redrive = redrive.clone();
+        self.with_dead_letters(subscription, move |letters| letters.redrive(&redrive)).await
+    }
+
+    async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64> {
+        let _alone = self.redriving.lock().await;
+        self.with_dead_letters(subscription, DeadLetters::purge).await
+    }
+
+    async fn health(&self) -> Result<()> {
+        self.check_open("health")?;
+        let topology = Arc::clone(&self.topology);
+        blocking(move || check(&topology.reader, HEALTH_TIMEOUT, false)).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.producer.open.store(false, Ordering::Relaxed);
+        // First the copies that settlements wait for, so that their originals are finished too.
+        let flushed = self.flush().await;
+        let groups: Vec<_> = self.groups.lock().await.drain().map(|(_, group)| group).collect();
+        groups.iter().for_each(|group| group.close());
+        let left = timeout(LEAVE_TIMEOUT, async {
+            for group in &groups {
+                group.ended().await;
+            }
+        });
+        left.await.map_err(|_| {
+            let text = "closed before every group was left; what is unsettled comes again";
+            error_of(ErrorKind::Timeout, "close", text)
+        })?;
+        flushed
+    }
+}
+
+impl fmt::Debug for KafkaBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = &self.topology.clients.settings;
+        f.debug_struct("KafkaBroker")
+            .field("hosts", &settings.hosts)
+            .field("prefix", &settings.prefix)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,239 @@
+//! The client's handles, and what they are told.
+
+use std::error::Error as StdError;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anybroker_core::{ErrorKind, Result};
+use rdkafka::ClientConfig;
+use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{DeliveryResult, ProducerContext};
+
+use crate::error::{error_of, failed};
+use crate::options::{GroupProtocol, Sasl, Settings, TokenProvider};
+
+/// What every handle shares.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    common: ClientConfig,
+    pub(crate) settings: Settings,
+}
+
+/// What the client calls back; notes the last failure, which its error codes do not tell.
+pub(crate) struct Context {
+    token: Option<TokenProvider>,
+    failure: Mutex<String>,
+}
+
+impl Clients {
+    pub(crate) fn new(settings: Settings) -> Self {
+        let mut config = ClientConfig::new();
+        let hosts: Vec<_> = settings
+            .hosts
+            .iter()
+            .map(|(host, port)| match host.contains(':') {
+                true => format!("[{host}]:{port}"),
+                false => format!("{host}:{port}"),
+            })
+            .collect();
+        config
+            .set("bootstrap.servers", hosts.join(","))
+            .set("client.id", "anybroker")
+            .set("reconnect.backoff.ms", "100")
+            .set("reconnect.backoff.max.ms", "2000")
+            .set("allow.auto.create.topics", "false")
+            // Idle metadata must not age beyond what a new topic's consumer can wait for.
+            .set("topic.metadata.refresh.interval.ms", "60000");
+        let sasl = settings.credentials.is_some() || settings.token.is_some();
+        config.set(
+            "security.protocol",
+            match (settings.tls, sasl) {
+                (false, false) => "plaintext",
+                (false, true) => "sasl_plaintext",
+                (true, false) => "ssl",
+                (true, true) => "sasl_ssl",
+            },
+        );
+        if settings.token.is_some() {
+            config.set("sasl.mechanisms", "OAUTHBEARER");
+        } else if let Some((user, password)) = &settings.credentials {
+            let mechanism = match settings.sasl {
+                Sasl::Plain => "PLAIN",
+                Sasl::ScramSha256 => "SCRAM-SHA-256",
+                Sasl::ScramSha512 => "SCRAM-SHA-512",
+            };
+            config
+                .set("sasl.mechanisms", mechanism)
+                .set("sasl.username", user)
+                .set("sasl.password", password);
+        }
+        if let Some(ca) = &settings.ca {
+            config.set("ssl.ca.location", ca.to_string_lossy());
+        }
+        if let Some((certificate, key)) = &settings.identity {
+            config
+                .set("ssl.certificate.location", certificate.to_string_lossy())
+                .set("ssl.key.location", key.to_string_lossy());
+        }
+        Self { common: config, settings }
+    }
+
+    pub(crate) fn context(&self) -> Context {
+        Context { token: self.settings.token.clone(), failure: Mutex::default() }
+    }
+
+    /// A handle of any kind: its own options over the common ones, the application's over both.
+    pub(crate) fn create<C: ClientContext, T: FromClientConfigAndContext<C>>(
+        &self,
+        options: &[(&str, &str)],
+        context: C,
+        operation: &'static str,
+    ) -> Result<T> {
+        let mut config = self.common.clone();
+        for (name, value) in options {
+            config.set(*name, *value);
+        }
+        for (name, value) in &self.settings.native {
+            config.set(name, value);
+        }
+        config
+            .create_with_context(context)
+            .map_err(|error| failed(operation, "setting up the client", error))
+    }
+
+    /// A handle that belongs to no group, for questions and for reading topics.
+    pub(crate) fn reader(&self, options: &[(&str, &str)]) -> Result<BaseConsumer<Context>> {
+        self.create(options, self.context(), "connect")
+    }
+
+    /// A handle that reads and writes a group's position without being a member.
+    pub(crate) fn observer(&self, group: &str) -> Result<BaseConsumer<Context>> {
+        self.reader(&[("group.id", group), ("enable.auto.commit", "false")])
+    }
+
+    /// The options of a member of a group.
+    pub(crate) fn member(&self, group: &str) -> Vec<(String, String)> {
+        let session = self.settings.session_timeout.as_millis();
+        let mut options = vec![
+            ("group.id", group.to_owned()),
+            ("enable.auto.commit", "false".to_owned()),
+            ("enable.auto.offset.store", "false".to_owned()),
+            // An offset that is gone is an error: no policy may skip what was not handled.
+            ("auto.offset.reset", "error".to_owned()),
+            ("queued.max.messages.kbytes", "16384".to_owned()),
+            ("fetch.queue.backoff.ms", "50".to_owned()),
+            ("fetch.error.backoff.ms", "100".to_owned()),
+        ];
+        match self.settings.protocol {
+            GroupProtocol::Classic => options.extend([
+                ("partition.assignment.strategy", "cooperative-sticky".to_owned()),
+                ("session.timeout.ms", session.to_string()),
+                ("heartbeat.interval.ms", (session / 4).clamp(1, 3000).to_string()),
+            ]),
+            GroupProtocol::Consumer => options.push(("group.protocol", "consumer".to_owned())),
+        }
+        options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// The configuration of the handles, credentials included.
+    pub(crate) fn config(&self) -> &ClientConfig {
+        &self.common
+    }
+}
+
+/// Waits for a first answer; blocks.
+///
+/// # Errors
+/// The first failure that the client reports, unless it is to wait.
+pub(crate) fn check(reader: &BaseConsumer<Context>, time: Duration, wait: bool) -> Result<()> {
+    /// Whatever topic: it is the answer that counts.
+    const TOPIC: Option<&str> = Some("__consumer_offsets");
+    const STEP: Duration = Duration::from_millis(250);
+    let end = std::time::Instant::now() + time;
+    loop {
+        let Err(error) = reader.fetch_metadata(TOPIC, STEP) else { return Ok(()) };
+        let reported = std::iter::from_fn(|| reader.poll(Duration::ZERO))
+            .filter_map(Result::err)
+            .find(|error| is_final(error, wait));
+        let given_up = !wait && std::time::Instant::now() > end;
+        if let Some(error) = reported.or_else(|| given_up.then_some(error)) {
+            let hosts = "reaching the cluster";
+            let said = reader.context().failure.lock().unwrap_or_else(PoisonError::into_inner);
+            let what = if said.is_empty() { hosts.to_owned() } else { format!("{hosts}: {said}") };
+            return Err(failed("connect", &what, error));
+        }
+    }
+}
+
+fn is_final(error: &KafkaError, wait: bool) -> bool {
+    match error.rdkafka_error_code() {
+        Some(
+            RDKafkaErrorCode::Authentication
+            | RDKafkaErrorCode::SaslAuthenticationFailed
+            | RDKafkaErrorCode::UnsupportedSASLMechanism
+            | RDKafkaErrorCode::SSL,
+        ) => true,
+        Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Resolve) => !wait,
+        _ => false,
+    }
+}
+
+impl Context {
+    fn note(&self, text: &str) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        // "[thrd:…]: host:port/bootstrap: what failed (after 0ms in state CONNECT)"
+        let text = text.rsplit_once("]: ").map_or(text, |(_, text)| text);
+        let text = text.split(" (after ").next().unwrap_or(text);
+        text.clone_into(&mut failure);
+    }
+}
+
+impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        if matches!(facility, "FAIL" | "ERROR") {
+            self.note(text);
+        }
+        log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the Kafka client reports an error");
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
+        oauth_token(self.token.as_ref())
+    }
+}
+
+impl ConsumerContext for Context {}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    /// In a transaction its commit answers for all.
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
+/// The client reports every lost connection, which it mends itself.
+pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::warn!(facility, "{text}");
+        }
+        _ => tracing::debug!(facility, "{text}"),
+    }
+}
+
+pub(crate) fn oauth_token(
+    provider: Option<&TokenProvider>,
+) -> Result<OAuthToken, Box<dyn StdError>> {
+    match provider {
+        Some(token) => token().map_err(|error| error as Box<dyn StdError>),
+        None => Err(error_of(ErrorKind::Config, "connect", "no source of OAuth tokens").into()),
+    }
+}

@@ -1,0 +1,307 @@
+//! The dead-letter topic: looked at, sent back, emptied. All of this blocks.
+//!
+//! A log lets nothing go out of its middle. So what is sent back is marked: one transaction stores
+//! the copies for the group and a record in the dead-letter topic that names their offsets. Marked
+//! letters count as gone; what lies before the first that is left is deleted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anybroker_core::{
+    DeadLetter, DeadLetterFilter, Envelope, ErrorKind, Hop, Peek, Redrive, Result, now,
+};
+use rdkafka::Message;
+use rdkafka::admin::AdminOptions;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Headers, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+
+use crate::client::Context;
+use crate::error::{error_of, failed};
+use crate::message::{headers, read};
+use crate::names::Names;
+use crate::scan::{Range, scan};
+use crate::topology::{ANSWER, Topology, patiently};
+
+/// The header of a mark: the offsets of letters that were sent back, joined by commas.
+const MARK: &str = "abremoved";
+
+/// How many letters are sent back in one transaction.
+const LOT: usize = 500;
+
+/// How often a redrive begins anew because another one had come between.
+const ATTEMPTS: u32 = 12;
+
+/// What a group gave up.
+pub(crate) struct DeadLetters {
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) names: Arc<Names>,
+    pub(crate) default_type: String,
+    /// To wait for the admin client where it only answers futures.
+    pub(crate) runtime: Handle,
+}
+
+struct Letter {
+    offset: i64,
+    envelope: Envelope,
+    hop: Hop,
+}
+
+impl DeadLetters {
+    /// The first and the last offset of the topic, which has one partition.
+    fn whole(&self) -> Result<Range> {
+        let topic = self.names.dead_letters.clone();
+        let ask = || self.topology.reader.fetch_watermarks(&topic, 0, ANSWER);
+        let (from, end) = patiently(ask).map_err(|error| self.failed("looking at", error))?;
+        Ok(Range { topic, partition: 0, from, end })
+    }
+
+    fn failed(&self, what: &str, error: KafkaError) -> anybroker_core::Error {
+        failed("dead letters", &format!("{what} topic {:?}", self.names.dead_letters), error)
+    }
+
+    /// Which letters were sent back.
+    fn marked(&self, range: &Range) -> Result<BTreeSet<i64>> {
+        let mut marked = BTreeSet::new();
+        scan(&self.topology.clients, &self.names.group, vec![range.clone()], |message| {
+            if let Some(offsets) = mark_of(message) {
+                // A mark itself is no letter either.
+                marked.insert(message.offset());
+                marked.extend(offsets);
+            }
+            Ok(true)
+        })?;
+        Ok(marked)
+    }
+
+    /// Visits the letters that are left, the oldest first.
+    fn each(
+        &self,
+        range: &Range,
+        marked: &BTreeSet<i64>,
+        mut visit: impl FnMut(Letter) -> Result<bool>,
+    ) -> Result<()> {
+        scan(&self.topology.clients, &self.names.group, vec![range.clone()], |message| {
+            if marked.contains(&message.offset()) {
+                return Ok(true);
+            }
+            let (envelope, hop) = read(message, &self.default_type);
+            visit(Letter { offset: message.offset(), envelope, hop })
+        })
+    }
+
+    pub(crate) fn peek(&self, filter: &DeadLetterFilter, limit: usize) -> Result<Peek> {
+        let range = self.whole()?;
+        let marked = self.marked(&range)?;
+        let mut peek = Peek { entries: Vec::new(), complete: true };
+        self.each(&range, &marked, |letter| {
+            if !filter.matches(&letter.envelope, &letter.hop, now()) {
+                return Ok(true);
+            }
+            if peek.entries.len() == limit {
+                peek.complete = false;
+                return Ok(false);
+            }
+            let envelope = Arc::new(letter.envelope);
+            peek.entries.push(DeadLetter { envelope, hop: letter.hop });
+            Ok(true)
+        })?;
+        Ok(peek)
+    }
+
+    /// How many there are: counted up to some thousands, an upper bound beyond.
+    pub(crate) fn count(&self) -> Result<u64> {
+        const COUNTED: i64 = 10_000;
+        let range = self.whole()?;
+        let most = range.end - range.from;
+        if most > COUNTED {
+            return Ok(most.unsigned_abs());
+        }
+        let marked = self.marked(&range)?;
+        let mut count = 0;
+        self.each(&range, &marked, |_| {
+            count += 1;
+            Ok(true)
+        })?;
+        Ok(count)
+    }
+
+    /// Sends letters back to the group's own retry topic.
+    pub(crate) fn redrive(&self, redrive: &Redrive) -> Result<u64> {
+        let mut sent = 0;
+        for attempt in 0..ATTEMPTS {
+            match self.redrive_once(redrive, &mut sent) {
+                // Another redrive has begun since, and this one's transaction is void.
+                Err(Stopped::Fenced) => {
+                    let noise = now().elapsed().unwrap_or_default().subsec_nanos() % 97;
+                    let pause = 40 << attempt.min(6);
+                    std::thread::sleep(Duration::from_millis(pause + u64::from(noise)));
+                }
+                Err(Stopped::Failed(error)) => return Err(error),
+                Ok(first_left) => {
+                    self.trim(first_left);
+                    return Ok(sent);
+                }
+            }
+        }
+        let text = "other redrives of the same group come between again and again: try later";
+        Err(error_of(ErrorKind::Blocked, "redrive", text))
+    }
+
+    /// Whoever begins later fences this one off, so that no two send the same letter.
+    fn redrive_once(&self, redrive: &Redrive, sent: &mut u64) -> Result<i64, Stopped> {
+        let options = [
+            ("transactional.id", &*self.names.dead_letters),
+            ("transaction.timeout.ms", "30000"),
+            ("partitioner", "murmur2_random"),
+        ];
+        let clients = &self.topology.clients;
+        let producer: BaseProducer<Context> =
+            clients.create(&options, clients.context(), "redrive")?;
+        producer.init_transactions(ANSWER)?;
+        // Read only now: nobody before changes anything any more.
+        let range = self.whole()?;
+        let marked = self.marked(&range)?;
+        let mut first_left = range.end;
+        let mut lot: Vec<Letter> = Vec::new();
+        let interval = redrive.interval();
+        let most = if interval.is_some() { 1 } else { LOT };
+        let mut stopped = None;
+        self.each(&range, &marked, |letter| {
+            let chosen = redrive.selected().matches(&letter.envelope, &letter.hop, now());
+            let room = redrive.at_most() - *sent > lot.len() as u64;
+            if !chosen || !room {
+                first_left = first_left.min(letter.offset);
+                return Ok(room);
+            }
+            lot.push(letter);
+            if lot.len() < most {
+                return Ok(true);
+            }
+            if let Some(interval) = interval
+                && *sent > 0
+            {
+                std::thread::sleep(interval);
+            }
+            match self.send_back(&producer, &mut lot) {
+                Ok(count) => *sent += count,
+                Err(error) => stopped = Some(error),
+            }
+            Ok(stopped.is_none())
+        })?;
+        if let Some(stopped) = stopped {
+            return Err(stopped);
+        }
+        *sent += self.send_back(&producer, &mut lot)?;
+        Ok(first_left)
+    }
+
+    /// Stores the copies and their mark, all or nothing.
+    fn send_back(
+        &self,
+        producer: &BaseProducer<Context>,
+        lot: &mut Vec<Letter>,
+    ) -> Result<u64, Stopped> {
+        if lot.is_empty() {
+            return Ok(0);
+        }
+        producer.begin_transaction()?;
+        let offsets: Vec<_> = lot.iter().map(|letter| letter.offset.to_string()).collect();
+        let offsets = offsets.join(",");
+        let written = lot.iter().try_for_each(|letter| {
+            let record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&self.names.retry)
+                .payload(&*letter.envelope.payload)
+                .headers(headers(&letter.envelope, &Hop::redrive()));
+            let record = match &letter.envelope.key {
+                Some(key) => record.key(&**key),
+                None => record,
+            };
+            producer.send(record).map_err(|(error, _)| error)?;
+            producer.poll(Duration::ZERO);
+            Ok(())
+        });
+        let marked = written.and_then(|()| {
+            let header = Header { key: MARK, value: Some(&*offsets) };
+            let mark: BaseRecord<'_, str, [u8]> = BaseRecord::to(&self.names.dead_letters)
+                .payload(&[][..])
+                .headers(OwnedHeaders::new_with_capacity(1).insert(header));
+            producer.send(mark).map_err(|(error, _)| error)
+        });
+        let committed = marked.and_then(|()| producer.commit_transaction(ANSWER));
+        if let Err(error) = committed {
+            // Whether or not this is answered, without a commit it did not happen.
+            let _ = producer.abort_transaction(ANSWER);
+            return Err(error.into());
+        }
+        Ok(lot.drain(..).len() as u64)
+    }
+
+    pub(crate) fn purge(&self) -> Result<u64> {
+        let range = self.whole()?;
+        let marked = self.marked(&range)?;
+        let mut removed = 0;
+        self.each(&range, &marked, |_| {
+            removed += 1;
+            Ok(true)
+        })?;
+        if range.from < range.end {
+            self.delete_before(range.end).map_err(|error| self.failed("emptying", error))?;
+        }
+        Ok(removed)
+    }
+
+    /// Deletes what is no letter any more.
+    fn trim(&self, before: i64) {
+        if let Err(error) = self.delete_before(before) {
+            // It is marked: that it still takes place harms nobody.
+            tracing::debug!(%error, topic = self.names.dead_letters, "old letters stay");
+        }
+    }
+
+    fn delete_before(&self, offset: i64) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        let offset = Offset::Offset(offset);
+        list.add_partition_offset(&self.names.dead_letters, 0, offset)?;
+        let options = AdminOptions::new().request_timeout(Some(ANSWER));
+        let deleted = self.runtime.block_on(self.topology.admin.delete_records(&list, &options))?;
+        deleted.elements().iter().try_for_each(|element| element.error())
+    }
+}
+
+fn mark_of(message: &impl Message) -> Option<Vec<i64>> {
+    let headers = message.headers()?;
+    let header = headers.iter().find(|header| header.key == MARK)?;
+    let text = std::str::from_utf8(header.value.unwrap_or_default()).unwrap_or_default();
+    Some(text.split(',').filter_map(|offset| offset.parse().ok()).collect())
+}
+
+/// Why a redrive ended early.
+enum Stopped {
+    /// Another one has begun.
+    Fenced,
+    Failed(anybroker_core::Error),
+}
+
+impl From<anybroker_core::Error> for Stopped {
+    fn from(error: anybroker_core::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<KafkaError> for Stopped {
+    fn from(error: KafkaError) -> Self {
+        match error.rdkafka_error_code() {
+            Some(
+                RDKafkaErrorCode::Fenced
+                | RDKafkaErrorCode::ProducerFenced
+                | RDKafkaErrorCode::InvalidProducerEpoch
+                | RDKafkaErrorCode::InvalidProducerIdMapping,
+            ) => Self::Fenced,
+            _ => Self::Failed(failed("redrive", "sending letters back", error)),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! How many messages a group has. It blocks.
+
+use std::sync::Arc;
+
+use anybroker_core::{Depth, ErrorKind, Result, now};
+use rdkafka::Message;
+use rdkafka::consumer::Consumer;
+
+use crate::error::{error_of, failed};
+use crate::message::read;
+use crate::names::Names;
+use crate::scan::{Range, scan};
+use crate::topology::{ANSWER, Topology, committed, patiently};
+
+/// Up to so many offsets are looked at one by one: transactions leave offsets that are no message.
+const COUNTED: i64 = 1_000;
+
+#[derive(Default)]
+struct Count {
+    ready: i64,
+    out: i64,
+    delayed: i64,
+}
+
+/// Counts; `topics` come with their partitions.
+pub(crate) fn depth(
+    topology: &Arc<Topology>,
+    names: &Names,
+    topics: [(&str, Option<usize>); 2],
+) -> Result<Depth> {
+    let mut total = Count::default();
+    for (topic, partitions) in topics {
+        let Some(partitions) = partitions else {
+            let text = format!("topic {topic:?} does not exist; declare the subscription");
+            return Err(error_of(ErrorKind::NotFound, "depth", text));
+        };
+        count(topology, &names.group, topic, partitions, topic == names.retry, &mut total)?;
+    }
+    let mut depth = Depth::default();
+    depth.ready = Some((total.ready - total.out).max(0).unsigned_abs());
+    depth.in_flight = Some(total.out.unsigned_abs());
+    depth.delayed = Some(total.delayed.unsigned_abs());
+    Ok(depth)
+}
+
+fn count(
+    topology: &Arc<Topology>,
+    group: &str,
+    topic: &str,
+    partitions: usize,
+    delays: bool,
+    total: &mut Count,
+) -> Result<()> {
+    let asked = |error| failed("depth", &format!("topic {topic:?}"), error);
+    let observer = topology.clients.observer(group)?;
+    let positions = committed(&observer, topic, partitions).map_err(asked)?;
+    let mut small = Vec::new();
+    for (partition, position) in (0..).zip(&positions) {
+        let ask = || topology.reader.fetch_watermarks(topic, partition, ANSWER);
+        let (low, end) = patiently(ask).map_err(asked)?;
+        let from = position.as_ref().map_or(low, |position| position.offset.max(low));
+        total.out += position.as_ref().map_or(0, |position| position.out);
+        let ahead = position.as_ref().map_or(0, |position| position.finished_ahead());
+        if end - from <= COUNTED {
+            small.push(Range { topic: topic.to_owned(), partition, from, end });
+            continue;
+        }
+        let lag = (end - from - ahead).max(0);
+        // What waits in the retry topic is mostly there for its time.
+        *(if delays { &mut total.delayed } else { &mut total.ready }) += lag;
+    }
+    scan(&topology.clients, group, small, |message| {
+        let index = usize::try_from(message.partition()).unwrap_or(usize::MAX);
+        let position = positions.get(index).and_then(Option::as_ref);
+        if position.is_some_and(|position| position.is_done(message.offset())) {
+            return Ok(true);
+        }
+        let waits = delays && read(message, "").1.not_before.is_some_and(|time| time > now());
+        *(if waits { &mut total.delayed } else { &mut total.ready }) += 1;
+        Ok(true)
+    })
+}

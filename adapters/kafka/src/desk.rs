@@ -1,0 +1,245 @@
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
+
+use anybroker_core::Delivery;
+use rdkafka::topic_partition_list::TopicPartitionList;
+
+use crate::commands::{Command, Seat, Settled, place, tag};
+use crate::partition::{Kept, Partition};
+use crate::position::Position;
+
+/// What a group's thread has in hand: its partitions, and the consumers it serves.
+pub(crate) struct Desk {
+    pub(crate) partitions: Vec<Partition>,
+    pub(crate) seats: Vec<Seat>,
+    ordered: bool,
+    /// Which partition comes first the next time.
+    turn: usize,
+    /// The suspect that is handed out, and since when.
+    suspect: Option<(u16, i64, Instant)>,
+    /// Held while a suspect of this process is handed out; see [`SUSPECT_TIME`].
+    permit: Arc<AtomicBool>,
+    pub(crate) flushes: Vec<tokio::sync::oneshot::Sender<()>>,
+}
+
+/// A suspect that has run for so long is no longer alone: others would wait for it for ever.
+const SUSPECT_TIME: Duration = Duration::from_secs(30);
+
+/// How many messages of a partition go to one consumer before another one has its turn.
+const LOT: usize = 32;
+
+impl Desk {
+    pub(crate) fn new(ordered: bool, permit: Arc<AtomicBool>) -> Self {
+        Self {
+            partitions: Vec::new(),
+            seats: Vec::new(),
+            ordered,
+            turn: 0,
+            suspect: None,
+            permit,
+            flushes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn partition(&mut self, id: u16) -> Option<&mut Partition> {
+        self.partitions.iter_mut().find(|partition| partition.id == id)
+    }
+
+    fn seat(&mut self, number: u32) -> Option<&mut Seat> {
+        self.seats.iter_mut().find(|seat| seat.number == number)
+    }
+
+    pub(crate) fn apply(&mut self, commands: &mut Vec<Command>) {
+        for command in commands.drain(..) {
+            match command {
+                Command::Settled(tag, settled) => self.settle(tag, settled),
+                Command::Join(seat) => self.seats.push(seat),
+                Command::Leave(number) => {
+                    if let Some(seat) = self.seat(number) {
+                        seat.leaving = true;
+                    }
+                }
+                Command::Flush(answer) => self.flushes.push(answer),
+            }
+        }
+    }
+
+    fn settle(&mut self, tag: u64, settled: Settled) {
+        let (id, offset) = place(tag);
+        let Some(partition) = self.partition(id) else { return };
+        let holder = match settled {
+            Settled::Finished => partition.finish(offset),
+            Settled::GivenBack { returned, after } => {
+                partition.give_back(offset, after, |_| returned)
+            }
+            Settled::Dropped => {
+                partition.give_back(offset, Duration::ZERO, |returned| returned.saturating_add(1))
+            }
+        };
+        if let Some(seat) = holder.and_then(|number| self.seat(number)) {
+            seat.held -= 1;
+        }
+        if self.suspect.is_some_and(|(of, suspect, _)| (of, suspect) == (id, offset)) {
+            self.acquit();
+        }
+    }
+
+    fn acquit(&mut self) {
+        if self.suspect.take().is_some() {
+            self.permit.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// How many deliveries are out.
+    pub(crate) fn out(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.out).sum()
+    }
+
+    /// How many messages wait for room.
+    pub(crate) fn ready(&self) -> usize {
+        self.partitions.iter().map(Partition::ready).sum()
+    }
+
+    /// How many deliveries the consumers take at once.
+    pub(crate) fn prefetch(&self) -> usize {
+        self.seats.iter().filter(|seat| !seat.leaving).map(|seat| seat.prefetch).sum()
+    }
+
+    fn room(&self) -> usize {
+        let room = |seat: &Seat| seat.prefetch.saturating_sub(seat.held);
+        self.seats.iter().filter(|seat| !seat.leaving).map(room).sum()
+    }
+
+    /// Whether messages wait and there is room for them.
+    pub(crate) fn can_hand_out(&self) -> bool {
+        self.room() > 0 && self.ready() > 0
+    }
+
+    /// Makes ready what is due; answers when the next one is.
+    pub(crate) fn advance(&mut self) -> Option<SystemTime> {
+        if self.suspect.is_some_and(|(.., since)| since.elapsed() > SUSPECT_TIME) {
+            self.acquit();
+        }
+        self.partitions.iter_mut().filter_map(Partition::advance).min()
+    }
+
+    /// The consumer with the most room, or, in order, the one that holds the partition.
+    fn place(&self, partition: usize) -> Option<usize> {
+        let holder = self.partitions[partition].seat.filter(|_| self.ordered);
+        let open = self.seats.iter().enumerate().filter(|(_, seat)| {
+            !seat.leaving
+                && seat.held < seat.prefetch
+                && holder.is_none_or(|holder| holder == seat.number)
+        });
+        open.max_by_key(|(_, seat)| seat.prefetch - seat.held).map(|(index, _)| index)
+    }
+
+    /// Hands out what is reserved, for as long as there is room.
+    pub(crate) fn dispatch(&mut self) {
+        let count = self.partitions.len();
+        let mut idle = 0;
+        while idle < count {
+            self.turn = (self.turn + 1) % count;
+            let index = self.turn;
+            idle += 1;
+            let Some(seat) = self.place(index) else { continue };
+            let Self { partitions, seats, .. } = self;
+            let (partition, seat) = (&mut partitions[index], &mut seats[seat]);
+            for _ in 0..LOT.min(seat.prefetch - seat.held) {
+                let Some(taken) = partition.take(seat.number) else { break };
+                idle = 0;
+                deliver(partition, seat, taken);
+            }
+        }
+    }
+
+    /// Finds a suspect that may be handed out, alone in this process.
+    pub(crate) fn next_suspect(&mut self) -> Option<(usize, i64, usize)> {
+        if self.suspect.is_some() {
+            return None;
+        }
+        let found = (0..self.partitions.len()).find_map(|index| {
+            let offset = self.partitions[index].suspect()?;
+            Some((index, offset, self.place(index)?))
+        })?;
+        // Of another group of this process one may be running.
+        (!self.permit.swap(true, Ordering::SeqCst)).then_some(found)
+    }
+
+    /// Hands a suspect out, if this can be committed before; so that the next owner knows what ran.
+    pub(crate) fn hand_out_suspect(
+        &mut self,
+        (index, offset, seat): (usize, i64, usize),
+        commit: impl FnOnce(&Partition) -> bool,
+    ) {
+        let (partition, seat) = (&mut self.partitions[index], &mut self.seats[seat]);
+        self.suspect = Some((partition.id, offset, Instant::now()));
+        let taken = partition.take_suspect(offset, seat.number);
+        match taken {
+            Some(taken) if commit(partition) => deliver(partition, seat, taken),
+            _ => {
+                partition.give_back(offset, Duration::ZERO, |returned| returned);
+                self.acquit();
+            }
+        }
+    }
+
+    /// Whether suspects wait.
+    pub(crate) fn has_suspects(&self) -> bool {
+        self.partitions.iter().any(|partition| partition.suspect().is_some())
+    }
+
+    /// Takes partitions out that are another's now; what was out of them frees its places.
+    pub(crate) fn remove(&mut self, ids: &[u16]) -> Vec<Partition> {
+        let removed: Vec<_> =
+            self.partitions.extract_if(.., |partition| ids.contains(&partition.id)).collect();
+        let mut freed: HashMap<u32, usize> = HashMap::new();
+        for holder in removed.iter().flat_map(Partition::holders) {
+            *freed.entry(holder).or_default() += 1;
+        }
+        for seat in &mut self.seats {
+            seat.held -= freed.get(&seat.number).copied().unwrap_or(0);
+        }
+        if self.suspect.is_some_and(|(id, ..)| ids.contains(&id)) {
+            self.acquit();
+        }
+        removed
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.acquit();
+    }
+}
+
+fn deliver(partition: &mut Partition, seat: &mut Seat, (offset, returned, kept): (i64, u32, Kept)) {
+    partition.seat = Some(seat.number);
+    seat.held += 1;
+    let (envelope, hop) = kept;
+    let tag = tag(partition.id, offset);
+    let delivery = Delivery::new(envelope, hop, returned, tag, seat.settler.clone());
+    // It has as many places as the seat. When its consumer is gone, the delivery is released.
+    let handed = pin!(seat.inbox.deliver(delivery));
+    if let Poll::Ready(Err(_)) = handed.poll(&mut Context::from_waker(Waker::noop())) {
+        seat.leaving = true;
+    }
+}
+
+/// A list to commit.
+pub(crate) fn commits<'a>(
+    positions: impl IntoIterator<Item = (&'a Partition, Position)>,
+) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for (partition, position) in positions {
+        let mut element = list.add_partition(&partition.topic, partition.number);
+        // Offsets from 0 are always taken.
+        let _ = element.set_offset(rdkafka::Offset::Offset(position.offset));
+        element.set_metadata(position.metadata());
+    }
+    list
+}

@@ -1,0 +1,350 @@
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anybroker_core::{Envelope, Hop, now};
+
+use crate::position::Position;
+
+/// A message as it is kept until it is finished, to be handed out again.
+pub(crate) type Kept = (Arc<Envelope>, Option<Box<Hop>>);
+
+/// One partition for as long as it is assigned: which messages were read, handed out, finished.
+///
+/// Everything below its first unfinished message is committed; what is finished beyond that stands
+/// in the commit's metadata.
+pub(crate) struct Partition {
+    pub(crate) topic: Arc<str>,
+    pub(crate) number: i32,
+    pub(crate) id: u16,
+    /// Whether what is given back keeps its place before all later ones.
+    in_place: bool,
+    /// From the first unfinished message on, by offset.
+    slots: VecDeque<Slot>,
+    /// One past the last that was read.
+    next: i64,
+    /// What the owner before had finished ahead, and how often messages had come back.
+    skip: VecDeque<(i64, i64)>,
+    returned: BTreeMap<i64, u32>,
+    /// Where it begins; unfinished messages below its `suspects` are to be handed out alone.
+    begin: Position,
+    /// Offsets below may be handed out: that they may be is committed.
+    reserved: i64,
+    reservation: (i64, Instant),
+    fresh: VecDeque<i64>,
+    again: BTreeSet<i64>,
+    suspects: BTreeSet<i64>,
+    due: BinaryHeap<Reverse<(SystemTime, i64)>>,
+    /// How many are handed out.
+    pub(crate) out: usize,
+    /// In order, the consumer that holds all that is handed out.
+    pub(crate) seat: Option<u32>,
+    /// Whether there is something to commit.
+    pub(crate) dirty: bool,
+    pub(crate) paused: bool,
+    /// After how many deliveries a message is given up.
+    limit: Option<u32>,
+}
+
+struct Slot {
+    offset: i64,
+    returned: u32,
+    state: State,
+    message: Option<Kept>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Out(u32),
+    Done,
+}
+
+/// The first number of offsets that are reserved at once, and the largest.
+const RESERVATION: (i64, i64) = (64, 1 << 16);
+/// A reservation used up faster is too small.
+const BUSY: Duration = Duration::from_millis(100);
+
+impl Partition {
+    /// Takes over where the owner before left; `high` is the end of the log.
+    pub(crate) fn new(
+        (topic, number, id): (Arc<str>, i32, u16),
+        position: Position,
+        high: i64,
+        (in_place, limit): (bool, Option<u32>),
+    ) -> Self {
+        let Position { offset, open, suspects, witnesses, until, done, returned, .. } = position;
+        let mut begin = Position { offset, suspects, witnesses, ..Position::default() };
+        if open {
+            begin.suspects = suspects.max(witnesses);
+            // What came after the crash was not dispatched before it.
+            begin.witnesses = until.min(high).max(witnesses);
+        }
+        let counted = |(place, count)| (place, count + u32::from(open && place >= suspects));
+        Self {
+            topic,
+            number,
+            id,
+            in_place,
+            slots: VecDeque::new(),
+            next: offset,
+            skip: done.into(),
+            returned: returned.into_iter().map(counted).collect(),
+            begin,
+            reserved: offset,
+            reservation: (RESERVATION.0, Instant::now()),
+            fresh: VecDeque::new(),
+            again: BTreeSet::new(),
+            suspects: BTreeSet::new(),
+            due: BinaryHeap::new(),
+            out: 0,
+            seat: None,
+            dirty: false,
+            paused: false,
+            limit,
+        }
+    }
+
+    /// Takes a message in that was read; answers whether it is to be handed out.
+    pub(crate) fn read(&mut self, offset: i64, (envelope, hop): Kept, keeps_delays: bool) -> bool {
+        if offset < self.next {
+            return false;
+        }
+        self.next = offset + 1;
+        self.dirty = true;
+        while self.skip.front().is_some_and(|(_, end)| *end <= offset) {
+            self.skip.pop_front();
+        }
+        if self.skip.front().is_some_and(|(start, _)| *start <= offset) {
+            if !self.slots.is_empty() {
+                self.slots.push_back(Slot {
+                    offset,
+                    returned: 0,
+                    state: State::Done,
+                    message: None,
+                });
+            }
+            return false;
+        }
+        let due = hop.as_ref().and_then(|hop| hop.not_before).filter(|due| *due > now());
+        let returned = self.returned.remove(&offset).unwrap_or_else(|| {
+            // It may have been dispatched when a process ended. One that is not due yet was not;
+            // and nobody is given up for what is only possible.
+            let attempts = hop.as_ref().map_or(0, |hop| hop.attempts);
+            let spare = self.limit.map_or(2, |limit| limit.saturating_sub(attempts + 1));
+            let possible = self.begin.may_have_returned(offset);
+            if due.is_some() { 0 } else { possible.min(spare) }
+        });
+        let message = Some((envelope, hop));
+        self.slots.push_back(Slot { offset, returned, state: State::Waiting, message });
+        match due {
+            Some(due) if keeps_delays => self.due.push(Reverse((due, offset))),
+            _ if offset < self.begin.suspects => {
+                self.suspects.insert(offset);
+            }
+            _ => self.fresh.push_back(offset),
+        }
+        true
+    }
+
+    /// Makes ready what is due; answers when the next one is.
+    pub(crate) fn advance(&mut self) -> Option<SystemTime> {
+        let now = self.due.peek().map(|_| now())?;
+        while let Some(Reverse((due, offset))) = self.due.peek().copied() {
+            if due > now {
+                return Some(due);
+            }
+            self.due.pop();
+            self.place(offset);
+        }
+        None
+    }
+
+    fn place(&mut self, offset: i64) {
+        let ready = if offset < self.begin.suspects { &mut self.suspects } else { &mut self.again };
+        ready.insert(offset);
+    }
+
+    /// The message that is to be handed out next, suspects apart.
+    fn candidate(&self) -> Option<i64> {
+        let held_back = !self.due.is_empty() || !self.suspects.is_empty();
+        if self.in_place && held_back {
+            return None;
+        }
+        self.again.first().or(self.fresh.front()).copied()
+    }
+
+    /// Whether the next message must be reserved before.
+    pub(crate) fn needs_reservation(&self) -> bool {
+        self.candidate().is_some_and(|offset| offset >= self.reserved)
+    }
+
+    /// The offset to reserve up to.
+    pub(crate) fn reservation(&mut self) -> i64 {
+        let (size, since) = self.reservation;
+        if since.elapsed() < BUSY {
+            self.reservation.0 = (size * 2).min(RESERVATION.1);
+        }
+        self.reservation.1 = Instant::now();
+        self.candidate().unwrap_or(self.reserved) + self.reservation.0
+    }
+
+    /// States that the broker knows how far messages may be handed out.
+    pub(crate) fn reserve(&mut self, until: i64) {
+        self.reserved = self.reserved.max(until);
+    }
+
+    /// Hands the next message out; answers it, with how often it came back.
+    pub(crate) fn take(&mut self, seat: u32) -> Option<(i64, u32, Kept)> {
+        let offset = self.candidate().filter(|offset| *offset < self.reserved)?;
+        if !self.again.remove(&offset) {
+            self.fresh.pop_front();
+        }
+        self.hand_out(offset, seat)
+    }
+
+    /// The first suspect.
+    pub(crate) fn suspect(&self) -> Option<i64> {
+        // In order, one that waits for its time holds back the others.
+        (!self.in_place || self.due.is_empty()).then(|| self.suspects.first().copied()).flatten()
+    }
+
+    /// Hands a suspect out.
+    pub(crate) fn take_suspect(&mut self, offset: i64, seat: u32) -> Option<(i64, u32, Kept)> {
+        self.suspects.remove(&offset);
+        self.hand_out(offset, seat)
+    }
+
+    fn hand_out(&mut self, offset: i64, seat: u32) -> Option<(i64, u32, Kept)> {
+        let slot = self.slot(offset)?;
+        slot.state = State::Out(seat);
+        let taken = (offset, slot.returned, slot.message.clone()?);
+        self.out += 1;
+        self.dirty = true;
+        Some(taken)
+    }
+
+    fn slot(&mut self, offset: i64) -> Option<&mut Slot> {
+        // Mostly offsets have no gaps, and it is found where it must be.
+        let first = self.slots.front()?.offset;
+        let guess = usize::try_from(offset - first).ok()?;
+        let index = match self.slots.get(guess) {
+            Some(slot) if slot.offset == offset => guess,
+            _ => self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()?,
+        };
+        self.slots.get_mut(index)
+    }
+
+    /// Who was handed the message, if it is out.
+    fn returned_by(&mut self, offset: i64) -> Option<(&mut Slot, u32)> {
+        let slot = self.slot(offset)?;
+        let State::Out(seat) = slot.state else { return None };
+        Some((slot, seat))
+    }
+
+    /// Finishes a message; answers who held it.
+    pub(crate) fn finish(&mut self, offset: i64) -> Option<u32> {
+        let (slot, seat) = self.returned_by(offset)?;
+        (slot.state, slot.message) = (State::Done, None);
+        self.let_go();
+        while self.slots.front().is_some_and(|slot| slot.state == State::Done) {
+            self.slots.pop_front();
+        }
+        Some(seat)
+    }
+
+    /// Takes a message back, to be handed out again after a while; answers who held it.
+    ///
+    /// `returned` says how often it came back, given how often it had.
+    pub(crate) fn give_back(
+        &mut self,
+        offset: i64,
+        after: Duration,
+        returned: impl FnOnce(u32) -> u32,
+    ) -> Option<u32> {
+        let (slot, seat) = self.returned_by(offset)?;
+        slot.state = State::Waiting;
+        slot.returned = returned(slot.returned);
+        self.let_go();
+        match now().checked_add(after).filter(|_| !after.is_zero()) {
+            Some(due) => self.due.push(Reverse((due, offset))),
+            None => self.place(offset),
+        }
+        Some(seat)
+    }
+
+    fn let_go(&mut self) {
+        self.out -= 1;
+        self.dirty = true;
+        if self.out == 0 {
+            self.seat = None;
+        }
+    }
+
+    /// How many are in memory to be handed out, and how many places are taken.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let waiting = self.fresh.len() + self.again.len() + self.suspects.len();
+        (waiting + self.due.len(), self.slots.len())
+    }
+
+    /// How many can be handed out as soon as there is room.
+    pub(crate) fn ready(&self) -> usize {
+        self.fresh.len() + self.again.len()
+    }
+
+    /// Holders of what is handed out.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = u32> + '_ {
+        self.slots.iter().filter_map(|slot| match slot.state {
+            State::Out(seat) => Some(seat),
+            _ => None,
+        })
+    }
+
+    /// What is to be committed while at work, with offsets reserved up to `until`.
+    pub(crate) fn position(&self, until: Option<i64>) -> Position {
+        let offset = self.slots.front().map_or(self.next, |slot| slot.offset);
+        let mut position = Position {
+            offset,
+            open: true,
+            suspects: self.begin.suspects.max(offset),
+            witnesses: self.begin.witnesses.max(offset),
+            out: i64::try_from(self.out).unwrap_or(0),
+            until: until.unwrap_or(self.reserved).max(offset),
+            ..Position::default()
+        };
+        let mut previous_done = false;
+        for slot in &self.slots {
+            let done = slot.state == State::Done;
+            match position.done.last_mut() {
+                // Offsets between two finished ones are none, or finished.
+                Some((_, end)) if done && previous_done => *end = slot.offset + 1,
+                _ if done => position.done.push((slot.offset, slot.offset + 1)),
+                _ => {
+                    let is_suspect = slot.offset < self.begin.suspects;
+                    let alone = is_suspect && slot.state != State::Waiting;
+                    let returned = slot.returned + u32::from(alone);
+                    if returned != u32::from(is_suspect) {
+                        position.returned.push((slot.offset, returned));
+                    }
+                }
+            }
+            previous_done = done;
+        }
+        let unread =
+            |(start, end): &(i64, i64)| (*end > self.next).then(|| (*start.max(&self.next), *end));
+        position.done.extend(self.skip.iter().filter_map(unread));
+        position.returned.extend(self.returned.iter().map(|(offset, count)| (*offset, *count)));
+        position
+    }
+
+    /// What is to be committed at the end: the next owner knows what was dispatched.
+    pub(crate) fn last_position(&self) -> Position {
+        let mut position = self.position(Some(0));
+        let last = self.slots.iter().rev().find(|slot| matches!(slot.state, State::Out(_)));
+        position.open = last.is_some();
+        position.out = 0;
+        position.until = last.map_or(position.offset, |slot| slot.offset + 1);
+        position
+    }
+}

@@ -1,0 +1,253 @@
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anybroker_core::{Confirmer, Envelope, Error, ErrorKind, Hop, Result, RetryClass};
+use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::client::{Clients, log, oauth_token};
+use crate::commands::{Commands, Settled};
+use crate::error::{error_of, failed};
+use crate::message::headers;
+use crate::options::TokenProvider;
+
+/// Stores messages, and tells who waits once every replica in sync has them.
+pub(crate) struct Publisher {
+    producer: ThreadedProducer<Reports>,
+    overflow: Arc<Overflow>,
+    timeout: Duration,
+    runtime: Handle,
+}
+
+/// A message to be stored.
+pub(crate) struct Record {
+    pub(crate) topic: Arc<str>,
+    pub(crate) envelope: Arc<Envelope>,
+    pub(crate) hop: Hop,
+    pub(crate) waiting: Waiting,
+    since: Instant,
+}
+
+/// Who waits for a message to be stored.
+pub(crate) enum Waiting {
+    /// Who published it.
+    Publisher(Confirmer),
+    /// A settlement: its original is finished only now.
+    Settlement(Settlement),
+}
+
+/// What follows once the copy of a delivery is stored.
+pub(crate) struct Settlement {
+    pub(crate) tag: u64,
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) confirmer: Confirmer,
+    /// How often it came back by then, if the copy cannot be stored.
+    pub(crate) returned: u32,
+}
+
+/// What waits for room in the client's queue.
+#[derive(Default)]
+struct Overflow {
+    records: Mutex<VecDeque<Record>>,
+    /// Whether there are any; then all have to queue, for their order.
+    begun: AtomicBool,
+    room: Notify,
+}
+
+/// What the client calls back.
+struct Reports {
+    token: Option<TokenProvider>,
+    overflow: Arc<Overflow>,
+}
+
+impl Record {
+    pub(crate) fn new(
+        topic: Arc<str>,
+        envelope: Arc<Envelope>,
+        hop: Hop,
+        waiting: Waiting,
+    ) -> Self {
+        Self { topic, envelope, hop, waiting, since: Instant::now() }
+    }
+}
+
+impl Waiting {
+    pub(crate) fn answer(self, result: Result<()>) {
+        match (self, result) {
+            (Self::Publisher(confirmer), result) => confirmer.confirm(result),
+            (Self::Settlement(settlement), Ok(())) => {
+                let finished = settlement.commands.settle(settlement.tag, Settled::Finished);
+                settlement.confirmer.confirm(finished);
+            }
+            (Self::Settlement(settlement), Err(error)) => {
+                let returned = settlement.returned;
+                let back = Settled::GivenBack { returned, after: Duration::ZERO };
+                // If it is another's by now, it has come back already.
+                let _ = settlement.commands.settle(settlement.tag, back);
+                settlement.confirmer.confirm(Err(error));
+            }
+        }
+    }
+}
+
+impl Publisher {
+    pub(crate) fn new(clients: &Clients) -> Result<Self> {
+        let timeout = clients.settings.publish_timeout;
+        let (deadline, largest) =
+            (timeout.as_millis().max(1).to_string(), clients.settings.max_payload.to_string());
+        let options = [
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            // Java's: the same key goes to the same partition, whoever publishes.
+            ("partitioner", "murmur2_random"),
+            ("linger.ms", "1"),
+            ("message.timeout.ms", &*deadline),
+            ("message.max.bytes", &*largest),
+            ("queue.buffering.max.messages", "500000"),
+            ("queue.buffering.max.kbytes", "262144"),
+            // Not every broker knows at once of a topic that was just created.
+            ("topic.metadata.propagation.max.ms", "5000"),
+        ];
+        let overflow = Arc::new(Overflow::default());
+        let reports =
+            Reports { token: clients.settings.token.clone(), overflow: Arc::clone(&overflow) };
+        let producer = clients.create(&options, reports, "connect")?;
+        Ok(Self { producer, overflow, timeout, runtime: Handle::current() })
+    }
+
+    /// Stores a message; in the order of the calls for each topic and key.
+    pub(crate) fn send(self: &Arc<Self>, record: Record) {
+        if !self.overflow.begun.load(Ordering::Acquire) {
+            if let Err(record) = self.enqueue(record) {
+                self.wait(record);
+            }
+            return;
+        }
+        self.wait(record);
+    }
+
+    /// Puts a message into the client's queue, or answers it when that is full.
+    fn enqueue(&self, record: Record) -> Result<(), Record> {
+        let Record { topic, envelope, hop, waiting, since } = record;
+        let headers = headers(&envelope, &hop);
+        let native: BaseRecord<'_, str, [u8], _> =
+            BaseRecord::with_opaque_to(&topic, Box::new(waiting))
+                // Empty, and not null: that would be a tombstone.
+                .payload(&*envelope.payload)
+                .headers(headers);
+        let native = match &envelope.key {
+            Some(key) => native.key(&**key),
+            None => native,
+        };
+        let Err((error, native)) = self.producer.send(native) else { return Ok(()) };
+        let waiting = *native.delivery_opaque;
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+            return Err(Record { topic, envelope, hop, waiting, since });
+        }
+        waiting.answer(Err(refused(&topic, error)));
+        Ok(())
+    }
+
+    fn wait(self: &Arc<Self>, record: Record) {
+        let mut records = self.overflow.lock();
+        records.push_back(record);
+        if !self.overflow.begun.swap(true, Ordering::AcqRel) {
+            self.runtime.spawn(Arc::clone(self).refill());
+        }
+    }
+
+    /// Puts what waits into the client's queue as soon as there is room.
+    async fn refill(self: Arc<Self>) {
+        while let Some(has_room) = self.refill_one() {
+            if !has_room {
+                // A message is stored or given up meanwhile, or its deadline has come.
+                let _ = timeout(Duration::from_millis(50), self.overflow.room.notified()).await;
+            }
+        }
+    }
+
+    /// Answers whether there was room, or `None` when nothing waits any more.
+    fn refill_one(&self) -> Option<bool> {
+        let mut records = self.overflow.lock();
+        let Some(record) = records.pop_front() else {
+            self.overflow.begun.store(false, Ordering::Release);
+            return None;
+        };
+        if record.since.elapsed() > self.timeout {
+            let text = "no room for it in the queue to the broker within the publish timeout";
+            let error = error_of(ErrorKind::Blocked, "publish", text);
+            record.waiting.answer(Err(error.class(RetryClass::Transient)));
+            return Some(true);
+        }
+        let refused = self.enqueue(record).err();
+        let has_room = refused.is_none();
+        records.extend(refused);
+        if !has_room {
+            records.rotate_right(1);
+        }
+        Some(has_room)
+    }
+
+    /// Waits until everything was stored or given up; blocks.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let end = Instant::now() + self.timeout + Duration::from_secs(1);
+        while !self.overflow.lock().is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        self.producer
+            .flush(left)
+            .map_err(|error| failed("close", "storing what was accepted", error))
+    }
+}
+
+impl Overflow {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn refused(topic: &str, error: KafkaError) -> Error {
+    failed("publish", &format!("topic {topic:?}"), error)
+}
+
+impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the Kafka client reports an error");
+    }
+
+    fn generate_oauth_token(
+        &self,
+        _: Option<&str>,
+    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        oauth_token(self.token.as_ref())
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Waiting>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, waiting: Box<Waiting>) {
+        let result = match result {
+            Ok(_) => Ok(()),
+            Err((error, message)) => Err(refused(rdkafka::Message::topic(message), error.clone())),
+        };
+        waiting.answer(result);
+        if self.overflow.begun.load(Ordering::Acquire) {
+            self.overflow.room.notify_one();
+        }
+    }
+}

@@ -1,0 +1,322 @@
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anybroker_core::{Declare, Destination, ErrorKind, Result, Start, Subscription};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::task::spawn_blocking;
+
+use crate::client::{Clients, Context};
+use crate::error::{error_of, failed};
+use crate::names::{self, Names};
+use crate::position::Position;
+
+/// Creates topics and positions groups.
+pub(crate) struct Topology {
+    pub(crate) clients: Clients,
+    pub(crate) reader: BaseConsumer<Context>,
+    pub(crate) admin: AdminClient<Context>,
+    declared: Mutex<HashSet<String>>,
+}
+
+/// How long a question may take.
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
+
+/// Messages that wait to be handled must outlast whatever a topic keeps by default.
+const FOR_EVER: [(&str, &str); 3] =
+    [("retention.ms", "-1"), ("retention.bytes", "-1"), ("cleanup.policy", "delete")];
+
+/// A topic to be, and what it is to be created with.
+struct Wanted<'a> {
+    name: &'a str,
+    /// What is asked for; anything else is a mismatch.
+    partitions: Option<usize>,
+    default: usize,
+    options: &'a [(&'a str, &'a str)],
+}
+
+impl Topology {
+    pub(crate) fn new(clients: Clients, reader: BaseConsumer<Context>) -> Result<Self> {
+        let admin = clients.create(&[], clients.context(), "connect")?;
+        Ok(Self { clients, reader, admin, declared: Mutex::default() })
+    }
+
+    pub(crate) fn prefix(&self) -> Option<&str> {
+        self.clients.settings.prefix.as_deref()
+    }
+
+    fn is_declared(&self, key: &str) -> bool {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    fn set_declared(&self, key: String) {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+
+    /// Creates a destination or checks it; a queue with its group.
+    pub(crate) async fn declare_destination(
+        self: &Arc<Self>,
+        destination: &Destination,
+    ) -> Result<()> {
+        if let Destination::Queue(queue) = destination {
+            return self.declare(&Subscription::queue(queue.clone())).await;
+        }
+        let name = names::topic(destination, self.prefix())?;
+        let key = format!("{destination:?}");
+        if self.clients.settings.declare == Declare::Off || self.is_declared(&key) {
+            return Ok(());
+        }
+        self.ensure(&self.wanted(&name, destination)).await?;
+        self.set_declared(key);
+        Ok(())
+    }
+
+    /// Creates a group's topics and its position, or checks them.
+    pub(crate) async fn declare(self: &Arc<Self>, subscription: &Subscription) -> Result<()> {
+        let names = Names::new(subscription, self.prefix())?;
+        let destination = subscription.destination();
+        let key = format!("{destination:?} {}", names.group);
+        if self.clients.settings.declare == Declare::Off || self.is_declared(&key) {
+            return Ok(());
+        }
+        // Looked at first: whoever made it had positioned the group before.
+        let existed = self.partitions(&names.dead_letters).await?.is_some();
+        let partitions = self.ensure(&self.wanted(&names.topic, destination)).await?;
+        // A group that has existed has lost its offsets, which Kafka keeps for a week without
+        // members: to repeat is better than to skip.
+        let start = subscription.start_position();
+        let from_start = existed || !destination.is_topic() || start == Start::Earliest;
+        self.position(&names.group, &names.topic, partitions, from_start).await?;
+        for name in [&names.retry, &names.dead_letters] {
+            let default = if *name == names.retry { partitions } else { 1 };
+            let wanted = Wanted { name, partitions: None, default, options: &FOR_EVER };
+            let partitions = self.ensure(&wanted).await?;
+            if *name == names.retry {
+                self.position(&names.group, name, partitions, true).await?;
+            }
+        }
+        self.set_declared(key);
+        Ok(())
+    }
+
+    fn wanted<'a>(&self, name: &'a str, destination: &Destination) -> Wanted<'a> {
+        let stated = destination.stated_partitions().map(usize::from);
+        // What exists outside the rules has whatever shape it has.
+        let by_shape = (destination.is_ordered() && !destination.is_native()).then_some(1);
+        let partitions = stated.or(by_shape);
+        let default = usize::from(self.clients.settings.partitions);
+        Wanted { name, partitions, default, options: &[] }
+    }
+
+    /// Answers how many partitions the topic has, creating it if that is asked for.
+    async fn ensure(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<usize> {
+        let name = wanted.name;
+        let count = match self.partitions(name).await? {
+            Some(count) => count,
+            None if self.clients.settings.declare == Declare::Verify => {
+                let text = format!(
+                    "topic {name:?} does not exist; create it, or connect with declare=create"
+                );
+                return Err(error_of(ErrorKind::NotFound, "declare", text));
+            }
+            None => self.create(wanted).await?,
+        };
+        match wanted.partitions {
+            Some(asked) if asked != count => {
+                let text = format!(
+                    "topic {name:?} has {count} partitions, {asked} were asked for; state {count} on all sides, or create another topic"
+                );
+                Err(error_of(ErrorKind::Mismatch, "declare", text))
+            }
+            _ => Ok(count),
+        }
+    }
+
+    async fn create(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<usize> {
+        let name = wanted.name;
+        let count = wanted.partitions.unwrap_or(wanted.default);
+        let partitions = i32::try_from(count).unwrap_or(i32::MAX);
+        // -1 leaves it to the broker.
+        let copies = self.clients.settings.replication.map_or(-1, i32::from);
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(copies));
+        for (option, value) in wanted.options {
+            topic = topic.set(option, value);
+        }
+        let options =
+            AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER));
+        let refused = |error| failed("declare", &format!("creating topic {name:?}"), error);
+        let created = self.admin.create_topics([&topic], &options).await.map_err(refused)?;
+        for result in created {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, code)) => return Err(refused(KafkaError::AdminOp(code))),
+            }
+        }
+        let end = Instant::now() + ANSWER;
+        loop {
+            if let Some(count) = self.partitions(name).await? {
+                return Ok(count);
+            }
+            if Instant::now() > end {
+                let text = format!("topic {name:?} was created, but no broker shows it");
+                return Err(error_of(ErrorKind::Unavailable, "declare", text));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// How many partitions a topic has, each with a leader; `None` when it does not exist.
+    pub(crate) async fn partitions(self: &Arc<Self>, name: &str) -> Result<Option<usize>> {
+        let (this, name) = (Arc::clone(self), name.to_owned());
+        blocking(move || {
+            let end = Instant::now() + ANSWER;
+            loop {
+                let error = match this.reader.fetch_metadata(Some(&name), ANSWER) {
+                    Ok(metadata) => {
+                        let topic = metadata.topics().first();
+                        let error =
+                            topic.and_then(|topic| topic.error()).map(RDKafkaErrorCode::from);
+                        let partitions = topic.map(|topic| topic.partitions()).unwrap_or_default();
+                        match error {
+                            Some(
+                                RDKafkaErrorCode::UnknownTopicOrPartition
+                                | RDKafkaErrorCode::UnknownTopic,
+                            ) => return Ok(None),
+                            None if !partitions.is_empty()
+                                && partitions.iter().all(|partition| partition.leader() >= 0) =>
+                            {
+                                return Ok(Some(partitions.len()));
+                            }
+                            error => KafkaError::MetadataFetch(
+                                error.unwrap_or(RDKafkaErrorCode::LeaderNotAvailable),
+                            ),
+                        }
+                    }
+                    Err(error) => error,
+                };
+                let passes = matches!(
+                    error.rdkafka_error_code(),
+                    Some(RDKafkaErrorCode::LeaderNotAvailable)
+                );
+                if !passes || Instant::now() > end {
+                    return Err(failed("declare", &format!("looking at topic {name:?}"), error));
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+        .await
+    }
+
+    /// Stores where the group begins in partitions where it has no position.
+    async fn position(
+        self: &Arc<Self>,
+        group: &str,
+        topic: &str,
+        partitions: usize,
+        from_start: bool,
+    ) -> Result<()> {
+        let (this, group, topic) = (Arc::clone(self), group.to_owned(), topic.to_owned());
+        blocking(move || {
+            let asked =
+                |error| failed("declare", &format!("the position of group {group:?}"), error);
+            // Before the question for the position: whoever answers that later has stored it
+            // later, and what is published after that has a higher offset.
+            let mut watermarks = Vec::new();
+            for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
+                let ask = || this.reader.fetch_watermarks(&topic, partition, ANSWER);
+                watermarks.push((partition, patiently(ask).map_err(asked)?));
+            }
+            let observer = this.clients.observer(&group)?;
+            let committed = committed(&observer, &topic, partitions).map_err(asked)?;
+            let is_new = committed.iter().all(Option::is_none);
+            let mut missing = TopicPartitionList::new();
+            for ((partition, (low, high)), known) in watermarks.into_iter().zip(&committed) {
+                if known.is_none() {
+                    // A partition that was added to the topic later is read from its start.
+                    let start = if from_start || !is_new { low } else { high };
+                    let mut element = missing.add_partition(&topic, partition);
+                    element.set_offset(Offset::Offset(start)).map_err(asked)?;
+                    element.set_metadata(Position::at(start).metadata());
+                }
+            }
+            if missing.count() == 0 {
+                return Ok(());
+            }
+            match patiently(|| observer.commit(&missing, CommitMode::Sync)) {
+                // It has members, who were not there a moment ago, and whose position counts.
+                Err(error) if is_live(&error) => Ok(()),
+                result => result.map_err(asked),
+            }
+        })
+        .await
+    }
+}
+
+fn is_live(error: &KafkaError) -> bool {
+    let live = [
+        RDKafkaErrorCode::UnknownMemberId,
+        RDKafkaErrorCode::IllegalGeneration,
+        RDKafkaErrorCode::RebalanceInProgress,
+        RDKafkaErrorCode::StaleMemberEpoch,
+    ];
+    error.rdkafka_error_code().is_some_and(|code| live.contains(&code))
+}
+
+/// The group's positions in a topic; blocks.
+pub(crate) fn committed(
+    observer: &BaseConsumer<Context>,
+    topic: &str,
+    partitions: usize,
+) -> Result<Vec<Option<Position>>, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_range(topic, 0, i32::try_from(partitions).unwrap_or(i32::MAX) - 1);
+    let committed = patiently(|| observer.committed_offsets(list.clone(), ANSWER))?;
+    let positions = committed.elements();
+    let positions = positions.iter().map(|element| match element.offset() {
+        Offset::Offset(offset) => Some(Position::read(offset, element.metadata())),
+        _ => None,
+    });
+    Ok(positions.collect())
+}
+
+/// Asks again while the broker has yet to learn of what was just created.
+pub(crate) fn patiently<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    let end = Instant::now() + ANSWER;
+    loop {
+        match ask() {
+            Err(error)
+                if Instant::now() < end
+                    && matches!(
+                        error.rdkafka_error_code(),
+                        Some(
+                            RDKafkaErrorCode::UnknownTopicOrPartition
+                                | RDKafkaErrorCode::UnknownPartition
+                                | RDKafkaErrorCode::LeaderNotAvailable
+                                | RDKafkaErrorCode::NotLeaderForPartition
+                                | RDKafkaErrorCode::NotCoordinator
+                                | RDKafkaErrorCode::CoordinatorNotAvailable
+                                | RDKafkaErrorCode::CoordinatorLoadInProgress
+                                | RDKafkaErrorCode::WaitingForCoordinator
+                                | RDKafkaErrorCode::BrokerTransportFailure
+                        )
+                    ) =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Runs what blocks beside the runtime.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    spawn_blocking(work).await.unwrap_or_else(|error| {
+        let text = "the runtime ended before the broker answered";
+        Err(error_of(ErrorKind::Closed, "wait", text).with_source(error))
+    })
+}

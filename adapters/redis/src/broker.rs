@@ -1,0 +1,287 @@
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anybroker_core::{
+    Broker, Capabilities, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind, Peek,
+    Producer, Redrive, Result, Subscription,
+};
+use async_trait::async_trait;
+use redis::aio::MultiplexedConnection;
+use redis::{Client, Value};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::consume::consume;
+use crate::dead_letters::DeadLetters;
+use crate::durability::{Durability, judge};
+use crate::error::{BROKER, closed, error_of};
+use crate::idempotency::RedisIdempotencyStore;
+use crate::layout::Group;
+use crate::link::{Call, Link, pause};
+use crate::options::{RedisBuilder, Settings};
+use crate::publish::{Job, RedisProducer, Writer};
+use crate::scripts::{DEPTH, array, integer};
+use crate::topology::Topology;
+
+/// What retry and dead-lettering may add to a message.
+const KEPT_BACK: usize = 64 * 1024;
+
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to Redis 7.0 or later, or to Valkey; see the [crate's documentation](crate).
+pub struct RedisBroker {
+    capabilities: Capabilities,
+    topology: Arc<Topology>,
+    publishing: Arc<Link>,
+    clients: Arc<[Client]>,
+    jobs: mpsc::UnboundedSender<Job>,
+    waiting: Arc<AtomicUsize>,
+    /// Ends the consumers, which may still have copies to store.
+    closing: watch::Sender<bool>,
+    /// Ends the publisher, after the consumers.
+    draining: watch::Sender<bool>,
+    /// Whether the application may publish.
+    open: Arc<AtomicBool>,
+}
+
+impl RedisBroker {
+    /// Sets up a connection.
+    pub fn builder() -> RedisBuilder {
+        RedisBuilder::default()
+    }
+
+    pub(crate) async fn open(settings: Settings) -> Result<Arc<Self>> {
+        let settings = Arc::new(settings);
+        let clients: Arc<[Client]> = settings.clients()?.into();
+        // Apart, so that settlements do not wait behind large messages.
+        let [link, publishing] = [(); 2].map(|()| Arc::new(Link::new(Arc::clone(&clients))));
+        link.connected(settings.wait).await?;
+        judge(&Durability::of(&link).await?, settings.require_durability)?;
+        let mut capabilities =
+            Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
+        capabilities.leased = true;
+        // A topic keeps what no group waits for.
+        capabilities.detects_unrouted = false;
+        let topology = Arc::new(Topology::new(link, settings));
+        let (draining, drained) = watch::channel(false);
+        let (jobs, receiver) = mpsc::unbounded_channel();
+        let writer = Writer { link: Arc::clone(&publishing), topology: Arc::clone(&topology) };
+        tokio::spawn(writer.run(receiver, drained));
+        Ok(Arc::new(Self {
+            capabilities,
+            topology,
+            publishing,
+            clients,
+            jobs,
+            waiting: Arc::default(),
+            closing: watch::channel(false).0,
+            draining,
+            open: Arc::new(AtomicBool::new(true)),
+        }))
+    }
+
+    /// The connection that settles, for what only Redis can do. Commands that block would hold up
+    /// all settlements.
+    ///
+    /// # Errors
+    /// `Closed`, `Unavailable`.
+    pub async fn connection(&self) -> Result<MultiplexedConnection> {
+        self.within("connection", || self.topology.link.get()).await.map(|(_, found)| found)
+    }
+
+    /// A store of handled messages on this connection and with its prefix. It works with any
+    /// broker, until this one is closed.
+    pub fn idempotency_store(&self) -> RedisIdempotencyStore {
+        let prefix = self.topology.settings.prefix.as_deref();
+        RedisIdempotencyStore::on(Arc::clone(&self.topology.link), prefix)
+    }
+
+    /// Asks the server whether its settings keep the guarantee.
+    ///
+    /// # Errors
+    /// `Closed`, `Unavailable`.
+    pub async fn durability(&self) -> Result<Durability> {
+        self.within("durability", || Durability::of(&self.topology.link)).await
+    }
+
+    /// Runs an operation while the broker is open, for no longer than a publish may take, and
+    /// again when it was cut off by a lost connection.
+    async fn within<T, F: Future<Output = Result<T>>>(
+        &self,
+        operation: &'static str,
+        run: impl Fn() -> F,
+    ) -> Result<T> {
+        if *self.closing.borrow() {
+            return Err(closed(operation));
+        }
+        let patiently = async {
+            let mut attempt = 0;
+            loop {
+                match run().await {
+                    Err(error) if error.kind() == ErrorKind::Unavailable => {
+                        tracing::debug!(%error, "trying again");
+                        pause(attempt).await;
+                        attempt += 1;
+                    }
+                    result => return result,
+                }
+            }
+        };
+        let limit = self.topology.settings.publish_timeout;
+        timeout(limit, patiently).await.unwrap_or_else(|_| {
+            let text = "the server did not answer within the publish timeout";
+            Err(error_of(ErrorKind::Timeout, operation, text))
+        })
+    }
+
+    async fn counts(&self, group: &Group) -> Result<Depth> {
+        let link = &self.topology.link;
+        let (mut ready, mut in_flight, mut delayed, mut oldest) = (0, 0, 0, None);
+        for partition in &group.partitions {
+            let call = Call::new(&DEPTH)
+                .key(&partition.stream)
+                .key(&partition.retry)
+                .key(&partition.delayed)
+                .arg(&group.name);
+            let counts: Vec<_> = array(link.run("depth", &call).await?)
+                .iter()
+                .map(|count| integer(count).unwrap_or_default())
+                .collect();
+            let [more_ready, more_in_flight, more_delayed, age] = counts[..] else {
+                let text =
+                    format!("group {:?} does not exist; declare the subscription", group.name);
+                return Err(error_of(ErrorKind::NotFound, "depth", text));
+            };
+            ready += u64::try_from(more_ready).unwrap_or(0);
+            in_flight += u64::try_from(more_in_flight).unwrap_or(0);
+            delayed += u64::try_from(more_delayed).unwrap_or(0);
+            oldest = oldest.max(u64::try_from(age).ok());
+        }
+        let mut depth = Depth::default();
+        depth.ready = Some(ready);
+        depth.in_flight = Some(in_flight);
+        depth.delayed = Some(delayed);
+        depth.oldest = oldest.map(Duration::from_millis);
+        let length = link.query("depth", redis::cmd("XLEN").arg(&group.dead_letters)).await?;
+        depth.dead_lettered = Some(length);
+        Ok(depth)
+    }
+}
+
+#[async_trait]
+impl Broker for RedisBroker {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn producer(&self) -> Arc<dyn Producer> {
+        Arc::new(RedisProducer {
+            open: Arc::clone(&self.open),
+            max_payload: self.capabilities.max_payload,
+            topology: Arc::clone(&self.topology),
+            jobs: self.jobs.clone(),
+            waiting: Arc::clone(&self.waiting),
+        })
+    }
+
+    async fn declare_destination(&self, destination: &Destination) -> Result<()> {
+        self.within("declare", || self.topology.declare(destination)).await
+    }
+
+    async fn declare(&self, subscription: &Subscription) -> Result<()> {
+        let group = self.topology.group(subscription)?;
+        let start = subscription.start_position();
+        self.within("declare", || self.topology.declare_group(&group, start)).await
+    }
+
+    async fn consume(
+        &self,
+        subscription: &Subscription,
+        prefetch: usize,
+    ) -> Result<Box<dyn Consumer>> {
+        let open = || {
+            let (topology, clients) = (Arc::clone(&self.topology), Arc::clone(&self.clients));
+            consume(topology, clients, self.closing.subscribe(), subscription, prefetch)
+        };
+        self.within("consume", open).await
+    }
+
+    async fn depth(&self, subscription: &Subscription) -> Result<Depth> {
+        let group = self.topology.group(subscription)?;
+        self.within("depth", || self.counts(&group)).await
+    }
+
+    async fn dead_letters(
+        &self,
+        subscription: &Subscription,
+        filter: &DeadLetterFilter,
+        limit: usize,
+    ) -> Result<Peek> {
+        let group = self.topology.group(subscription)?;
+        let letters = DeadLetters { link: &self.topology.link, group: &group };
+        self.within("dead letters", || letters.peek(filter, limit)).await
+    }
+
+    async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64> {
+        let group = self.topology.group(subscription)?;
+        self.within("redrive", || async { Ok(()) }).await?;
+        DeadLetters { link: &self.topology.link, group: &group }.redrive(redrive).await
+    }
+
+    async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64> {
+        let group = self.topology.group(subscription)?;
+        self.within("purge", || async { Ok(()) }).await?;
+        DeadLetters { link: &self.topology.link, group: &group }.purge().await
+    }
+
+    async fn health(&self) -> Result<()> {
+        if *self.closing.borrow() {
+            return Err(closed("health"));
+        }
+        let answers = async {
+            for link in [&self.topology.link, &self.publishing] {
+                link.query::<Value>("health", &redis::cmd("PING")).await?;
+            }
+            Ok(())
+        };
+        timeout(HEALTH_TIMEOUT, answers).await.unwrap_or_else(|_| {
+            let text = "the server did not answer within 5 s";
+            Err(error_of(ErrorKind::Unavailable, "health", text))
+        })
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.closing.send_replace(true) {
+            return Ok(());
+        }
+        self.open.store(false, Ordering::Relaxed);
+        // Readers and the publisher hold a receiver each until they are done.
+        let limit = self.topology.settings.publish_timeout + Duration::from_secs(1);
+        let flushed = timeout(limit, async {
+            self.closing.closed().await;
+            self.draining.send_replace(true);
+            self.draining.closed().await;
+        })
+        .await;
+        self.topology.link.close().await;
+        self.publishing.close().await;
+        flushed.map_err(|_| {
+            let text = "closed before all that was accepted was flushed";
+            error_of(ErrorKind::Timeout, "close", text)
+        })
+    }
+}
+
+impl fmt::Debug for RedisBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = &self.topology.settings;
+        f.debug_struct("RedisBroker")
+            .field("hosts", &settings.hosts)
+            .field("database", &settings.database)
+            .field("prefix", &settings.prefix)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,415 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use anybroker_core::{
+    Consumer, Declare, Delivery, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
+    Settler, Start, Subscription,
+};
+use async_trait::async_trait;
+use redis::Client;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::held::{Id, Source};
+use crate::line::Line;
+use crate::link::{Call, pause};
+use crate::message::read;
+use crate::reclaim::{Cursor, PAGE, is_suspect};
+use crate::scripts::{Found, LEAVE, MOVE, TRIM};
+use crate::settle::{RedisSettler, Shared};
+use crate::topology::Topology;
+
+/// How often a consumer looks for what is due, and for what others left behind.
+pub(crate) const TICK: Duration = Duration::from_millis(500);
+/// Looking for what others left behind takes longer the more is in flight: no more than a
+/// twentieth of the time is spent on it.
+const CLAIM_SHARE: u32 = 20;
+
+/// How often it removes what all groups have finished.
+const TRIM_EVERY: Duration = Duration::from_secs(2);
+
+/// The most entries and bytes of one read.
+const MOST: usize = 500;
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+
+/// Consumers of crashed processes are deleted when they have had nothing pending for so long.
+const FORGOTTEN: Duration = Duration::from_hours(1);
+
+/// How much room is worth a read while there is more to come, and how long to wait for it.
+const WORTHWHILE: usize = 64;
+const NAP: Duration = Duration::from_millis(1);
+
+/// A consumer of one subscription.
+pub(crate) struct RedisConsumer {
+    inbox: Inbox,
+    settler: Arc<RedisSettler>,
+    shared: Arc<Shared>,
+}
+
+/// The task that reads for one consumer.
+pub(crate) struct Reader {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) settler: Arc<RedisSettler>,
+    topology: Arc<Topology>,
+    clients: Arc<[Client]>,
+    pub(crate) prefetch: usize,
+    /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
+    /// what it was asked for.
+    surplus: VecDeque<Delivery>,
+    /// Where each source is to be searched further.
+    pub(crate) cursors: Vec<Cursor>,
+    /// Until when each ordered partition is owned.
+    pub(crate) owned: Vec<Option<Instant>>,
+    /// What names the next ownership apart from all before.
+    pub(crate) ownerships: u64,
+    next_tick: Instant,
+    next_trim: Instant,
+    next_claim: Instant,
+    /// Bytes of a payload, as they came last.
+    average: usize,
+    /// Whether there was no room for what others left; it comes before what is new.
+    pub(crate) claims: bool,
+}
+
+/// Declares the group and consumes it.
+pub(crate) async fn consume(
+    topology: Arc<Topology>,
+    clients: Arc<[Client]>,
+    closing: watch::Receiver<bool>,
+    subscription: &Subscription,
+    prefetch: usize,
+) -> Result<Box<dyn Consumer>> {
+    let group = topology.group(subscription)?;
+    topology.declare_group(&group, subscription.start_position()).await?;
+    // Nobody else's: what is pending under a name that two share could be taken from both.
+    let consumer = format!("{:032x}", fastrand::u128(..));
+    let partitions = group.partitions.len();
+    let link = Arc::clone(&topology.link);
+    let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer));
+    let settler = RedisSettler::start(Arc::clone(&shared));
+    let prefetch = prefetch.max(1);
+    let (sender, inbox) = Inbox::channel(2 * prefetch);
+    let reader = Reader {
+        shared: Arc::clone(&shared),
+        settler: Arc::clone(&settler),
+        topology,
+        clients,
+        prefetch,
+        surplus: VecDeque::new(),
+        cursors: vec![Cursor::start(); 2 * partitions],
+        owned: vec![None; partitions],
+        ownerships: 0,
+        next_tick: Instant::now(),
+        next_trim: Instant::now() + TRIM_EVERY,
+        next_claim: Instant::now(),
+        average: 0,
+        claims: false,
+    };
+    tokio::spawn(reader.run(sender, closing));
+    Ok(Box::new(RedisConsumer { inbox, settler, shared }))
+}
+
+#[async_trait]
+impl Consumer for RedisConsumer {
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        out: &mut Vec<Delivery>,
+    ) -> Poll<Result<()>> {
+        let from = out.len();
+        loop {
+            ready!(self.inbox.poll_receive(cx, max, out))?;
+            // Dropped here, when nothing is locked: what was lost while it waited.
+            drop(self.shared.held.hand_out(out, from));
+            if max == 0 || out.len() > from {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
+        Some((Arc::clone(&self.settler) as _, self.shared.lease()))
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        Box::new(self.inbox).close().await
+    }
+}
+
+impl fmt::Debug for RedisConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConsumer").field("settler", &self.settler).finish_non_exhaustive()
+    }
+}
+
+/// Resolves when the consumer or the broker is closed.
+pub(crate) async fn closed(inbox: &InboxSender, closing: &mut watch::Receiver<bool>) {
+    tokio::select! {
+        () = inbox.closed() => {}
+        // Gone, it counts as closed.
+        _ = closing.wait_for(|closing| *closing) => {}
+    }
+}
+
+impl Reader {
+    async fn run(mut self, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
+        let mut failures = 0;
+        while let Err(error) = self.work(&inbox, &mut closing, &mut failures).await {
+            let group = &self.shared.group;
+            // Somebody deleted the group: it is made anew, and begins where it began.
+            let deleted = error.kind() == ErrorKind::NotFound
+                && self.topology.settings.declare == Declare::Create;
+            if error.retry_class() == RetryClass::Permanent && !deleted {
+                // The worker opens another consumer, and learns more then.
+                let _ = inbox.fail(error).await;
+                break;
+            }
+            tracing::warn!(%error, group = %group.name, of = %group.layout.name, "consuming failed");
+            failures += 1;
+            tokio::select! {
+                () = pause(failures) => {}
+                () = closed(&inbox, &mut closing) => break,
+            }
+            if deleted {
+                // If it fails, so does the next read.
+                let declared =
+                    self.topology.declare_group(&self.shared.group, Start::Earliest).await;
+                tracing::debug!(?declared, "declared the group anew");
+            }
+            self.lost_track();
+        }
+        self.end(inbox, closing).await;
+    }
+
+    /// What was answered may have been lost with the connection.
+    fn lost_track(&mut self) {
+        for partition in 0..self.owned.len() {
+            if self.owned[partition].is_some() {
+                self.shared.held.shut(partition);
+            }
+        }
+    }
+
+    async fn work(
+        &mut self,
+        inbox: &InboxSender,
+        closing: &mut watch::Receiver<bool>,
+        failures: &mut u32,
+    ) -> Result<()> {
+        let mut line = Line::open(&self.clients).await?;
+        self.sweep().await?;
+        let ordered = self.shared.group.ordered;
+        if !ordered {
+            self.recover().await?;
+        }
+        loop {
+            if inbox_is_closed(inbox, closing) {
+                return Ok(());
+            }
+            if self.next_tick <= Instant::now() {
+                self.tick().await?;
+            }
+            self.feed(inbox).await;
+            let (room, _) = self.shared.held.room(self.prefetch);
+            if room == 0 || !self.surplus.is_empty() {
+                self.await_room(inbox, closing).await;
+                continue;
+            }
+            if room < WORTHWHILE && room < self.prefetch / 2 {
+                // Whoever frees one place is about to free more.
+                let _ = timeout(NAP, self.shared.room.notified()).await;
+            }
+            if self.claims && !ordered {
+                self.claim_all().await?;
+                continue;
+            }
+            let (room, _) = self.shared.held.room(self.prefetch);
+            let room = room.min(MOST).min(MOST_BYTES / self.average.max(1)).max(1);
+            if ordered {
+                self.read_in_order(&mut line, room, inbox, closing).await?;
+            } else {
+                let wait = self.next_tick.saturating_duration_since(Instant::now());
+                let sources = self.cursors.len();
+                let shared = Arc::clone(&self.shared);
+                let streams: Vec<_> = (0..sources).map(|s| shared.group.stream(s)).collect();
+                let wake = &shared.claimable;
+                let mut command = redis::cmd("XREADGROUP");
+                command.arg("GROUP").arg(&shared.group.name).arg(&shared.consumer);
+                command.arg("COUNT").arg(room).arg("BLOCK").arg(at_least_a_moment(wait));
+                command.arg("STREAMS").arg(&streams).arg(vec![">"; sources]);
+                let answer =
+                    line.read(&command, wait, &shared.link, wake, closed(inbox, closing)).await?;
+                self.claims |= answer.woken;
+                for (stream, found) in crate::scripts::streams(answer.value) {
+                    if let Some(source) = streams.iter().position(|name| *name == stream) {
+                        self.take_in(source, found);
+                    }
+                }
+            }
+            *failures = 0;
+        }
+    }
+
+    /// Decodes what was read; it is handed over when there is room.
+    pub(crate) fn take_in(&mut self, source: Source, found: Vec<Found>) {
+        let shared = &self.shared;
+        let (mut bytes, entries) = (0, found.len().max(1));
+        for Found { id, count, fields } in found {
+            let Some(number) = Id::parse(id.as_bytes()) else { continue };
+            let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
+            bytes += envelope.payload.len();
+            let hop = (hop != Hop::default()).then(|| Box::new(hop));
+            let suspect = is_suspect(count) && !shared.group.ordered;
+            let tag = shared.held.insert(source, number, count, shared.lease(), suspect);
+            let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
+            let returned = count.saturating_sub(1);
+            self.surplus.push_back(Delivery::new(Arc::new(envelope), hop, returned, tag, settler));
+        }
+        if bytes > 0 {
+            self.average = bytes / entries;
+        }
+    }
+
+    /// Hands over what fits.
+    pub(crate) async fn feed(&mut self, inbox: &InboxSender) {
+        while !self.surplus.is_empty() {
+            let open = self.shared.held.open();
+            if open - self.surplus.len().min(open) >= self.prefetch {
+                return;
+            }
+            let Some(delivery) = self.surplus.pop_front() else { return };
+            if inbox.deliver(delivery).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn await_room(&mut self, inbox: &InboxSender, closing: &mut watch::Receiver<bool>) {
+        tokio::select! {
+            () = self.shared.room.notified() => {}
+            () = self.shared.claimable.notified() => self.claims = true,
+            () = tokio::time::sleep_until(self.next_tick) => {}
+            () = closed(inbox, closing) => {}
+        }
+    }
+
+    /// Moves what is due, takes over what others left, and renews what waits here.
+    async fn tick(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut next = TICK;
+        if shared.group.ordered {
+            self.own().await?;
+        }
+        for (index, partition) in shared.group.partitions.iter().enumerate() {
+            if shared.group.ordered && self.owned[index].is_none() {
+                continue;
+            }
+            let call = Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(PAGE);
+            let due: i64 = shared.link.run("move what is due", &call).await?;
+            if let Ok(due) = u64::try_from(due) {
+                next = next.min(Duration::from_millis(due + 1));
+            }
+        }
+        self.next_tick = Instant::now() + next;
+        let begun = Instant::now();
+        if !shared.group.ordered && self.next_claim <= begun {
+            self.claim_all().await?;
+            let pause = CLAIM_SHARE * begun.elapsed();
+            self.next_claim = begun + pause.min(TICK.max(shared.lease() / 4));
+        }
+        shared.renew(shared.held.to_renew(shared.lease())).await?;
+        if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
+            self.trim().await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn next_tick(&self) -> Instant {
+        self.next_tick
+    }
+
+    async fn trim(&mut self) -> Result<()> {
+        let shared = &self.shared;
+        for source in 0..self.cursors.len() {
+            let call = Call::new(&TRIM).key(shared.group.stream(source));
+            let _: i64 = shared.link.run("trim", &call).await?;
+        }
+        self.next_trim = Instant::now() + TRIM_EVERY;
+        Ok(())
+    }
+
+    /// Gives back what no handler has seen, and stays for what handlers still hold.
+    async fn end(mut self, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
+        const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
+        // Those that wait longest come first again.
+        for delivery in self.surplus.drain(..) {
+            drop(delivery.settle(RELEASE));
+        }
+        self.settler.flush().await;
+        let shared = Arc::clone(&self.shared);
+        // An ordered partition is owned until all of it is settled.
+        let mut inbox = Some(inbox).filter(|_| shared.group.ordered);
+        while !shared.held.is_empty() && !*closing.borrow() {
+            tokio::select! {
+                () = sleep(TICK / 5) => {}
+                () = shared.room.notified() => {}
+                changed = closing.changed() => if changed.is_err() {
+                    break;
+                },
+            }
+            self.settler.flush().await;
+            shared.held.forget_lost();
+            if let Err(error) = self.keep_owning().await {
+                tracing::debug!(%error, "keeping what is owned failed");
+            }
+        }
+        let given_back: Vec<_> = shared
+            .held
+            .close()
+            .into_iter()
+            .map(|(holding, seen)| self.settler.give_back(holding, seen))
+            .collect();
+        for confirmation in given_back {
+            // What is not given back comes again when its lease is over.
+            let _ = confirmation.await;
+        }
+        self.settler.flush().await;
+        if let Err(error) = self.leave().await {
+            tracing::debug!(%error, "leaving the group failed");
+        }
+        drop(inbox.take());
+    }
+
+    async fn leave(&mut self) -> Result<()> {
+        self.disown().await?;
+        self.sweep().await
+    }
+
+    /// Deletes this consumer and those of crashed processes, where nothing is pending. The server
+    /// makes one anew when it reads.
+    async fn sweep(&self) -> Result<()> {
+        let shared = &self.shared;
+        let mut call = Call::new(&LEAVE);
+        for source in 0..self.cursors.len() {
+            call = call.key(shared.group.stream(source));
+        }
+        let forgotten = crate::settle::millis(FORGOTTEN);
+        let call = call.arg(&shared.group.name).arg(&shared.consumer).arg(forgotten);
+        shared.link.run::<i64>("leave", &call).await.map(drop)
+    }
+}
+
+fn inbox_is_closed(inbox: &InboxSender, closing: &watch::Receiver<bool>) -> bool {
+    use futures_util::FutureExt;
+    *closing.borrow() || inbox.closed().now_or_never().is_some()
+}
+
+/// For ever is written as 0.
+pub(crate) fn at_least_a_moment(wait: Duration) -> u64 {
+    crate::settle::millis(wait).max(1)
+}

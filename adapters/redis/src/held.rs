@@ -1,0 +1,316 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anybroker_core::Delivery;
+use tokio::time::Instant;
+
+/// Which stream an entry is in: twice the partition's number, and one more for what was retried.
+pub(crate) type Source = usize;
+
+/// An entry's id: milliseconds and a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Id(u64, u64);
+
+/// What is known of an entry that this consumer holds; with it, settlements are fenced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holding {
+    pub(crate) tag: u64,
+    pub(crate) source: Source,
+    pub(crate) id: Id,
+    /// How often it was delivered, this time included.
+    pub(crate) count: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// No handler can have seen it.
+    Waiting,
+    Out,
+    /// On its way back to the server. It is kept, so that what the server still has pending is not
+    /// taken for lost.
+    Settling,
+}
+
+#[derive(Debug)]
+struct Entry {
+    holding: Holding,
+    state: State,
+    /// When its lease runs out.
+    until: Instant,
+    suspect: bool,
+}
+
+/// What one consumer holds.
+#[derive(Debug, Default)]
+pub(crate) struct Held(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    entries: HashMap<u64, Entry>,
+    /// How many wait or are out.
+    open: usize,
+    suspects: usize,
+    /// Ordered partitions that hand out no more until all that was handed out is back.
+    shut: Vec<usize>,
+}
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // No step in a lock panics half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many more fit, and how many suspects are held.
+    pub(crate) fn room(&self, prefetch: usize) -> (usize, usize) {
+        let table = self.lock();
+        // What is being settled is not the handlers' any more, but may not pile up either.
+        let settling = table.entries.len() - table.open;
+        (
+            prefetch.saturating_sub(table.open).min((2 * prefetch + 1024).saturating_sub(settling)),
+            table.suspects,
+        )
+    }
+
+    /// Takes an entry in; answers its tag. One that is known already came once more: whoever
+    /// settles it by its former tag is too late.
+    pub(crate) fn insert(
+        &self,
+        source: Source,
+        id: Id,
+        count: u32,
+        lease: Duration,
+        suspect: bool,
+    ) -> u64 {
+        let mut table = self.lock();
+        if count > 1 {
+            let known = |entry: &&Entry| entry.holding.source == source && entry.holding.id == id;
+            if let Some(former) = table.entries.values().find(known).map(|entry| entry.holding.tag)
+            {
+                table.remove(former);
+            }
+        }
+        let tag = table.next;
+        table.next += 1;
+        table.open += 1;
+        table.suspects += usize::from(suspect);
+        let holding = Holding { tag, source, id, count };
+        let until = Instant::now() + lease;
+        table.entries.insert(tag, Entry { holding, state: State::Waiting, until, suspect });
+        tag
+    }
+
+    /// Notes what is being handed out from `from` on; answers what must not be, to be dropped.
+    pub(crate) fn hand_out(&self, out: &mut Vec<Delivery>, from: usize) -> Vec<Delivery> {
+        let mut table = self.lock();
+        let mut withheld = Vec::new();
+        let mut index = from;
+        while let Some(delivery) = out.get(index) {
+            if table.hand_out(delivery.tag()) {
+                index += 1;
+            } else {
+                withheld.push(out.remove(index));
+            }
+        }
+        withheld
+    }
+
+    /// Begins to settle; `None` when it is too late. `shut` keeps an ordered partition from handing
+    /// out what comes after this one.
+    pub(crate) fn settle(&self, tag: u64, shut: bool) -> Option<Holding> {
+        let mut table = self.lock();
+        let entry = table.entries.get_mut(&tag)?;
+        if entry.state == State::Settling {
+            return None;
+        }
+        entry.state = State::Settling;
+        let holding = entry.holding;
+        table.open -= 1;
+        if shut {
+            table.shut(holding.source / 2);
+        }
+        Some(holding)
+    }
+
+    /// Begins to give back what was dropped, unless no handler can have seen it: then it is as if
+    /// it had not been received.
+    pub(crate) fn abandon(&self, tag: u64, shut: bool) -> Option<Holding> {
+        let waiting = self.lock().entries.get(&tag).is_some_and(|e| e.state == State::Waiting);
+        if waiting { None } else { self.settle(tag, shut) }
+    }
+
+    /// Forgets what is settled; answers whether that was the last suspect.
+    pub(crate) fn remove(&self, tags: impl IntoIterator<Item = u64>) -> bool {
+        let mut table = self.lock();
+        let suspects = table.suspects;
+        for tag in tags {
+            table.remove(tag);
+        }
+        suspects > 0 && table.suspects == 0
+    }
+
+    /// Those of these that are out.
+    pub(crate) fn out(&self, tags: &[u64]) -> Vec<Holding> {
+        let table = self.lock();
+        let entries = tags.iter().filter_map(|tag| table.entries.get(tag));
+        entries.filter(|entry| entry.state == State::Out).map(|entry| entry.holding).collect()
+    }
+
+    /// Those that no handler has seen yet, and of which a third of the lease is over.
+    pub(crate) fn to_renew(&self, lease: Duration) -> Vec<Holding> {
+        let soon = Instant::now() + lease * 2 / 3;
+        let table = self.lock();
+        let waiting =
+            table.entries.values().filter(|e| e.state == State::Waiting && e.until < soon);
+        waiting.map(|entry| entry.holding).collect()
+    }
+
+    pub(crate) fn renewed(&self, tags: impl IntoIterator<Item = u64>, lease: Duration) {
+        let (mut table, until) = (self.lock(), Instant::now() + lease);
+        for tag in tags {
+            if let Some(entry) = table.entries.get_mut(&tag) {
+                entry.until = until;
+            }
+        }
+    }
+
+    /// Whether the lease is over, or somebody else has it.
+    pub(crate) fn is_lost(&self, tag: u64) -> bool {
+        self.lock().entries.get(&tag).is_none_or(|entry| entry.until < Instant::now())
+    }
+
+    /// How many wait or are out.
+    pub(crate) fn open(&self) -> usize {
+        self.lock().open
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().entries.is_empty()
+    }
+
+    /// The ids of one source, which must not be received again.
+    pub(crate) fn ids(&self, source: Source) -> Vec<String> {
+        let table = self.lock();
+        let of_source = table.entries.values().filter(|entry| entry.holding.source == source);
+        of_source.map(|entry| entry.holding.id.to_string()).collect()
+    }
+
+    /// Forgets what is out and was not renewed: it is somebody else's, or comes again.
+    pub(crate) fn forget_lost(&self) {
+        let now = Instant::now();
+        let mut table = self.lock();
+        let lost = |entry: &&Entry| entry.state == State::Out && entry.until < now;
+        let lost: Vec<_> = table.entries.values().filter(lost).map(|e| e.holding.tag).collect();
+        for tag in lost {
+            table.remove(tag);
+        }
+    }
+
+    /// Takes out everything for good: with whether a handler may have seen it.
+    pub(crate) fn close(&self) -> Vec<(Holding, bool)> {
+        let mut table = self.lock();
+        table.open = 0;
+        let entries = std::mem::take(&mut table.entries).into_values();
+        entries
+            .filter(|entry| entry.state != State::Settling)
+            .map(|entry| (entry.holding, entry.state == State::Out))
+            .collect()
+    }
+
+    /// Forgets a partition that is somebody else's.
+    pub(crate) fn lose(&self, partition: usize) {
+        let mut table = self.lock();
+        table.shut.retain(|shut| *shut != partition);
+        let of_it = |entry: &&Entry| entry.holding.source / 2 == partition;
+        let lost: Vec<_> = table.entries.values().filter(of_it).map(|e| e.holding.tag).collect();
+        for tag in lost {
+            table.remove(tag);
+        }
+    }
+
+    /// Of a shut partition: whether all is back, and what of it waits, which goes back now.
+    pub(crate) fn reopen(&self, partition: usize) -> Reopening {
+        let mut table = self.lock();
+        if !table.shut.contains(&partition) {
+            return Reopening::Open;
+        }
+        let of_it = |entry: &&mut Entry| entry.holding.source / 2 == partition;
+        let mut waiting = Vec::new();
+        let mut busy = false;
+        for entry in table.entries.values_mut().filter(of_it) {
+            match entry.state {
+                State::Waiting => {
+                    entry.state = State::Settling;
+                    waiting.push(entry.holding);
+                }
+                State::Out | State::Settling => busy = true,
+            }
+        }
+        table.open -= waiting.len();
+        if busy || !waiting.is_empty() {
+            return Reopening::Not(waiting);
+        }
+        table.shut.retain(|shut| *shut != partition);
+        Reopening::Again
+    }
+
+    /// Keeps an ordered partition from handing out more; see [`reopen`](Self::reopen).
+    pub(crate) fn shut(&self, partition: usize) {
+        self.lock().shut(partition);
+    }
+}
+
+/// Whether an ordered partition hands out.
+pub(crate) enum Reopening {
+    Open,
+    /// From its beginning.
+    Again,
+    /// Not yet; these are to be given back.
+    Not(Vec<Holding>),
+}
+
+impl Table {
+    fn remove(&mut self, tag: u64) {
+        if let Some(entry) = self.entries.remove(&tag) {
+            self.open -= usize::from(entry.state != State::Settling);
+            self.suspects -= usize::from(entry.suspect);
+        }
+    }
+
+    fn hand_out(&mut self, tag: u64) -> bool {
+        let Some(entry) = self.entries.get_mut(&tag) else { return false };
+        if self.shut.contains(&(entry.holding.source / 2)) {
+            return false;
+        }
+        if entry.until < Instant::now() {
+            // Its lease ran out here, as everything stood still: somebody has it, or it comes again.
+            self.remove(tag);
+            return false;
+        }
+        if entry.state == State::Waiting {
+            entry.state = State::Out;
+        }
+        true
+    }
+
+    fn shut(&mut self, partition: usize) {
+        if !self.shut.contains(&partition) {
+            self.shut.push(partition);
+        }
+    }
+}
+
+impl Id {
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
+        let (ms, number) = std::str::from_utf8(text).ok()?.split_once('-')?;
+        Some(Self(ms.parse().ok()?, number.parse().ok()?))
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.0, self.1)
+    }
+}

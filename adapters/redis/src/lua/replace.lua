@@ -1,0 +1,29 @@
+-- Stores a copy of each entry and acknowledges the original, in one step, while it is still this
+-- consumer's. The copy comes first: when memory is short, that is the write that is refused.
+-- KEYS: stream, lock, retry, delayed, dead letters. ARGV: group, consumer, token or '', then for
+-- each entry: id, count, where, delay in ms, unique text, number of fields, fields.
+local stream, group, consumer, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local fenced = token == '' or redis.call('GET', KEYS[2]) == token
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local answers = {}
+local i = 4
+while i <= #ARGV do
+    local id, where, length = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 5])
+    local first, last = i + 6, i + 5 + length
+    local entry = fenced and redis.call('XPENDING', stream, group, id, id, 1, consumer)[1]
+    local mine = entry and entry[4] == tonumber(ARGV[i + 1])
+    if mine then
+        if where == 'delayed' then
+            local member = cmsgpack.pack({ ARGV[i + 4], unpack(ARGV, first, last) })
+            -- A part of a millisecond would make it early.
+            redis.call('ZADD', KEYS[4], now + 1 + ARGV[i + 3], member)
+        else
+            redis.call('XADD', where == 'dead' and KEYS[5] or KEYS[3], '*', unpack(ARGV, first, last))
+        end
+        redis.call('XACK', stream, group, id)
+    end
+    answers[#answers + 1] = mine and '1' or '0'
+    i = last + 1
+end
+return table.concat(answers)

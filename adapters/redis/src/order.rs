@@ -1,0 +1,210 @@
+//! Ordered groups: each partition has one owner, and all that it does there is refused once
+//! somebody else owns it.
+
+use std::time::Duration;
+
+use anybroker_core::{InboxSender, Result};
+use redis::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::consume::{Reader, at_least_a_moment, closed};
+use crate::held::Reopening;
+use crate::line::Line;
+use crate::link::Call;
+use crate::reclaim::{Cursor, Waits};
+use crate::scripts::{LOCK, TAKE, array, streams, text};
+use crate::settle::millis;
+
+impl Reader {
+    /// Renews what is owned, and takes one free partition more: so consumers that start together
+    /// share them.
+    pub(crate) async fn own(&mut self) -> Result<()> {
+        self.keep_owning().await?;
+        for index in 0..self.owned.len() {
+            if self.owned[index].is_none() && self.take_ownership(index).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_ownership(&mut self, index: usize) -> Result<bool> {
+        let shared = &self.shared;
+        self.ownerships += 1;
+        let token = format!("{}-{}", shared.consumer, self.ownerships);
+        let begun = Instant::now();
+        let mut command = redis::cmd("SET");
+        command.arg(&shared.group.partitions[index].lock).arg(&token).arg("NX").arg("PX");
+        let owned: Value =
+            shared.link.query("own a partition", command.arg(millis(shared.lease()))).await?;
+        if owned == Value::Nil {
+            return Ok(false);
+        }
+        shared.set_token(index, token);
+        self.owned[index] = Some(begun + shared.lease());
+        self.begin_anew(index);
+        Ok(true)
+    }
+
+    /// Renews the locks of which a third of the time is over; forgets what others have taken.
+    pub(crate) async fn keep_owning(&mut self) -> Result<()> {
+        let lease = self.shared.lease();
+        for index in 0..self.owned.len() {
+            let Some(until) = self.owned[index] else { continue };
+            let now = Instant::now();
+            if until > now + lease * 2 / 3 {
+                continue;
+            }
+            let call = Call::new(&LOCK)
+                .key(&self.shared.group.partitions[index].lock)
+                .arg(self.shared.token(index))
+                .arg(millis(lease));
+            match self.shared.link.run::<i64>("own a partition", &call).await {
+                Ok(1) => self.owned[index] = Some(now + lease),
+                Ok(_) => self.lose(index),
+                Err(error) => {
+                    if until <= now {
+                        self.lose(index);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, index: usize) {
+        tracing::warn!(partition = index, "an ordered partition is somebody else's now");
+        self.owned[index] = None;
+        self.shared.set_token(index, String::from("lost"));
+        self.shared.held.lose(index);
+    }
+
+    fn begin_anew(&mut self, index: usize) {
+        self.cursors[2 * index] = Cursor::start();
+        self.cursors[2 * index + 1] = Cursor::start();
+    }
+
+    pub(crate) async fn disown(&mut self) -> Result<()> {
+        for index in 0..self.owned.len() {
+            if self.owned[index].take().is_some() {
+                let call = Call::new(&LOCK)
+                    .key(&self.shared.group.partitions[index].lock)
+                    .arg(self.shared.token(index))
+                    .arg(0);
+                self.shared.link.run::<i64>("give up a partition", &call).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what is owned: first what was delivered before, in its order, then what is new.
+    pub(crate) async fn read_in_order(
+        &mut self,
+        line: &mut Line,
+        mut room: usize,
+        inbox: &InboxSender,
+        closing: &mut watch::Receiver<bool>,
+    ) -> Result<()> {
+        let (mut keys, mut last) = (Vec::new(), Vec::new());
+        let mut found_some = false;
+        for index in 0..self.owned.len() {
+            if self.owned[index].is_none() || room == 0 {
+                continue;
+            }
+            match self.shared.held.reopen(index) {
+                Reopening::Open => {}
+                Reopening::Again => self.begin_anew(index),
+                Reopening::Not(waiting) => {
+                    for holding in waiting {
+                        drop(self.settler.give_back(holding, false));
+                    }
+                    continue;
+                }
+            }
+            let before = self.shared.held.open();
+            if self.read_again(index, room).await? {
+                let (at, found) = self.read_new(index, room).await?;
+                found_some |= found;
+                if let Some(at) = at {
+                    let partition = &self.shared.group.partitions[index];
+                    keys.extend([partition.stream.clone(), partition.retry.clone()]);
+                    last.extend(at);
+                }
+            }
+            let taken = self.shared.held.open().saturating_sub(before);
+            found_some |= taken > 0;
+            room = room.saturating_sub(taken);
+        }
+        if found_some {
+            return Ok(());
+        }
+        let wait = self.next_tick().saturating_duration_since(Instant::now());
+        if keys.is_empty() {
+            let wait = wait.min(Duration::from_millis(50));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.shared.room.notified() => {}
+                () = closed(inbox, closing) => {}
+            }
+            return Ok(());
+        }
+        // Only to be woken: what is there is read by the script, while the partition is owned.
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(1).arg("BLOCK").arg(at_least_a_moment(wait));
+        command.arg("STREAMS").arg(keys).arg(last);
+        let wake = &self.shared.claimable;
+        line.read(&command, wait, &self.shared.link, wake, closed(inbox, closing)).await?;
+        Ok(())
+    }
+
+    /// Takes over what was delivered before; answers whether there is no more of it.
+    async fn read_again(&mut self, index: usize, room: usize) -> Result<bool> {
+        for source in [2 * index, 2 * index + 1] {
+            while let Cursor::From(from) = self.cursors[source].clone() {
+                let open = self.shared.held.open();
+                let known = self.shared.held.ids(source);
+                let waits = self
+                    .claim(source, Duration::ZERO, &from, room, "any", usize::MAX >> 1, known)
+                    .await?;
+                match waits {
+                    None => {
+                        self.lose(index);
+                        return Ok(false);
+                    }
+                    Some(Waits::Room) => return Ok(false),
+                    Some(_) if self.shared.held.open() - open >= room => return Ok(false),
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads new entries; answers after which ids more will come.
+    async fn read_new(&mut self, index: usize, room: usize) -> Result<(Option<[String; 2]>, bool)> {
+        let partition = &self.shared.group.partitions[index];
+        let call = Call::new(&TAKE)
+            .key(&partition.lock)
+            .key(&partition.stream)
+            .key(&partition.retry)
+            .arg(&self.shared.group.name)
+            .arg(&self.shared.consumer)
+            .arg(self.shared.token(index))
+            .arg(room);
+        let answer: Value = self.shared.link.run("read in order", &call).await?;
+        let mut answer = array(answer).into_iter();
+        let Some(found) = answer.next() else {
+            self.lose(index);
+            return Ok((None, false));
+        };
+        let last = answer.next().and_then(text).zip(answer.next().and_then(text));
+        let (stream, mut some) = (partition.stream.clone(), false);
+        for (name, found) in streams(found) {
+            some |= !found.is_empty();
+            self.take_in(2 * index + usize::from(name != stream), found);
+        }
+        Ok((last.map(|(stream, retry)| [stream, retry]), some))
+    }
+}

@@ -1,0 +1,307 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use anybroker_core::{
+    Confirmation, Confirmer, Envelope, ErrorKind, Hop, Outgoing, Producer, Result, RetryClass,
+};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use redis::aio::ConnectionLike;
+use redis::{Cmd, Pipeline, RedisError, Value};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::error::{closed, error_of, failed, unanswered};
+use crate::layout::Layout;
+use crate::link::Link;
+use crate::message::write;
+use crate::scripts::DELAY;
+use crate::settle::millis;
+use crate::topology::Topology;
+
+/// The most messages and bytes of a pipeline, and how many pipelines are on their way.
+const LOT: usize = 512;
+const BYTES: usize = 1024 * 1024;
+const PIPELINES: usize = 4;
+
+/// The most bytes that wait for their confirm, and what a message counts beside its payload.
+const ROOM: usize = 512 * 1024 * 1024;
+const OVERHEAD: usize = 1024;
+
+/// Between attempts that fail at once.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A handle to publish with.
+pub(crate) struct RedisProducer {
+    pub(crate) open: Arc<AtomicBool>,
+    pub(crate) max_payload: usize,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) jobs: mpsc::UnboundedSender<Job>,
+    pub(crate) waiting: Arc<AtomicUsize>,
+}
+
+/// A message on its way.
+pub(crate) struct Job {
+    layout: Arc<Layout>,
+    envelope: Envelope,
+    hop: Hop,
+    /// How long the server is to keep it back.
+    delay: Option<Duration>,
+    deadline: Instant,
+    confirmer: Option<Confirmer>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl RedisProducer {
+    fn job(&self, outgoing: Outgoing) -> Result<(Job, Confirmation)> {
+        if !self.open.load(Ordering::Relaxed) {
+            return Err(closed("publish"));
+        }
+        let Outgoing { destination, envelope, delay, .. } = outgoing;
+        envelope.validate()?;
+        let size = envelope.payload.len();
+        if size > self.max_payload {
+            let text = format!(
+                "the payload has {size} bytes; at most {} are allowed (option max-payload)",
+                self.max_payload
+            );
+            return Err(error_of(ErrorKind::TooLarge, "publish", text));
+        }
+        let layout = self.topology.layout(&destination)?;
+        if self.waiting.fetch_add(size + OVERHEAD, Ordering::Relaxed) > ROOM {
+            self.waiting.fetch_sub(size + OVERHEAD, Ordering::Relaxed);
+            let text = "too many messages wait for their confirm; await some before sending more";
+            return Err(error_of(ErrorKind::Blocked, "publish", text));
+        }
+        let delay = delay.filter(|delay| !delay.is_zero());
+        let (confirmer, confirmation) = Confirmation::channel();
+        let job = Job {
+            hop: delay.map(Hop::delayed).unwrap_or_default(),
+            // Each group of a topic parks it, those to come too. In order, it keeps its place.
+            delay: delay.filter(|_| !destination.is_topic() && !destination.is_ordered()),
+            layout,
+            envelope,
+            deadline: Instant::now() + self.topology.settings.publish_timeout,
+            confirmer: Some(confirmer),
+            waiting: Arc::clone(&self.waiting),
+        };
+        Ok((job, confirmation))
+    }
+}
+
+impl Producer for RedisProducer {
+    fn send(&self, outgoing: Outgoing) -> Confirmation {
+        match self.job(outgoing) {
+            Err(error) => Confirmation::ready(Err(error)),
+            Ok((job, confirmation)) => match self.jobs.send(job) {
+                Ok(()) => confirmation,
+                Err(_) => Confirmation::ready(Err(closed("publish"))),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for RedisProducer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisProducer").finish_non_exhaustive()
+    }
+}
+
+impl Job {
+    fn command(&self) -> Cmd {
+        let partition = self.layout.partition(self.envelope.key.as_deref(), &self.envelope.id);
+        let mut command = Cmd::with_capacity(32, 512 + self.envelope.payload.len());
+        if let Some(delay) = self.delay {
+            command.arg("EVAL").arg(DELAY).arg(1).arg(&self.layout.delayed[partition]);
+            command.arg(millis(delay)).arg(fastrand::u128(..).to_string());
+        } else {
+            command.arg("XADD").arg(&self.layout.streams[partition]).arg("*");
+        }
+        write(&self.envelope, &self.hop, |name, value| {
+            command.arg(name).arg(value);
+        });
+        command
+    }
+
+    fn answer(&mut self, result: Result<()>) {
+        if let Some(confirmer) = self.confirmer.take() {
+            confirmer.confirm(result);
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.envelope.payload.len() + OVERHEAD, Ordering::Relaxed);
+    }
+}
+
+/// The task that publishes: in pipelines, several on their way, in the order of the calls.
+pub(crate) struct Writer {
+    pub(crate) link: Arc<Link>,
+    pub(crate) topology: Arc<Topology>,
+}
+
+type Flight = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Writer {
+    pub(crate) async fn run(
+        self,
+        mut jobs: mpsc::UnboundedReceiver<Job>,
+        mut draining: watch::Receiver<bool>,
+    ) {
+        let mut flights = FuturesUnordered::<Flight>::new();
+        let (mut taken, mut lot) = (Vec::with_capacity(LOT), VecDeque::new());
+        let mut open = true;
+        loop {
+            tokio::select! {
+                Some(()) = flights.next() => continue,
+                count = jobs.recv_many(&mut taken, LOT), if flights.len() < PIPELINES => {
+                    if count == 0 {
+                        break;
+                    }
+                }
+                _ = draining.changed(), if open => {
+                    open = false;
+                    jobs.close();
+                    continue;
+                }
+            }
+            lot.extend(taken.drain(..));
+            while !lot.is_empty() {
+                // What is on its way goes on meanwhile.
+                let mut next = std::pin::pin!(self.fly(&mut lot));
+                let flight = loop {
+                    tokio::select! {
+                        biased;
+                        flight = &mut next => break flight,
+                        Some(()) = flights.next() => {}
+                    }
+                };
+                if let Some(mut flight) = flight {
+                    // Begun here, pipelines are written in this order.
+                    let begun = poll_fn(|cx| Poll::Ready(flight.as_mut().poll(cx))).await;
+                    if begun.is_pending() {
+                        flights.push(flight);
+                    }
+                }
+            }
+        }
+        while flights.next().await.is_some() {}
+    }
+
+    /// Makes a pipeline of the first jobs. Those that cannot be sent yet stay, until their time is
+    /// over.
+    async fn fly(&self, lot: &mut VecDeque<Job>) -> Option<Flight> {
+        let deadline = lot.front()?.deadline;
+        let connection = match timeout_at(deadline, self.link.get()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) if error.kind() == ErrorKind::Closed => {
+                lot.drain(..).for_each(|mut job| job.answer(Err(closed("publish"))));
+                return None;
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no connection to publish on");
+                expire(lot, "the server cannot be reached; the message was not sent");
+                sleep(PAUSE).await;
+                return None;
+            }
+            Err(_) => {
+                expire(lot, "the server cannot be reached; the message was not sent");
+                return None;
+            }
+        };
+        let (mut jobs, mut bytes) = (Vec::with_capacity(lot.len()), 0);
+        while let Some(mut job) = lot.pop_front() {
+            match timeout_at(job.deadline, self.topology.ensure(&job.layout)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) if error.retry_class() != RetryClass::Permanent => {
+                    tracing::debug!(%error, "declaring failed");
+                    lot.push_front(job);
+                    expire(lot, "the destination could not be declared; the message was not sent");
+                    sleep(PAUSE).await;
+                    break;
+                }
+                Ok(Err(error)) => {
+                    job.answer(Err(error));
+                    continue;
+                }
+                Err(_) => {
+                    lot.push_front(job);
+                    expire(lot, "the destination could not be declared; the message was not sent");
+                    break;
+                }
+            }
+            bytes += job.envelope.payload.len() + OVERHEAD;
+            jobs.push(job);
+            if bytes > BYTES {
+                break;
+            }
+        }
+        if jobs.is_empty() {
+            return None;
+        }
+        let mut pipeline = Pipeline::with_capacity(jobs.len());
+        for job in &jobs {
+            pipeline.add_command(job.command());
+        }
+        let link = Arc::clone(&self.link);
+        Some(Box::pin(async move {
+            let (epoch, mut connection) = connection;
+            let sent = connection.req_packed_commands(&pipeline, 0, jobs.len());
+            let answer = timeout_at(jobs[0].deadline, sent).await;
+            if !matches!(answer, Ok(Ok(_))) {
+                link.broken(epoch).await;
+            }
+            settle(jobs, answer.ok());
+        }))
+    }
+}
+
+/// Answers each with its own result.
+fn settle(jobs: Vec<Job>, answer: Option<Result<Vec<Value>, RedisError>>) {
+    let mut values = match answer {
+        Some(Ok(values)) => values.into_iter(),
+        Some(Err(error)) => {
+            for mut job in jobs {
+                job.answer(Err(unanswered("publish", "waiting for the answer", error.clone())));
+            }
+            return;
+        }
+        None => {
+            for mut job in jobs {
+                let text = "the server did not answer within the publish timeout";
+                job.answer(Err(error_of(ErrorKind::Timeout, "publish", text)));
+            }
+            return;
+        }
+    };
+    for mut job in jobs {
+        job.answer(match values.next() {
+            Some(Value::ServerError(error)) => {
+                Err(failed("publish", &job.layout.name, RedisError::from(error)))
+            }
+            Some(_) => Ok(()),
+            None => Err(error_of(ErrorKind::Broker, "publish", "the server answered too little")
+                .class(RetryClass::Ambiguous)),
+        });
+    }
+}
+
+/// Answers those whose time is over; nothing of them was sent.
+fn expire(lot: &mut VecDeque<Job>, text: &'static str) {
+    let now = Instant::now();
+    lot.retain_mut(|job| {
+        let late = job.deadline <= now;
+        if late {
+            let error = error_of(ErrorKind::Timeout, "publish", text);
+            job.answer(Err(error.class(RetryClass::Transient)));
+        }
+        !late
+    });
+}

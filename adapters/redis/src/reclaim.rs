@@ -1,0 +1,126 @@
+//! Entries that were delivered before: what others left behind, and what was lost on its way here.
+
+use std::time::Duration;
+
+use anybroker_core::Result;
+
+use crate::consume::Reader;
+use crate::held::Source;
+use crate::scripts::{CLAIM, Found, array, integer, text};
+use crate::settle::millis;
+
+/// Pending entries taken over in one step; more would hold up the server's other clients.
+pub(crate) const PAGE: usize = 1000;
+
+/// How many suspects a consumer holds: entries that were delivered twice and settled by nobody.
+/// One of them may be what ends its process, and so each is held without the others.
+const SUSPECTS: usize = 1;
+
+/// What a claim could not take over yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    Nothing,
+    Suspects,
+    Room,
+}
+
+/// How far a source was searched for entries that were delivered before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cursor {
+    From(String),
+    Done,
+}
+
+impl Cursor {
+    pub(crate) fn start() -> Self {
+        Self::From("-".to_owned())
+    }
+}
+
+/// Whether it was delivered twice before and settled by nobody.
+pub(crate) fn is_suspect(count: u32) -> bool {
+    count > 2
+}
+
+impl Reader {
+    /// Takes over what has been idle for longer than its lease.
+    pub(crate) async fn claim_all(&mut self) -> Result<()> {
+        self.claims = false;
+        for source in 0..self.cursors.len() {
+            self.cursors[source] = Cursor::start();
+            while let Cursor::From(from) = self.cursors[source].clone() {
+                let (room, suspects) = self.shared.held.room(self.prefetch);
+                let (idle, suspects) = (self.shared.lease(), SUSPECTS.saturating_sub(suspects));
+                match self.claim(source, idle, &from, room, "any", suspects, Vec::new()).await? {
+                    Some(Waits::Nothing) => {}
+                    Some(Waits::Suspects) => break,
+                    Some(Waits::Room) | None => {
+                        self.claims = true;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives what is pending under this consumer's name although it never came here.
+    pub(crate) async fn recover(&mut self) -> Result<()> {
+        for source in 0..self.cursors.len() {
+            self.cursors[source] = Cursor::start();
+            while let Cursor::From(from) = self.cursors[source].clone() {
+                let known = self.shared.held.ids(source);
+                self.claim(source, Duration::ZERO, &from, PAGE, "mine", PAGE, known).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over one page, and moves the cursor. Answers what had to wait; `None`
+    /// when the partition is lost.
+    #[expect(clippy::too_many_arguments, reason = "those of the script")]
+    pub(crate) async fn claim(
+        &mut self,
+        source: Source,
+        idle: Duration,
+        from: &str,
+        room: usize,
+        whose: &str,
+        suspects: usize,
+        known: Vec<String>,
+    ) -> Result<Option<Waits>> {
+        let shared = &self.shared;
+        let call = shared
+            .call(&CLAIM, source, &[])
+            .arg(millis(idle))
+            .arg(from)
+            .arg(PAGE)
+            .arg(room)
+            .arg(whose)
+            .arg(suspects)
+            .arg(known);
+        let answer: redis::Value = shared.link.run("claim", &call).await?;
+        let mut answer = array(answer).into_iter();
+        let (Some(cursor), Some(waits), Some(gone)) = (answer.next(), answer.next(), answer.next())
+        else {
+            return Ok(None);
+        };
+        let waits = match integer(&waits) {
+            Some(0) => Waits::Nothing,
+            Some(1) => Waits::Suspects,
+            _ => Waits::Room,
+        };
+        if integer(&gone).is_some_and(|gone| gone > 0) {
+            let stream = shared.group.stream(source);
+            tracing::error!(?gone, stream, "somebody removed messages that were not handled yet");
+        }
+        match text(cursor) {
+            Some(cursor) if !cursor.is_empty() => self.cursors[source] = Cursor::From(cursor),
+            _ if waits == Waits::Room => {}
+            _ => self.cursors[source] = Cursor::Done,
+        }
+        let found = answer.filter_map(Found::counted).collect();
+        self.take_in(source, found);
+        Ok(Some(waits))
+    }
+}

@@ -1,0 +1,305 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anybroker_core::{
+    Confirmation, Confirmer, Delivery, Envelope, ErrorKind, Hop, Outcome, Result, Settler,
+    Subscription,
+};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::error::stale;
+use crate::held::{Held, Holding, Source};
+use crate::layout::Group;
+use crate::link::{Call, Link, pause};
+use crate::message::write;
+use crate::scripts::{REPLACE, SETTLE};
+use crate::writer::Writer;
+
+/// A settlement without a copy: with which count it is to be given back.
+pub(crate) type Plain = (Holding, u32, Option<Confirmer>);
+
+/// What the parts of a consumer share.
+pub(crate) struct Shared {
+    pub(crate) link: Arc<Link>,
+    pub(crate) group: Arc<Group>,
+    pub(crate) subscription: Subscription,
+    /// Its name, which nobody else has.
+    pub(crate) consumer: String,
+    pub(crate) held: Held,
+    /// Something may be claimed at once.
+    pub(crate) claimable: Notify,
+    /// Whether there may be something to trim.
+    pub(crate) settled: AtomicBool,
+    /// There is room again.
+    pub(crate) room: Notify,
+    /// With which it owns each ordered partition; empty where it does not.
+    tokens: Mutex<Vec<String>>,
+}
+
+/// Settles the deliveries of one consumer.
+pub(crate) struct RedisSettler {
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+pub(crate) enum Command {
+    Ack(Holding, Confirmer),
+    /// Back to the group, to be delivered with this count and one more.
+    Back(Holding, u32, Option<Confirmer>),
+    Replace(Holding, Box<Copy>, Confirmer),
+    Renew(Vec<Holding>, Confirmer),
+    /// Answers when everything before it is done.
+    Flush(oneshot::Sender<()>),
+}
+
+/// What takes the place of a delivery.
+pub(crate) struct Copy {
+    place: &'static str,
+    delay: Duration,
+    pub(crate) envelope: Arc<Envelope>,
+    hop: Hop,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Mode {
+    Ack,
+    Renew,
+    Back,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        link: Arc<Link>,
+        group: Arc<Group>,
+        subscription: Subscription,
+        consumer: String,
+    ) -> Self {
+        let tokens = Mutex::new(vec![String::new(); group.partitions.len()]);
+        Self {
+            link,
+            group,
+            subscription,
+            consumer,
+            held: Held::default(),
+            claimable: Notify::new(),
+            settled: AtomicBool::new(true),
+            room: Notify::new(),
+            tokens,
+        }
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        self.subscription.lease_time()
+    }
+
+    pub(crate) fn token(&self, partition: usize) -> String {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)[partition].clone()
+    }
+
+    pub(crate) fn set_token(&self, partition: usize, token: String) {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)[partition] = token;
+    }
+
+    /// Begins a call of a script for one source: stream, lock, more keys; group, consumer, token.
+    pub(crate) fn call(
+        &self,
+        script: &'static redis::Script,
+        source: Source,
+        keys: &[&str],
+    ) -> Call<'static> {
+        let lock = &self.group.partitions[source / 2].lock;
+        let mut call = Call::new(script).key(self.group.stream(source)).key(lock);
+        for key in keys {
+            call = call.key(key);
+        }
+        call.arg(&self.group.name).arg(&self.consumer).arg(self.token(source / 2))
+    }
+
+    /// Settles holdings of one source; answers for each whether it was still this consumer's.
+    pub(crate) async fn settle(
+        &self,
+        mode: Mode,
+        source: Source,
+        holdings: &mut [Plain],
+    ) -> Result<Fenced> {
+        holdings.sort_unstable_by_key(|(holding, ..)| holding.id);
+        let mut call = self.call(&SETTLE, source, &[]).arg(match mode {
+            Mode::Ack => "ack",
+            Mode::Renew => "renew",
+            Mode::Back => "back",
+        });
+        for (holding, count, _) in holdings {
+            call = call.arg(holding.id.to_string()).arg(holding.count).arg(*count);
+        }
+        self.fenced(&call).await
+    }
+
+    /// Runs a fenced script, and again when the connection was lost before the answer came: that
+    /// is safe, and only leaves it open whether it was the first time that it took effect.
+    async fn fenced(&self, call: &Call<'_>) -> Result<Fenced> {
+        let end = Instant::now() + self.lease();
+        let mut attempt = 0;
+        loop {
+            match self.link.run::<String>("settle", call).await {
+                Ok(digits) => {
+                    let mine = digits.bytes().map(|digit| digit == b'1').collect();
+                    return Ok(Fenced { mine, again: attempt > 0 });
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
+                    attempt += 1;
+                    pause(attempt).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Renews at once; what is somebody else's by now is forgotten.
+    pub(crate) async fn renew(&self, holdings: Vec<Holding>) -> Result<()> {
+        let mut sources = BTreeMap::<_, Vec<_>>::new();
+        for holding in holdings {
+            sources.entry(holding.source).or_default().push((holding, 0, None));
+        }
+        for (source, mut holdings) in sources {
+            let Fenced { mine, .. } = self.settle(Mode::Renew, source, &mut holdings).await?;
+            let tags = |kept: bool| {
+                let tagged = holdings.iter().zip(&mine).filter(move |(_, mine)| **mine == kept);
+                tagged.map(|((holding, ..), _)| holding.tag).collect::<Vec<_>>()
+            };
+            self.held.renewed(tags(true), self.lease());
+            self.held.remove(tags(false));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn replace(
+        &self,
+        source: Source,
+        copies: &[(Holding, Box<Copy>, Confirmer)],
+    ) -> Result<Fenced> {
+        let partition = &self.group.partitions[source / 2];
+        let keys = [&*partition.retry, &partition.delayed, &self.group.dead_letters];
+        let mut call = self.call(&REPLACE, source, &keys);
+        for (holding, copy, _) in copies {
+            let mut fields = Vec::new();
+            write(&copy.envelope, &copy.hop, |name, value| {
+                fields.extend([name.to_vec(), value.to_vec()]);
+            });
+            call = call
+                .arg(holding.id.to_string())
+                .arg(holding.count)
+                .arg(copy.place)
+                .arg(millis(copy.delay))
+                .arg(copy.hop.id.as_deref())
+                .arg(fields.len())
+                .arg(fields);
+        }
+        self.fenced(&call).await
+    }
+}
+
+/// In whole milliseconds, never less than it says.
+pub(crate) fn millis(delay: Duration) -> u64 {
+    // A century: the server counts in doubles.
+    const LONGEST: u64 = 100 * 366 * 24 * 3_600_000;
+    u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).min(LONGEST)
+}
+
+/// What a fenced script answered.
+pub(crate) struct Fenced {
+    /// For each entry, whether it was still this consumer's.
+    pub(crate) mine: Vec<bool>,
+    /// Whether an earlier answer was lost: then what is not this consumer's may be so since it was
+    /// settled.
+    pub(crate) again: bool,
+}
+
+impl RedisSettler {
+    pub(crate) fn start(shared: Arc<Shared>) -> Arc<Self> {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(Writer::new(Arc::clone(&shared)).run(receiver));
+        Arc::new(Self { shared, commands })
+    }
+
+    /// Resolves when what was settled so far is with the server, as far as it can be.
+    pub(crate) async fn flush(&self) {
+        let (done, flushed) = oneshot::channel();
+        if self.commands.send(Command::Flush(done)).is_ok() {
+            let _ = flushed.await;
+        }
+    }
+
+    pub(crate) fn give_back(&self, holding: Holding, seen: bool) -> Confirmation {
+        let count = if seen { holding.count } else { holding.count.saturating_sub(1) };
+        self.send(|confirmer| Command::Back(holding, count, Some(confirmer)))
+    }
+
+    fn send(&self, command: impl FnOnce(Confirmer) -> Command) -> Confirmation {
+        let (confirmer, confirmation) = Confirmation::channel();
+        // The writer ends after the last settler. If it is gone, so is the runtime, and the
+        // confirmer with the command, which says that nothing is known.
+        let _ = self.commands.send(command(confirmer));
+        self.shared.room.notify_one();
+        confirmation
+    }
+}
+
+impl Settler for RedisSettler {
+    fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
+        let shared = &self.shared;
+        let ordered = shared.group.ordered;
+        let returns = matches!(outcome, Outcome::Retry { .. } | Outcome::Release { .. });
+        let Some(holding) = shared.held.settle(delivery.tag(), ordered && returns) else {
+            let text = "its lease ran out, or the broker was closed: the message comes again";
+            return Confirmation::ready(Err(stale(text)));
+        };
+        let (place, delay, hop) = match outcome {
+            Outcome::Ack => return self.send(|confirmer| Command::Ack(holding, confirmer)),
+            // In order, it keeps its place.
+            Outcome::Retry { .. } if ordered => return self.give_back(holding, true),
+            Outcome::Release { after } if ordered || after.is_zero() => {
+                return self.give_back(holding, false);
+            }
+            Outcome::Retry { after } if after.is_zero() => {
+                ("retry", after, Hop::retry(&delivery, after))
+            }
+            Outcome::Retry { after } => ("delayed", after, Hop::retry(&delivery, after)),
+            Outcome::Release { after } => ("delayed", after, Hop::release(&delivery, after)),
+            Outcome::DeadLetter { reason } => {
+                let hop = Hop::dead_letter(&delivery, &reason, &shared.subscription);
+                ("dead", Duration::ZERO, hop)
+            }
+        };
+        let envelope = Arc::clone(delivery.envelope());
+        let copy = Box::new(Copy { place, delay, envelope, hop });
+        self.send(|confirmer| Command::Replace(holding, copy, confirmer))
+    }
+
+    fn renew(&self, tags: &[u64]) -> Confirmation {
+        let holdings = self.shared.held.out(tags);
+        self.send(|confirmer| Command::Renew(holdings, confirmer))
+    }
+
+    fn abandon(&self, tag: u64) {
+        if let Some(holding) = self.shared.held.abandon(tag, self.shared.group.ordered) {
+            drop(self.give_back(holding, true));
+        }
+    }
+
+    fn is_lost(&self, tag: u64) -> bool {
+        self.shared.held.is_lost(tag)
+    }
+}
+
+impl fmt::Debug for RedisSettler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisSettler")
+            .field("subscription", &self.shared.subscription)
+            .field("consumer", &self.shared.consumer)
+            .finish_non_exhaustive()
+    }
+}

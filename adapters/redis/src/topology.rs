@@ -1,0 +1,115 @@
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use anybroker_core::{Declare, Destination, ErrorKind, Result, Start, Subscription};
+
+use crate::error::error_of;
+use crate::layout::{Group, Layout};
+use crate::link::{Call, Link};
+use crate::options::Settings;
+use crate::scripts::DECLARE;
+
+/// Knows what is stored where, and declares it.
+pub(crate) struct Topology {
+    pub(crate) link: Arc<Link>,
+    pub(crate) settings: Arc<Settings>,
+    destinations: RwLock<HashMap<Destination, Arc<Layout>>>,
+}
+
+impl Topology {
+    pub(crate) fn new(link: Arc<Link>, settings: Arc<Settings>) -> Self {
+        Self { link, settings, destinations: RwLock::default() }
+    }
+
+    /// Where the messages of a destination are.
+    pub(crate) fn layout(&self, destination: &Destination) -> Result<Arc<Layout>> {
+        let read = self.destinations.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layout) = read.get(destination) {
+            return Ok(Arc::clone(layout));
+        }
+        drop(read);
+        let layout = Arc::new(Layout::new(destination, self.settings.prefix.as_deref())?);
+        let mut destinations = self.destinations.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(destinations.entry(destination.clone()).or_insert(layout)))
+    }
+
+    pub(crate) fn group(&self, subscription: &Subscription) -> Result<Arc<Group>> {
+        Ok(Arc::new(Group::new(subscription, self.settings.prefix.as_deref())?))
+    }
+
+    /// Declares a destination, once.
+    pub(crate) async fn ensure(&self, layout: &Layout) -> Result<()> {
+        if !layout.declared.load(Ordering::Relaxed) {
+            self.declare(&layout.destination).await?;
+            layout.declared.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Declares a destination; a queue with its one group, which keeps what comes before its first
+    /// consumer.
+    pub(crate) async fn declare(&self, destination: &Destination) -> Result<()> {
+        let layout = Layout::new(destination, self.settings.prefix.as_deref())?;
+        if destination.is_topic() {
+            self.run(&layout, None, Start::New).await
+        } else {
+            let group = Group::of_queue(layout);
+            self.run(&group.layout, Some(&group), Start::Earliest).await
+        }
+    }
+
+    pub(crate) async fn declare_group(&self, group: &Group, start: Start) -> Result<()> {
+        let start = if group.layout.destination.is_topic() { start } else { Start::Earliest };
+        self.run(&group.layout, Some(group), start).await
+    }
+
+    async fn run(&self, layout: &Layout, group: Option<&Group>, start: Start) -> Result<()> {
+        let mode = match self.settings.declare {
+            Declare::Create => "create",
+            Declare::Verify => "verify",
+            Declare::Off => return Ok(()),
+        };
+        let mut call = Call::new(&DECLARE).key(&layout.meta());
+        match group {
+            Some(group) => {
+                for partition in &group.partitions {
+                    call = call.key(&partition.stream).key(&partition.retry);
+                }
+            }
+            None => call = call.key(&layout.streams[0]),
+        }
+        let group_shape = group.map(|group| if group.ordered { "ordered" } else { "unordered" });
+        let call = call
+            .arg(mode)
+            .arg(layout.shape())
+            .arg(group.map_or("", |group| &group.name))
+            .arg(group_shape.unwrap_or_default())
+            .arg(if start == Start::Earliest { "0" } else { "$" });
+        let (answer, found): (String, String) = self.link.run("declare", &call).await?;
+        let name = layout.destination.name();
+        let (kind, text) = match &*answer {
+            "ok" => return Ok(()),
+            "missing" => (
+                ErrorKind::NotFound,
+                format!("{found:?} does not exist; declare it, or connect with declare=create"),
+            ),
+            "group" => (
+                ErrorKind::Mismatch,
+                format!(
+                    "group {:?} of {name:?} is declared as {found}, not as {}; write it the same on all sides",
+                    group.map_or("", |group| &group.name),
+                    group_shape.unwrap_or_default()
+                ),
+            ),
+            _ => (
+                ErrorKind::Mismatch,
+                format!(
+                    "{name:?} is declared as {found}, not as {}; write it the same on all sides",
+                    layout.shape()
+                ),
+            ),
+        };
+        Err(error_of(kind, "declare", text))
+    }
+}

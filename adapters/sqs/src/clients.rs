@@ -1,0 +1,106 @@
+use std::time::Duration;
+
+use anybroker_core::{ErrorKind, Result};
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_sdk_sqs::config::StalledStreamProtectionConfig;
+use aws_smithy_http_client::Builder;
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+
+use crate::error::error_of;
+use crate::options::{Settings, Sns};
+
+/// How long a call may take that waits for nothing.
+pub(crate) const CALL: Duration = Duration::from_secs(10);
+
+/// The SDK's clients. All share the connections and the credentials; what differs is how long an
+/// attempt may take and who repeats it.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    /// For what can be repeated without harm, which the SDK does.
+    pub(crate) calls: aws_sdk_sqs::Client,
+    /// For what stores a message: only the sender knows whether it may be repeated.
+    pub(crate) sends: aws_sdk_sqs::Client,
+    /// For long polls. Without a limit, receives were seen to hang:
+    /// <https://github.com/awslabs/aws-sdk-rust/issues/1094>
+    pub(crate) polls: aws_sdk_sqs::Client,
+    pub(crate) sns: Option<SnsClients>,
+}
+
+#[derive(Debug)]
+pub(crate) struct SnsClients {
+    pub(crate) calls: aws_sdk_sns::Client,
+    pub(crate) sends: aws_sdk_sns::Client,
+}
+
+impl Clients {
+    pub(crate) async fn new(settings: &Settings) -> Result<Self> {
+        // Closed before the server does it, which would leave a send open whether it was stored.
+        let http = Builder::new()
+            .pool_idle_timeout(Duration::from_secs(10))
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .build_https();
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .http_client(http)
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+        if let Some(region) = &settings.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some((key, secret)) = &settings.credentials {
+            loader = loader.credentials_provider(Credentials::new(key, secret, None, None, "url"));
+        }
+        let shared = loader.load().await;
+        if shared.region().is_none() {
+            return Err(error_of(
+                ErrorKind::Config,
+                "connect",
+                "no region: write one, as in sqs://eu-central-1, or set AWS_REGION",
+            ));
+        }
+        Ok(Self {
+            calls: sqs(&shared, settings, CALL, true),
+            sends: sqs(&shared, settings, settings.publish_timeout, false),
+            polls: sqs(&shared, settings, settings.poll + CALL, false),
+            sns: (settings.sns != Sns::Off).then(|| SnsClients {
+                calls: sns(&shared, settings, CALL, true),
+                sends: sns(&shared, settings, settings.publish_timeout, false),
+            }),
+        })
+    }
+}
+
+fn sqs(shared: &SdkConfig, of: &Settings, limit: Duration, repeat: bool) -> aws_sdk_sqs::Client {
+    let mut config = aws_sdk_sqs::config::Builder::from(shared)
+        .timeout_config(attempts_of(limit))
+        .retry_config(repeated(repeat));
+    config.set_endpoint_url(of.endpoint.clone().or_else(|| shared.endpoint_url().map(Into::into)));
+    aws_sdk_sqs::Client::from_conf(config.build())
+}
+
+fn sns(shared: &SdkConfig, of: &Settings, limit: Duration, repeat: bool) -> aws_sdk_sns::Client {
+    let mut config = aws_sdk_sns::config::Builder::from(shared)
+        .timeout_config(attempts_of(limit))
+        .retry_config(repeated(repeat));
+    let endpoint = match &of.sns {
+        Sns::At(address) => Some(address.clone()),
+        _ => of.endpoint.clone(),
+    };
+    if endpoint.is_some() {
+        config.set_endpoint_url(endpoint);
+    }
+    aws_sdk_sns::Client::from_conf(config.build())
+}
+
+fn attempts_of(limit: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(3))
+        .operation_attempt_timeout(limit)
+        .build()
+}
+
+fn repeated(repeat: bool) -> RetryConfig {
+    if repeat { RetryConfig::standard() } else { RetryConfig::disabled() }
+}

@@ -1,0 +1,349 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anybroker_core::{
+    Consumer, Delivery, Hop, Inbox, InboxSender, Outcome, Result, RetryClass, Settler,
+    Subscription, now,
+};
+use async_trait::async_trait;
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout_at};
+
+use crate::error::failed;
+use crate::held::Held;
+use crate::message;
+use crate::senders::{Alive, Senders};
+use crate::settler::SqsSettler;
+use crate::topology::Topology;
+
+const RECEIVE: &str = "receive";
+
+/// The most messages of one receive.
+const BATCH: usize = 10;
+
+/// Receives at once, at most, when there is much to receive.
+const POLLS: usize = 8;
+
+/// How much longer than its poll a close waits for a receive under way.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
+/// A message that came back so often without a settlement may have ended its process.
+const SUSPICIOUS: u32 = 2;
+
+/// On FIFO the count cannot be told from that of releases, which must not use up attempts: so many
+/// returns are forgiven.
+const FORGIVEN: u32 = 20;
+
+/// Starts to consume.
+pub(crate) async fn consume(
+    topology: &Arc<Topology>,
+    senders: &Arc<Senders>,
+    closing: watch::Receiver<bool>,
+    alive: Alive,
+    subscription: &Subscription,
+    prefetch: usize,
+) -> Result<Box<dyn Consumer>> {
+    let queue = topology.group(subscription).await?.queue;
+    let held = Held::new(Arc::clone(topology), Arc::clone(&queue), subscription.lease_time());
+    let held = Arc::new(held);
+    let settler: Arc<dyn Settler> =
+        Arc::new(SqsSettler::start(subscription.clone(), Arc::clone(&held), Arc::clone(senders)));
+    // Room for an error beside the deliveries.
+    let (sender, inbox) = Inbox::channel(prefetch + 1);
+    let inbox = inbox.leased(Arc::clone(&settler), held.visibility);
+    let demand = Arc::new(Demand::default());
+    let reader = Reader {
+        demand: Arc::clone(&demand),
+        topology: Arc::clone(topology),
+        queue,
+        default_type: subscription.destination().name().to_owned(),
+        ordered: subscription.is_ordered(),
+        places: Arc::new(Semaphore::new(prefetch.max(1))),
+        held: Arc::clone(&held),
+        settler,
+        inbox: sender,
+        waiting: VecDeque::new(),
+        careful: true,
+        wanted: 1,
+    };
+    tokio::spawn(async move {
+        reader.run(closing).await;
+        drop(alive);
+    });
+    Ok(Box::new(SqsConsumer { inbox, held, demand }))
+}
+
+/// The inbox, and a note of what has left it: from then on the worker renews it.
+#[derive(Debug)]
+struct SqsConsumer {
+    inbox: Inbox,
+    held: Arc<Held>,
+    demand: Arc<Demand>,
+}
+
+/// Whether the consumer waits for deliveries. What is received for one that does not would only
+/// be kept from the others of its group.
+#[derive(Debug, Default)]
+struct Demand {
+    waits: AtomicBool,
+    stated: Notify,
+}
+
+impl Demand {
+    fn state(&self) {
+        if !self.waits.swap(true, Ordering::Relaxed) {
+            self.stated.notify_one();
+        }
+    }
+}
+
+#[async_trait]
+impl Consumer for SqsConsumer {
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        out: &mut Vec<Delivery>,
+    ) -> Poll<Result<()>> {
+        let before = out.len();
+        let polled = self.inbox.poll_receive(cx, max, out);
+        if out.len() > before {
+            self.held.hand_out(out[before..].iter().map(Delivery::tag));
+        }
+        if polled.is_pending() {
+            self.demand.state();
+        }
+        polled
+    }
+
+    fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
+        self.inbox.lease()
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        Box::new(self.inbox).close().await
+    }
+}
+
+/// Receives, and hands over what it received.
+struct Reader {
+    topology: Arc<Topology>,
+    queue: Arc<str>,
+    default_type: String,
+    ordered: bool,
+    places: Arc<Semaphore>,
+    held: Arc<Held>,
+    settler: Arc<dyn Settler>,
+    inbox: InboxSender,
+    demand: Arc<Demand>,
+    /// Received, and not handed over as long as a suspect is out, or is the next one.
+    waiting: VecDeque<(Delivery, bool)>,
+    /// Whether the last one that was handed over is a suspect, or there was none yet. A crash
+    /// counts as an attempt of all that was received, so that a message which ends its process
+    /// must be alone then: its neighbours would be given up with it.
+    careful: bool,
+    /// How many receives there should be at once.
+    wanted: usize,
+}
+
+/// What a receive has brought, and the places that are left.
+type Polled = (Result<Vec<Message>>, Vec<OwnedSemaphorePermit>);
+
+impl Reader {
+    async fn run(mut self, mut closing: watch::Receiver<bool>) {
+        let renewing = tokio::spawn(renew_waiting(Arc::clone(&self.held)));
+        let mut polls = JoinSet::new();
+        let (mut failures, mut paused_until) = (0, Instant::now());
+        let inbox = self.inbox.clone();
+        let closed = inbox.closed();
+        tokio::pin!(closed);
+        let held = Arc::clone(&self.held);
+        loop {
+            let changed = held.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.hand_over().await || *closing.borrow() {
+                break;
+            }
+            let room = self.demand.waits.load(Ordering::Relaxed)
+                && if self.careful {
+                    polls.is_empty() && self.held.is_empty()
+                } else {
+                    polls.len() < self.wanted && self.waiting.is_empty()
+                };
+            let places = Arc::clone(&self.places);
+            tokio::select! {
+                biased;
+                () = &mut closed => break,
+                _ = closing.changed() => break,
+                Some(polled) = polls.join_next(), if !polls.is_empty() => {
+                    // A receive that panicked has brought nothing.
+                    let Ok(polled) = polled else { continue };
+                    match self.take_in(polled) {
+                        Ok(()) => failures = 0,
+                        Err(error) => {
+                            tracing::debug!(%error, "receiving failed");
+                            let ends = error.retry_class() == RetryClass::Permanent;
+                            if ends {
+                                self.topology.forget(&self.queue);
+                            }
+                            if (ends || failures == 0) && self.inbox.fail(error).await.is_err() || ends {
+                                break;
+                            }
+                            failures += 1;
+                            paused_until = Instant::now() + pause(failures);
+                        }
+                    }
+                }
+                () = &mut changed, if self.careful => {}
+                () = self.demand.stated.notified() => {}
+                Ok(place) = async {
+                    sleep_until(paused_until).await;
+                    places.acquire_owned().await
+                }, if room => {
+                    let most = if self.careful { 1 } else { BATCH };
+                    polls.spawn(self.poll(place, most));
+                }
+            }
+        }
+        let broker_closes = *closing.borrow();
+        self.end(polls, broker_closes).await;
+        renewing.abort();
+    }
+
+    /// Hands over what may go; answers whether the consumer is still there.
+    async fn hand_over(&mut self) -> bool {
+        while let Some((_, suspect)) = self.waiting.front() {
+            let out = self.held.len() - self.waiting.len();
+            if out > 0 && (*suspect || self.careful) {
+                return true;
+            }
+            let Some((delivery, suspect)) = self.waiting.pop_front() else { return true };
+            self.careful = suspect;
+            self.demand.waits.store(false, Ordering::Relaxed);
+            if self.inbox.deliver(delivery).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn poll(
+        &self,
+        place: OwnedSemaphorePermit,
+        most: usize,
+    ) -> impl Future<Output = Polled> + Send + 'static {
+        let mut places = vec![place];
+        while places.len() < most
+            && let Ok(place) = Arc::clone(&self.places).try_acquire_owned()
+        {
+            places.push(place);
+        }
+        let seconds = |time: Duration| i32::try_from(time.as_secs()).unwrap_or(i32::MAX);
+        let receive = self
+            .topology
+            .clients
+            .polls
+            .receive_message()
+            .queue_url(&*self.queue)
+            .max_number_of_messages(i32::try_from(places.len()).unwrap_or(1))
+            .wait_time_seconds(seconds(self.topology.settings.poll))
+            .visibility_timeout(seconds(self.held.visibility))
+            .set_message_system_attribute_names(Some(message::READ.to_vec()))
+            .message_attribute_names("All");
+        let queue = Arc::clone(&self.queue);
+        async move {
+            match receive.send().await {
+                Ok(received) => (Ok(received.messages.unwrap_or_default()), places),
+                Err(error) => (Err(failed(RECEIVE, &queue, error)), places),
+            }
+        }
+    }
+
+    fn take_in(&mut self, (received, mut places): Polled) -> Result<()> {
+        let asked = places.len();
+        let messages = match received {
+            Ok(messages) => messages,
+            Err(error) => {
+                self.wanted = 1;
+                return Err(error);
+            }
+        };
+        // More at once as long as they come back full, one alone when there is nothing.
+        self.wanted = match messages.len() {
+            0 => 1,
+            count if count >= asked => (self.wanted * 2).min(POLLS),
+            _ => self.wanted,
+        };
+        for message in messages {
+            let Some(place) = places.pop() else { break };
+            let next = self.delivery(&message, place);
+            self.waiting.push_back(next);
+        }
+        Ok(())
+    }
+
+    /// A delivery, and whether it is suspected to end its process.
+    fn delivery(&self, message: &Message, place: OwnedSemaphorePermit) -> (Delivery, bool) {
+        let (envelope, hop) = message::read(message, &self.default_type);
+        let mut returned = message::receive_count(message).saturating_sub(1);
+        if self.ordered {
+            returned = returned.saturating_sub(FORGIVEN);
+        }
+        // What comes before its time was not handled, however often it did.
+        if hop.not_before.is_some_and(|due| due > now()) {
+            returned = 0;
+        }
+        let group = message::attribute(message, &Name::MessageGroupId);
+        let group = group.filter(|_| self.ordered).map(ToOwned::to_owned);
+        let receipt = message.receipt_handle().unwrap_or_default().into();
+        let tag = self.held.insert(receipt, group, place);
+        let hop = (hop != Hop::default()).then(|| Box::new(hop));
+        let envelope = Arc::new(envelope);
+        let delivery = Delivery::new(envelope, hop, returned, tag, Arc::clone(&self.settler));
+        (delivery, returned >= SUSPICIOUS)
+    }
+
+    /// Gives back what was not handed over, and ends when what was settled is with the broker.
+    ///
+    /// It waits for the receives under way: one that is cut off may still take messages with it,
+    /// which then wait for the end of a lease that nobody holds.
+    async fn end(mut self, mut polls: JoinSet<Polled>, broker_closes: bool) {
+        let last = Instant::now() + self.topology.settings.poll + LAST_ANSWER;
+        while let Ok(Some(polled)) = timeout_at(last, polls.join_next()).await {
+            // A receive that failed has brought nothing.
+            if let Ok(polled) = polled {
+                let _ = self.take_in(polled);
+            }
+            for (delivery, _) in self.waiting.drain(..) {
+                // Not awaited: what is under way is waited for below.
+                drop(delivery.settle(Outcome::Release { after: Duration::ZERO }));
+            }
+        }
+        self.held.settled().await;
+        if broker_closes {
+            self.held.close().await;
+        }
+    }
+}
+
+/// Renews what waits, as the worker renews what it has.
+async fn renew_waiting(held: Arc<Held>) {
+    let every = held.visibility / 3;
+    let mut tick = interval_at(Instant::now() + every, every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        held.renew_waiting().await;
+    }
+}
+
+/// How long to wait after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    (Duration::from_millis(100) * 2_u32.pow(failures.min(6))).min(Duration::from_secs(5))
+}

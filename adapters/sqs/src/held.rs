@@ -1,0 +1,411 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anybroker_core::{Confirmer, Error, Result};
+use aws_sdk_sqs::types::{
+    ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
+};
+use futures_util::{StreamExt, stream};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::Instant;
+
+use crate::error::{BROKER, again, failed, of_code};
+use crate::lane::{ENTRIES, Job};
+use crate::senders::Answers;
+use crate::topology::Topology;
+
+const SETTLE: &str = "settle";
+
+/// The longest that SQS hides a message that was received, from then on.
+pub(crate) const LONGEST_HOLD: Duration = Duration::from_hours(12);
+
+/// Calls at once that renew.
+const CALLS: usize = 8;
+
+/// What a consumer has received and not settled.
+#[derive(Debug)]
+pub(crate) struct Held {
+    topology: Arc<Topology>,
+    queue: Arc<str>,
+    /// How long a receive or a renewal hides a message; whole seconds, as SQS has it.
+    pub(crate) visibility: Duration,
+    table: Mutex<Table>,
+    /// Told when a delivery is settled.
+    pub(crate) changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    entries: HashMap<u64, Entry>,
+    last: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    receipt: Receipt,
+    /// Its message group, in order.
+    group: Option<String>,
+    received: Instant,
+    /// When the lease runs out by this clock, which no adjustment moves.
+    deadline: Instant,
+    state: State,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// No handler can have it yet.
+    Waiting,
+    HandedOut,
+    Settling,
+    /// It went back, or to somebody else.
+    Lost,
+}
+
+/// A message that is to be deleted.
+pub(crate) struct Delete(pub(crate) u64, pub(crate) Confirmer);
+
+/// A message that is to be given back, to be seen again after so long.
+pub(crate) struct GiveBack {
+    pub(crate) tag: u64,
+    pub(crate) receipt: Receipt,
+    pub(crate) after: Duration,
+    pub(crate) then: Then,
+}
+
+/// What becomes of a delivery once it is given back.
+pub(crate) enum Then {
+    /// The worker still has to let go of it.
+    Nothing,
+    /// It is let go of.
+    End,
+    /// The same, and its settlement is answered.
+    Confirm(Confirmer),
+}
+
+type Receipt = Arc<str>;
+
+impl Job for Delete {}
+impl Job for GiveBack {}
+
+impl Held {
+    pub(crate) fn new(topology: Arc<Topology>, queue: Arc<str>, lease: Duration) -> Self {
+        let seconds = lease.as_secs() + u64::from(lease.subsec_nanos() > 0);
+        let visibility = Duration::from_secs(seconds.max(1)).min(LONGEST_HOLD);
+        Self { topology, queue, visibility, table: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what was received; answers its tag.
+    pub(crate) fn insert(
+        &self,
+        receipt: Receipt,
+        group: Option<String>,
+        place: OwnedSemaphorePermit,
+    ) -> u64 {
+        let now = Instant::now();
+        // The answer was under way while the lease ran.
+        let margin = (self.visibility / 10).min(Duration::from_secs(2));
+        let deadline = now + self.visibility - margin;
+        let mut table = self.table();
+        table.last += 1;
+        let tag = table.last;
+        let state = State::Waiting;
+        let entry = Entry { receipt, group, received: now, deadline, state, _place: place };
+        table.entries.insert(tag, entry);
+        tag
+    }
+
+    /// Notes that the worker has these, and renews them from now on.
+    pub(crate) fn hand_out(&self, tags: impl Iterator<Item = u64>) {
+        let mut table = self.table();
+        for tag in tags {
+            if let Some(entry) = table.entries.get_mut(&tag)
+                && entry.state == State::Waiting
+            {
+                entry.state = State::HandedOut;
+            }
+        }
+    }
+
+    /// Begins to settle; the place is held until [`end`](Self::end).
+    pub(crate) fn begin(&self, tag: u64) -> Result<(), Stale> {
+        let mut table = self.table();
+        let closed = table.closed;
+        let Some(entry) = table.entries.get_mut(&tag) else { return Err(Stale::Gone) };
+        if entry.state == State::Lost {
+            table.entries.remove(&tag);
+            self.changed.notify_waiters();
+            return Err(Stale::GivenBack);
+        }
+        if closed || entry.deadline <= Instant::now() {
+            return Err(Stale::RanOut);
+        }
+        entry.state = State::Settling;
+        Ok(())
+    }
+
+    /// Lets go of a delivery.
+    pub(crate) fn end(&self, tag: u64) {
+        self.table().entries.remove(&tag);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn is_lost(&self, tag: u64) -> bool {
+        let table = self.table();
+        let held = |entry: &Entry| entry.state != State::Lost && entry.deadline > Instant::now();
+        table.closed || !table.entries.get(&tag).is_some_and(held)
+    }
+
+    /// Marks what came later in the group of this delivery as lost, and answers it: those must not
+    /// pass the one that goes back.
+    pub(crate) fn lose_followers(&self, tag: u64) -> Vec<(u64, Receipt)> {
+        let mut table = self.table();
+        let Some(group) = table.entries.get(&tag).and_then(|entry| entry.group.clone()) else {
+            return Vec::new();
+        };
+        let mut lost = Vec::new();
+        for (later, entry) in &mut table.entries {
+            let follows = *later > tag && entry.group.as_ref() == Some(&group);
+            if follows && matches!(entry.state, State::Waiting | State::HandedOut) {
+                entry.state = State::Lost;
+                lost.push((*later, Arc::clone(&entry.receipt)));
+            }
+        }
+        lost
+    }
+
+    /// The receipt of a delivery, and how long it can still be hidden.
+    pub(crate) fn receipt(&self, tag: u64) -> Option<(Receipt, Duration)> {
+        let table = self.table();
+        let entry = table.entries.get(&tag)?;
+        // A second for the way there.
+        let held = entry.received.elapsed() + Duration::from_secs(1);
+        Some((Arc::clone(&entry.receipt), LONGEST_HOLD.saturating_sub(held)))
+    }
+
+    /// Whether nothing is held.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table().entries.is_empty()
+    }
+
+    /// How many are held.
+    pub(crate) fn len(&self) -> usize {
+        self.table().entries.len()
+    }
+
+    /// Ends when no settlement is under way.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.table().entries.values().any(|entry| entry.state == State::Settling) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Makes every delivery stale and gives back what is held, as a crash would in the end.
+    pub(crate) async fn close(&self) {
+        let held: Vec<_> = {
+            let mut table = self.table();
+            table.closed = true;
+            let hide =
+                |(tag, entry): (&u64, &Entry)| (*tag, Arc::clone(&entry.receipt), Duration::ZERO);
+            table.entries.iter().map(hide).collect()
+        };
+        for (tag, result) in self.hide_all(held).await {
+            if let Err(error) = result {
+                tracing::debug!(%error, tag, "a delivery comes back when its lease runs out");
+            }
+        }
+    }
+
+    /// Renews what no handler can have yet.
+    pub(crate) async fn renew_waiting(&self) {
+        let waiting: Vec<_> = {
+            let table = self.table();
+            let waiting =
+                |(tag, entry): (&u64, &Entry)| (entry.state == State::Waiting).then_some(*tag);
+            table.entries.iter().filter_map(waiting).collect()
+        };
+        if let Err(error) = self.renew(&waiting).await {
+            tracing::warn!(%error, waiting = waiting.len(), "leases were not renewed");
+        }
+    }
+
+    /// Renews; what turns out to be gone is lost.
+    pub(crate) async fn renew(&self, tags: &[u64]) -> Result<()> {
+        let mut renewed = Ok(());
+        let began = Instant::now();
+        let all = {
+            let table = self.table();
+            let hide = |tag: &u64| {
+                let entry = table.entries.get(tag).filter(|entry| entry.state != State::Lost)?;
+                Some((*tag, Arc::clone(&entry.receipt), self.visibility))
+            };
+            tags.iter().filter_map(hide).collect()
+        };
+        for (tag, result) in self.hide_all(all).await {
+            let mut table = self.table();
+            let Some(entry) = table.entries.get_mut(&tag) else { continue };
+            match result {
+                Ok(()) => entry.deadline = began + self.visibility,
+                Err(error) if error.kind() == anybroker_core::ErrorKind::StaleDelivery => {
+                    if entry.state != State::Settling {
+                        entry.state = State::Lost;
+                    }
+                }
+                Err(error) => renewed = Err(error),
+            }
+        }
+        renewed
+    }
+
+    /// Hides deliveries for so long from now.
+    async fn hide_all<T: Copy>(&self, hide: Vec<(T, Receipt, Duration)>) -> Vec<(T, Result<()>)> {
+        let batches = hide.chunks(ENTRIES).map(|batch| async move {
+            let hide = batch.iter().map(|(_, receipt, time)| (&**receipt, *time));
+            let answers = self.hide(hide).await;
+            batch.iter().map(|(tag, ..)| *tag).zip(answers).collect::<Vec<_>>()
+        });
+        stream::iter(batches.collect::<Vec<_>>()).buffer_unordered(CALLS).concat().await
+    }
+
+    /// One call.
+    async fn hide(&self, batch: impl Iterator<Item = (&str, Duration)>) -> Vec<Result<()>> {
+        let mut entries = Vec::with_capacity(ENTRIES);
+        for (receipt, time) in batch {
+            let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
+                .id(entries.len().to_string())
+                .receipt_handle(receipt)
+                .visibility_timeout(i32::try_from(time.as_secs()).unwrap_or(i32::MAX));
+            entries.extend(entry.build());
+        }
+        let mut answers = Answers::new(entries.len());
+        let change = self.topology.clients.calls.change_message_visibility_batch();
+        match change.queue_url(&*self.queue).set_entries(Some(entries)).send().await {
+            Ok(sent) => {
+                for entry in sent.successful() {
+                    answers.set(entry.id(), Ok(()));
+                }
+                for entry in sent.failed() {
+                    answers.set(entry.id(), Err(self.refused(entry)));
+                }
+            }
+            Err(error) => answers.fail(&failed(SETTLE, &self.queue, error)),
+        }
+        answers.0
+    }
+
+    fn refused(&self, entry: &aws_sdk_sqs::types::BatchResultErrorEntry) -> Error {
+        of_code(SETTLE, &self.queue, entry.code(), entry.message(), entry.sender_fault())
+    }
+
+    /// One call that gives back.
+    pub(crate) async fn give_back(self: Arc<Self>, batch: Vec<GiveBack>) {
+        let answers = self.hide(batch.iter().map(|back| (&*back.receipt, back.after))).await;
+        for (back, answer) in batch.into_iter().zip(answers) {
+            match back.then {
+                Then::Nothing => {}
+                Then::End => self.end(back.tag),
+                Then::Confirm(confirmer) => {
+                    self.end(back.tag);
+                    confirmer.confirm(answer);
+                }
+            }
+        }
+    }
+
+    /// One call that deletes; each delivery is let go of.
+    pub(crate) async fn delete(self: Arc<Self>, batch: Vec<Delete>) {
+        let mut deleted = Vec::with_capacity(batch.len());
+        let mut entries = Vec::with_capacity(batch.len());
+        let mut stale = Vec::new();
+        {
+            let (table, now) = (self.table(), Instant::now());
+            for Delete(tag, confirmer) in batch {
+                // It may have waited for its turn past its lease.
+                let entry = table.entries.get(&tag).filter(|entry| entry.deadline > now);
+                let request = entry.and_then(|entry| {
+                    DeleteMessageBatchRequestEntry::builder()
+                        .id(deleted.len().to_string())
+                        .receipt_handle(&*entry.receipt)
+                        .build()
+                        .ok()
+                });
+                match request {
+                    Some(request) => {
+                        entries.push(request);
+                        deleted.push(Delete(tag, confirmer));
+                    }
+                    None => stale.push(Delete(tag, confirmer)),
+                }
+            }
+        }
+        for Delete(tag, confirmer) in stale {
+            self.end(tag);
+            confirmer.confirm(Err(ran_out()));
+        }
+        if deleted.is_empty() {
+            return;
+        }
+        let mut answers = Answers::new(deleted.len());
+        let delete = self.topology.clients.calls.delete_message_batch().queue_url(&*self.queue);
+        match delete.set_entries(Some(entries)).send().await {
+            Ok(sent) => {
+                for entry in sent.successful() {
+                    answers.set(entry.id(), Ok(()));
+                }
+                for entry in sent.failed() {
+                    answers.set(entry.id(), Err(self.refused(entry)));
+                }
+            }
+            Err(error) => answers.fail(&failed(SETTLE, &self.queue, error)),
+        }
+        {
+            let mut table = self.table();
+            for Delete(tag, _) in &deleted {
+                table.entries.remove(tag);
+            }
+        }
+        self.changed.notify_waiters();
+        for (Delete(_, confirmer), answer) in deleted.into_iter().zip(answers.0) {
+            confirmer.confirm(answer);
+        }
+    }
+}
+
+/// Why a delivery cannot be settled any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stale {
+    Gone,
+    RanOut,
+    /// With an earlier one of its group.
+    GivenBack,
+}
+
+impl From<Stale> for Error {
+    fn from(_: Stale) -> Self {
+        ran_out()
+    }
+}
+
+fn ran_out() -> Error {
+    let text = "the lease ran out or the delivery went back; it comes again, here or elsewhere";
+    Error::stale(text).broker(BROKER).operation(SETTLE)
+}
+
+impl Answers {
+    /// Answers all of them with one error.
+    fn fail(&mut self, error: &Error) {
+        self.0.iter_mut().for_each(|answer| *answer = Err(again(error)));
+    }
+}

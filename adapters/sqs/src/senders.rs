@@ -1,0 +1,320 @@
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anybroker_core::{
+    Confirmation, Confirmer, Destination, Envelope, Error, ErrorKind, Hop, Result, RetryClass,
+    Subscription,
+};
+use aws_sdk_sns::types::PublishBatchRequestEntry;
+use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::error::{again, closed, error_of, failed, of_code};
+use crate::lane::{Job, Lane};
+use crate::message::{self, SNS_BYTES, SQS_BYTES};
+use crate::names;
+use crate::topology::Topology;
+
+const PUBLISH: &str = "publish";
+
+/// The longest that SQS hides a new message.
+pub(crate) const LONGEST_DELAY: Duration = Duration::from_mins(15);
+
+/// Calls at once for each destination without order.
+const CALLS: usize = 16;
+
+/// An ordered destination has so many lanes with one call at a time each; a key has one lane.
+const ORDERED_LANES: u64 = 8;
+
+/// Where a message is to be stored.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// The queue of a subscription.
+    Queue(Subscription),
+    /// Its dead-letter queue.
+    DeadLetters(Subscription),
+    Topic(Destination),
+}
+
+/// A message that is to be stored.
+struct Unsent {
+    body: String,
+    delay: i32,
+    order: Option<Order>,
+    deadline: Instant,
+    confirmer: Confirmer,
+}
+
+struct Order {
+    group: String,
+    deduplication_id: String,
+}
+
+impl Job for Unsent {
+    fn bytes(&self) -> usize {
+        self.body.len()
+    }
+}
+
+/// Stores messages, a lane for each destination.
+#[derive(Debug)]
+pub(crate) struct Senders {
+    topology: Arc<Topology>,
+    /// By native name and part.
+    lanes: Mutex<HashMap<(String, u64), Lane<Unsent>>>,
+    /// Held by what has to end before the broker is closed; `None` once it closes.
+    alive: Mutex<Option<Alive>>,
+}
+
+pub(crate) type Alive = mpsc::Sender<Infallible>;
+
+impl Senders {
+    pub(crate) fn new(topology: Arc<Topology>, alive: Alive) -> Self {
+        Self { topology, lanes: Mutex::default(), alive: Mutex::new(Some(alive)) }
+    }
+
+    /// Keeps the broker from being closed before the answer is dropped.
+    pub(crate) fn alive(&self) -> Option<Alive> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Accepts nothing more, and ends when all is stored.
+    pub(crate) fn close(&self) {
+        *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Stores a message; `delay` hides it for so many whole seconds at least, where the broker
+    /// can. Runs whether or not the confirmation is polled.
+    pub(crate) fn send(
+        &self,
+        target: &Target,
+        envelope: &Envelope,
+        hop: &Hop,
+        delay: Duration,
+    ) -> Confirmation {
+        let (confirmer, confirmation) = Confirmation::channel();
+        match self.push(target, envelope, hop, delay, confirmer) {
+            Ok(()) => confirmation,
+            Err(error) => Confirmation::ready(Err(error)),
+        }
+    }
+
+    fn push(
+        &self,
+        target: &Target,
+        envelope: &Envelope,
+        hop: &Hop,
+        delay: Duration,
+        confirmer: Confirmer,
+    ) -> Result<()> {
+        let (name, limit) = target.name_and_limit(self.topology.prefix())?;
+        let body = message::body(envelope, hop)?;
+        if body.len() > limit {
+            return Err(message::too_large("the message", body.len(), limit));
+        }
+        let order = target.is_ordered().then(|| Order {
+            group: names::message_group(envelope),
+            deduplication_id: names::deduplication_id(envelope, hop),
+        });
+        let part = order.as_ref().map_or(0, |order| {
+            let mut hasher = DefaultHasher::new();
+            order.group.hash(&mut hasher);
+            hasher.finish() % ORDERED_LANES
+        });
+        // A FIFO queue takes no delay of a message.
+        let delay = if order.is_some() { Duration::ZERO } else { delay.min(LONGEST_DELAY) };
+        let delay = i32::try_from(delay.as_secs()).unwrap_or_default();
+        let deadline = Instant::now() + self.topology.settings.publish_timeout;
+        let unsent = Unsent { body, delay, order, deadline, confirmer };
+        let alive = self.alive().ok_or_else(|| closed(PUBLISH))?;
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lane = lanes.entry((name, part)).or_insert_with(|| {
+            let calls = if target.is_ordered() { 1 } else { CALLS };
+            let (topology, target) = (Arc::clone(&self.topology), Arc::new(target.clone()));
+            Lane::start(calls, limit, alive, move |batch| {
+                store(Arc::clone(&topology), Arc::clone(&target), batch)
+            })
+        });
+        lane.push(unsent).map_err(|_| closed(PUBLISH))
+    }
+}
+
+impl Target {
+    fn name_and_limit(&self, prefix: Option<&str>) -> Result<(String, usize)> {
+        Ok(match self {
+            Self::Queue(of) => (names::of_subscription(prefix, of)?.queue, SQS_BYTES),
+            Self::DeadLetters(of) => (names::of_subscription(prefix, of)?.dead_letters, SQS_BYTES),
+            Self::Topic(topic) => (format!("topic {}", names::of_topic(prefix, topic)?), SNS_BYTES),
+        })
+    }
+
+    fn is_ordered(&self) -> bool {
+        match self {
+            Self::Queue(of) | Self::DeadLetters(of) => of.is_ordered(),
+            Self::Topic(topic) => topic.is_ordered(),
+        }
+    }
+
+    async fn address(&self, topology: &Topology) -> Result<Arc<str>> {
+        Ok(match self {
+            Self::Queue(of) => topology.group(of).await?.queue,
+            Self::DeadLetters(of) => topology.group(of).await?.dead_letters,
+            Self::Topic(topic) => topology.topic(topic).await?,
+        })
+    }
+}
+
+/// Stores a batch and answers each of its messages.
+async fn store(topology: Arc<Topology>, target: Arc<Target>, batch: Vec<Unsent>) {
+    let answers = match store_all(&topology, &target, &batch).await {
+        Ok(answers) => answers,
+        Err(error) => batch.iter().map(|_| Err(again(&error))).collect(),
+    };
+    for (unsent, answer) in batch.into_iter().zip(answers) {
+        unsent.confirmer.confirm(answer);
+    }
+}
+
+/// Repeats a call that has stored nothing for certain, until the deadline. To repeat any other one
+/// could store a message twice, but on FIFO, where the de-duplication id prevents that.
+async fn store_all(
+    topology: &Topology,
+    target: &Target,
+    batch: &[Unsent],
+) -> Result<Vec<Result<()>>> {
+    let now = Instant::now();
+    let deadline = batch.iter().map(|unsent| unsent.deadline).min().unwrap_or(now);
+    let mut pause = Duration::from_millis(50);
+    let mut redeclared = false;
+    loop {
+        let address = timeout_at(deadline, target.address(topology)).await.unwrap_or_else(|_| {
+            let text = "the destination was not declared within the publish timeout";
+            Err(error_of(ErrorKind::Timeout, PUBLISH, text).class(RetryClass::Transient))
+        });
+        let stored = match address {
+            Ok(address) => {
+                let call = call(topology, target, &address, batch);
+                let answered = timeout_at(deadline, call).await.unwrap_or_else(|_| {
+                    let text = "the broker did not answer within the publish timeout";
+                    Err(error_of(ErrorKind::Timeout, PUBLISH, text))
+                });
+                if answered.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                    topology.forget(&address);
+                }
+                answered
+            }
+            // Nothing was sent yet, whatever became of the declaration.
+            Err(error) if error.retry_class() == RetryClass::Ambiguous => {
+                Err(error.class(RetryClass::Transient))
+            }
+            Err(error) => Err(error),
+        };
+        let error = match stored {
+            Ok(answers) => return Ok(answers),
+            Err(error) => error,
+        };
+        let repeat = match error.retry_class() {
+            RetryClass::Transient => true,
+            RetryClass::Ambiguous => target.is_ordered(),
+            // It was deleted: the next round declares it again.
+            RetryClass::Permanent => {
+                error.kind() == ErrorKind::NotFound && !std::mem::replace(&mut redeclared, true)
+            }
+        };
+        if !repeat || Instant::now() + pause >= deadline {
+            return Err(error);
+        }
+        tracing::debug!(%error, "storing again");
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+/// One call; the answers are in the order of the batch.
+async fn call(
+    topology: &Topology,
+    target: &Target,
+    address: &str,
+    batch: &[Unsent],
+) -> Result<Vec<Result<()>>> {
+    let mut answers = Answers::new(batch.len());
+    if let Target::Topic(_) = target {
+        let sns = topology.clients.sns.as_ref().ok_or_else(|| closed(PUBLISH))?;
+        let entries = batch.iter().enumerate().map(|(id, unsent)| {
+            let entry = PublishBatchRequestEntry::builder().id(id.to_string());
+            let entry = entry.message(unsent.body.clone());
+            entry
+                .set_message_group_id(unsent.order.as_ref().map(|order| order.group.clone()))
+                .set_message_deduplication_id(
+                    unsent.order.as_ref().map(|order| order.deduplication_id.clone()),
+                )
+                .build()
+        });
+        let entries = entries.collect::<Result<_, _>>().map_err(unbuilt)?;
+        let publish = sns.sends.publish_batch().topic_arn(address);
+        let sent = publish.set_publish_batch_request_entries(Some(entries)).send().await;
+        let sent = sent.map_err(|error| failed(PUBLISH, address, error))?;
+        for stored in sent.successful() {
+            answers.set(stored.id().unwrap_or_default(), Ok(()));
+        }
+        for entry in sent.failed() {
+            let error =
+                of_code(PUBLISH, address, entry.code(), entry.message(), entry.sender_fault());
+            answers.set(entry.id(), Err(error));
+        }
+    } else {
+        let entries = batch.iter().enumerate().map(|(id, unsent)| {
+            let entry = SendMessageBatchRequestEntry::builder().id(id.to_string());
+            let entry = entry.message_body(unsent.body.clone());
+            entry
+                .set_delay_seconds((unsent.delay > 0).then_some(unsent.delay))
+                .set_message_group_id(unsent.order.as_ref().map(|order| order.group.clone()))
+                .set_message_deduplication_id(
+                    unsent.order.as_ref().map(|order| order.deduplication_id.clone()),
+                )
+                .build()
+        });
+        let entries = entries.collect::<Result<_, _>>().map_err(unbuilt)?;
+        let send = topology.clients.sends.send_message_batch().queue_url(address);
+        let sent = send.set_entries(Some(entries)).send().await;
+        let sent = sent.map_err(|error| failed(PUBLISH, address, error))?;
+        for stored in sent.successful() {
+            answers.set(stored.id(), Ok(()));
+        }
+        for entry in sent.failed() {
+            let error =
+                of_code(PUBLISH, address, entry.code(), entry.message(), entry.sender_fault());
+            answers.set(entry.id(), Err(error));
+        }
+    }
+    Ok(answers.0)
+}
+
+fn unbuilt(error: aws_sdk_sqs::error::BuildError) -> Error {
+    error_of(ErrorKind::Invalid, PUBLISH, "the message has no form").with_source(error)
+}
+
+/// An answer for each entry of a batch. What the broker does not mention stays ambiguous: to take
+/// the whole batch's success for each entry's is the classic silent loss.
+pub(crate) struct Answers(pub(crate) Vec<Result<()>>);
+
+impl Answers {
+    pub(crate) fn new(count: usize) -> Self {
+        let unmentioned = || {
+            let text = "the broker's answer does not mention the message";
+            Err(error_of(ErrorKind::Broker, "batch", text).class(RetryClass::Ambiguous))
+        };
+        Self((0..count).map(|_| unmentioned()).collect())
+    }
+
+    pub(crate) fn set(&mut self, id: &str, answer: Result<()>) {
+        if let Some(place) = id.parse::<usize>().ok().and_then(|index| self.0.get_mut(index)) {
+            *place = answer;
+        }
+    }
+}

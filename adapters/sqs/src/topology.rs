@@ -1,0 +1,302 @@
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Start, Subscription};
+use aws_sdk_sqs::types::QueueAttributeName as Attribute;
+use serde_json::json;
+use tokio::sync::OnceCell;
+
+use crate::clients::{Clients, SnsClients};
+use crate::error::{error_of, failed};
+use crate::message::SQS_BYTES;
+use crate::names::{self, FIFO};
+use crate::options::Settings;
+
+const DECLARE: &str = "declare";
+
+/// The longest that SQS keeps a message.
+const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
+
+/// After so many receives SQS itself moves a message to the dead-letter queue. A wide safety net:
+/// its counter counts releases too, and it is the most that SQS takes.
+const MOST_RECEIVES: u32 = 1000;
+
+/// Creates what is used, once, and knows its addresses.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    pub(crate) clients: Clients,
+    pub(crate) settings: Settings,
+    known: Mutex<Known>,
+    /// What the ARNs of this account's topics begin with; none where there are no topics.
+    arns: OnceCell<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// By name.
+    queues: HashMap<String, Arc<str>>,
+    /// By name.
+    topics: HashMap<String, Arc<str>>,
+    /// By the name of their queue.
+    groups: HashSet<String>,
+}
+
+/// Where a group's messages are.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    /// The queue's URL.
+    pub(crate) queue: Arc<str>,
+    /// The dead-letter queue's URL.
+    pub(crate) dead_letters: Arc<str>,
+}
+
+impl Topology {
+    pub(crate) fn new(clients: Clients, settings: Settings) -> Self {
+        Self { clients, settings, known: Mutex::default(), arns: OnceCell::new() }
+    }
+
+    pub(crate) fn prefix(&self) -> Option<&str> {
+        self.settings.prefix.as_deref()
+    }
+
+    /// The group of a subscription, created or checked at first use.
+    pub(crate) async fn group(&self, subscription: &Subscription) -> Result<Group> {
+        let names = names::of_subscription(self.prefix(), subscription)?;
+        let destination = subscription.destination();
+        if destination.is_topic() && subscription.start_position() == Start::Earliest {
+            let text = "SNS keeps no messages: a group starts with what comes after it";
+            return Err(error_of(ErrorKind::Unsupported, DECLARE, text));
+        }
+        if let Some(group) = self.known_group(&names) {
+            return Ok(group);
+        }
+        let topic = match destination.is_topic() {
+            true => Some(self.topic(destination).await?),
+            false => None,
+        };
+        let topic = topic.as_deref();
+        let dead_letters = self.queue(&names.dead_letters, None, topic).await?;
+        let queue = self.queue(&names.queue, Some(&dead_letters), topic).await?;
+        if let Some(topic) = topic
+            && self.settings.declare == Declare::Create
+        {
+            self.subscribe(topic, &queue, &dead_letters).await?;
+        }
+        self.known().groups.insert(names.queue);
+        Ok(Group { queue, dead_letters })
+    }
+
+    fn known_group(&self, names: &names::Names) -> Option<Group> {
+        let known = self.known();
+        known.groups.contains(&names.queue).then_some(())?;
+        Some(Group {
+            queue: known.queues.get(&names.queue)?.clone(),
+            dead_letters: known.queues.get(&names.dead_letters)?.clone(),
+        })
+    }
+
+    /// Forgets a destination that somebody deleted, so that its next use declares it again.
+    pub(crate) fn forget(&self, address: &str) {
+        let mut known = self.known();
+        known.groups.clear();
+        known.queues.retain(|_, url| **url != *address);
+        known.topics.retain(|_, arn| **arn != *address);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn queue(
+        &self,
+        name: &str,
+        dead_letters: Option<&str>,
+        topic: Option<&str>,
+    ) -> Result<Arc<str>> {
+        if let Some(url) = self.known().queues.get(name) {
+            return Ok(Arc::clone(url));
+        }
+        let url = match self.url(name).await? {
+            Some(url) => url,
+            None if self.settings.declare == Declare::Off => return Err(missing("queue", name)),
+            None => {
+                let other = names::other_shape(name);
+                if self.url(&other).await?.is_some() {
+                    return Err(mismatch("queue", name, &other));
+                }
+                if self.settings.declare == Declare::Verify {
+                    return Err(missing("queue", name));
+                }
+                self.create(name, dead_letters, topic).await?
+            }
+        };
+        let url = Arc::<str>::from(url);
+        self.known().queues.insert(name.to_owned(), Arc::clone(&url));
+        Ok(url)
+    }
+
+    async fn url(&self, name: &str) -> Result<Option<String>> {
+        match self.clients.calls.get_queue_url().queue_name(name).send().await {
+            Ok(found) => Ok(found.queue_url),
+            Err(error) => match failed(DECLARE, &format!("queue {name:?}"), error) {
+                error if error.kind() == ErrorKind::NotFound => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    async fn create(
+        &self,
+        name: &str,
+        dead_letters: Option<&str>,
+        topic: Option<&str>,
+    ) -> Result<String> {
+        let mut create = self
+            .clients
+            .calls
+            .create_queue()
+            .queue_name(name)
+            .attributes(Attribute::MessageRetentionPeriod, RETENTION_SECONDS.to_string())
+            .attributes(Attribute::MaximumMessageSize, SQS_BYTES.to_string());
+        if name.ends_with(FIFO) {
+            create = create
+                .attributes(Attribute::FifoQueue, "true")
+                // Order and de-duplication by group: 300 calls a second for each, not for all.
+                .attributes(Attribute::DeduplicationScope, "messageGroup")
+                .attributes(Attribute::FifoThroughputLimit, "perMessageGroupId");
+        }
+        if let Some(dead_letters) = dead_letters {
+            let arn = self.queue_arn(dead_letters).await?;
+            let policy = json!({ "deadLetterTargetArn": arn, "maxReceiveCount": MOST_RECEIVES });
+            create = create.attributes(Attribute::RedrivePolicy, policy.to_string());
+        }
+        if let Some(topic) = topic {
+            // A queue's policy speaks of that queue alone, whatever resource it names.
+            let policy = json!({ "Version": "2012-10-17", "Statement": [{
+                "Effect": "Allow",
+                "Principal": { "Service": "sns.amazonaws.com" },
+                "Action": "sqs:SendMessage",
+                "Resource": "*",
+                "Condition": { "ArnEquals": { "aws:SourceArn": topic } },
+            }] });
+            create = create.attributes(Attribute::Policy, policy.to_string());
+        }
+        let what = format!("queue {name:?}");
+        let created = create.send().await.map_err(|error| failed(DECLARE, &what, error))?;
+        created.queue_url.ok_or_else(|| error_of(ErrorKind::Broker, DECLARE, "no URL came back"))
+    }
+
+    async fn queue_arn(&self, url: &str) -> Result<String> {
+        let get = self.clients.calls.get_queue_attributes().queue_url(url);
+        let found = get.attribute_names(Attribute::QueueArn).send().await;
+        let mut found = found.map_err(|error| failed(DECLARE, url, error))?;
+        let arn = found.attributes.as_mut().and_then(|all| all.remove(&Attribute::QueueArn));
+        arn.ok_or_else(|| error_of(ErrorKind::Broker, DECLARE, "no ARN came back"))
+    }
+
+    fn sns(&self) -> Result<&SnsClients> {
+        self.clients.sns.as_ref().ok_or_else(|| {
+            let text = "topics need SNS, and this connection says sns=off: use a queue";
+            error_of(ErrorKind::Unsupported, DECLARE, text)
+        })
+    }
+
+    /// The ARN of a topic, created or checked at first use.
+    pub(crate) async fn topic(&self, destination: &Destination) -> Result<Arc<str>> {
+        let name = names::of_topic(self.prefix(), destination)?;
+        if let Some(arn) = self.known().topics.get(&name) {
+            return Ok(Arc::clone(arn));
+        }
+        let sns = self.sns()?;
+        let arns = self.arns.get_or_try_init(|| first_topics(sns)).await?;
+        let existing = match arns {
+            Some(arns) => {
+                let arn = format!("{arns}{name}");
+                let off = self.settings.declare == Declare::Off;
+                (off || topic_exists(sns, &arn).await?).then_some(arn)
+            }
+            None => None,
+        };
+        let arn = match existing {
+            Some(arn) => arn,
+            None => {
+                let other = names::other_shape(&name);
+                if let Some(arns) = arns
+                    && topic_exists(sns, &format!("{arns}{other}")).await?
+                {
+                    return Err(mismatch("topic", &name, &other));
+                }
+                if self.settings.declare != Declare::Create {
+                    return Err(missing("topic", &name));
+                }
+                create_topic(sns, &name).await?
+            }
+        };
+        let arn = Arc::<str>::from(arn);
+        self.known().topics.insert(name, Arc::clone(&arn));
+        Ok(arn)
+    }
+
+    /// Nothing happens to a subscription that is there already.
+    async fn subscribe(&self, topic: &str, queue: &str, dead_letters: &str) -> Result<()> {
+        let (queue, dead_letters) =
+            (self.queue_arn(queue).await?, self.queue_arn(dead_letters).await?);
+        let what = format!("subscription of {queue:?} to {topic:?}");
+        self.sns()?
+            .calls
+            .subscribe()
+            .topic_arn(topic)
+            .protocol("sqs")
+            .endpoint(queue)
+            .return_subscription_arn(true)
+            .attributes("RawMessageDelivery", "true")
+            .attributes("RedrivePolicy", json!({ "deadLetterTargetArn": dead_letters }).to_string())
+            .send()
+            .await
+            .map_err(|error| failed(DECLARE, &what, error))?;
+        Ok(())
+    }
+}
+
+/// An account's topics differ in their names alone, so that one tells the others' ARNs.
+async fn first_topics(sns: &SnsClients) -> Result<Option<String>> {
+    let listed = sns.calls.list_topics().send().await;
+    let listed = listed.map_err(|error| failed(DECLARE, "list of topics", error))?;
+    let arn = listed.topics().first().and_then(|topic| topic.topic_arn());
+    Ok(arn.and_then(|arn| arn.rsplit_once(':')).map(|(start, _)| format!("{start}:")))
+}
+
+async fn topic_exists(sns: &SnsClients, arn: &str) -> Result<bool> {
+    match sns.calls.get_topic_attributes().topic_arn(arn).send().await {
+        Ok(_) => Ok(true),
+        Err(error) => match failed(DECLARE, &format!("topic {arn:?}"), error) {
+            error if error.kind() == ErrorKind::NotFound => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+async fn create_topic(sns: &SnsClients, name: &str) -> Result<String> {
+    let mut create = sns.calls.create_topic().name(name);
+    if name.ends_with(FIFO) {
+        create = create.attributes("FifoTopic", "true");
+    }
+    let what = format!("topic {name:?}");
+    let created = create.send().await.map_err(|error| failed(DECLARE, &what, error))?;
+    created.topic_arn.ok_or_else(|| error_of(ErrorKind::Broker, DECLARE, "no ARN came back"))
+}
+
+fn missing(what: &str, name: &str) -> Error {
+    let text = format!("{what} {name:?} does not exist; create it, or connect with declare=create");
+    error_of(ErrorKind::NotFound, DECLARE, text)
+}
+
+fn mismatch(what: &str, asked: &str, found: &str) -> Error {
+    let shape = |name: &str| if name.ends_with(FIFO) { "ordered" } else { "not ordered" };
+    let text = format!(
+        "{what} {asked:?} ({}) was asked for, but there is {found:?} ({}); use the same shape on all sides, or delete it",
+        shape(asked),
+        shape(found)
+    );
+    error_of(ErrorKind::Mismatch, DECLARE, text)
+}

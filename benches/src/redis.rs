@@ -1,0 +1,283 @@
+//! Redis Streams against redis-rs used as an expert would: one multiplexed connection, pipelined
+//! `XADD`, `XREADGROUP COUNT 500` and one `XACK` for all that it answered.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anybroker::{
+    BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
+};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
+use tokio::sync::Notify;
+use tower::service_fn;
+
+use crate::measure::{Goal, Table, in_turn, rate};
+
+const PAYLOAD: [u8; 256] = [b'x'; 256];
+const WINDOW: usize = 1_000;
+/// Messages of a pipeline; as many pipelines are in flight as the window allows.
+const LOT: usize = 250;
+const COUNT: usize = 500;
+const GROUP: &str = "bench";
+
+pub(crate) async fn run(
+    table: &mut Table,
+    url: &str,
+    version: &str,
+    quick: bool,
+) -> Result<(), BoxError> {
+    let messages = if quick { 100_000 } else { 300_000 };
+    let rounds = if quick { 3 } else { 5 };
+    let bench = Bench { url: url.to_owned(), messages };
+    let mode = bench.fsync_mode().await?;
+    for (attributes, messages, goal) in [
+        (Attributes::Same, "the same fields", Goal::Ratio(0.8)),
+        // What the attributes of an envelope cost the server and the client.
+        (Attributes::None, "bare payloads", Goal::None),
+    ] {
+        let (ours, bare) =
+            in_turn(rounds, || bench.publish(), || bench.bare_publish(attributes)).await?;
+        let name = format!("redis {version}, {mode} · publish, against {messages}");
+        table.add(name, ours, Some(bare), goal);
+        let (ours, bare) =
+            in_turn(rounds, || bench.consume(), || bench.bare_consume(attributes)).await?;
+        let name = format!("redis {version}, {mode} · consume, against {messages}");
+        table.add(name, ours, Some(bare), goal);
+    }
+    Ok(())
+}
+
+/// What the bare client's messages carry beside their payload.
+#[derive(Clone, Copy)]
+enum Attributes {
+    /// What an envelope carries.
+    Same,
+    None,
+}
+
+struct Bench {
+    url: String,
+    messages: usize,
+}
+
+impl Bench {
+    async fn publish(&self) -> Result<f64, BoxError> {
+        let broker = connect(&self.url).await?;
+        let name = unique_name();
+        let queue = Queue::new(name.clone());
+        broker.declare_destination(&queue.clone().into()).await?;
+        let rate = publish_all(&broker, &queue, self.messages).await?;
+        broker.close().await?;
+        self.delete(&name).await?;
+        Ok(rate)
+    }
+
+    async fn consume(&self) -> Result<f64, BoxError> {
+        let broker = connect(&self.url).await?;
+        let name = unique_name();
+        let queue = Queue::new(name.clone());
+        broker.declare_destination(&queue.clone().into()).await?;
+        publish_all(&broker, &queue, self.messages).await?;
+        let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
+        let service = service_fn({
+            let left = Arc::clone(&left);
+            move |message: Message| {
+                std::hint::black_box(message.envelope().payload.len());
+                if left.0.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    left.1.notify_one();
+                }
+                std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
+            }
+        });
+        let started = Instant::now();
+        let worker = Worker::new(Arc::clone(&broker))
+            .subscribe(Subscription::queue(queue), service)
+            .concurrency(WINDOW)
+            .start()
+            .await?;
+        let report = worker
+            .run_until(async {
+                left.1.notified().await;
+            })
+            .await?;
+        let rate = rate(self.messages, started);
+        assert_eq!(report.handled, self.messages as u64, "{report}");
+        broker.close().await?;
+        self.delete(&name).await?;
+        Ok(rate)
+    }
+
+    async fn bare_publish(&self, attributes: Attributes) -> Result<f64, BoxError> {
+        let (name, connection) = (unique_name(), self.connection().await?);
+        let rate = bare_publish_all(&connection, &name, self.messages, attributes).await?;
+        self.delete(&name).await?;
+        Ok(rate)
+    }
+
+    async fn bare_consume(&self, attributes: Attributes) -> Result<f64, BoxError> {
+        let (name, mut connection) = (unique_name(), self.connection().await?);
+        bare_publish_all(&connection, &name, self.messages, attributes).await?;
+        let create = redis::cmd("XGROUP").arg("CREATE").arg(&name).arg(GROUP).arg("0").take();
+        create.query_async::<()>(&mut connection).await?;
+        let started = Instant::now();
+        let mut left = self.messages;
+        let mut acknowledging = FuturesUnordered::new();
+        while left > 0 {
+            let mut read = redis::cmd("XREADGROUP");
+            read.arg("GROUP").arg(GROUP).arg("one").arg("COUNT").arg(COUNT).arg("STREAMS");
+            let found: Value = read.arg(&name).arg(">").query_async(&mut connection).await?;
+            let mut ack = redis::cmd("XACK");
+            ack.arg(&name).arg(GROUP);
+            left -= read_all(found, |id, payload| {
+                std::hint::black_box(payload.len());
+                ack.arg(id);
+            });
+            // The next read does not wait for it.
+            let mut connection = connection.clone();
+            acknowledging.push(async move { ack.query_async::<u64>(&mut connection).await });
+            if acknowledging.len() > 2
+                && let Some(acknowledged) = acknowledging.next().await
+            {
+                acknowledged?;
+            }
+        }
+        while let Some(acknowledged) = acknowledging.next().await {
+            acknowledged?;
+        }
+        let rate = rate(self.messages, started);
+        self.delete(&name).await?;
+        Ok(rate)
+    }
+
+    async fn connection(&self) -> Result<MultiplexedConnection, BoxError> {
+        let config = AsyncConnectionConfig::new()
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(WINDOW);
+        let client = Client::open(&*self.url)?;
+        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+    }
+
+    /// When the server has what it confirms on disk; the same for both sides.
+    async fn fsync_mode(&self) -> Result<String, BoxError> {
+        let mut connection = self.connection().await?;
+        let mut setting = async |name: &str| {
+            let command = redis::cmd("CONFIG").arg("GET").arg(name).take();
+            let found: Vec<String> = command.query_async(&mut connection).await?;
+            Ok::<_, BoxError>(found.into_iter().nth(1).unwrap_or_default())
+        };
+        Ok(match &*setting("appendonly").await? {
+            "yes" => format!("fsync {}", setting("appendfsync").await?),
+            _ => "no fsync".to_owned(),
+        })
+    }
+
+    /// Deletes what a run has made.
+    async fn delete(&self, name: &str) -> Result<(), BoxError> {
+        let mut connection = self.connection().await?;
+        let mut delete = redis::cmd("DEL");
+        delete.arg(name);
+        for derived in ["meta", "retry", "delayed", "dlq"] {
+            delete.arg(format!("{{{name}}}--{name}--{derived}"));
+        }
+        delete.arg(format!("{{{name}}}--meta"));
+        delete.query_async::<u64>(&mut connection).await?;
+        Ok(())
+    }
+}
+
+/// Publishes through the public API, `WINDOW` in flight.
+async fn publish_all(
+    broker: &Arc<dyn Broker>,
+    queue: &Queue,
+    messages: usize,
+) -> Result<f64, BoxError> {
+    let publisher = broker.publisher();
+    let started = Instant::now();
+    let mut window = VecDeque::with_capacity(WINDOW);
+    for _ in 0..messages {
+        if window.len() == WINDOW {
+            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
+            oldest.await?;
+        }
+        let envelope = Envelope::new("bench.message", &PAYLOAD[..]);
+        window.push_back(publisher.publish_envelope(queue.clone(), envelope).start());
+    }
+    for confirmation in window {
+        confirmation.await?;
+    }
+    Ok(rate(messages, started))
+}
+
+async fn bare_publish_all(
+    connection: &MultiplexedConnection,
+    name: &str,
+    messages: usize,
+    attributes: Attributes,
+) -> Result<f64, BoxError> {
+    let started = Instant::now();
+    let mut flights = FuturesUnordered::new();
+    for _ in 0..messages / LOT {
+        if flights.len() == WINDOW / LOT
+            && let Some(flown) = flights.next().await
+        {
+            flown??;
+        }
+        let mut pipeline = Pipeline::with_capacity(LOT);
+        for _ in 0..LOT {
+            let command = pipeline.cmd("XADD").arg(name).arg("*");
+            if let Attributes::Same = attributes {
+                // As many and as long as those that an envelope has.
+                let envelope = Envelope::new("bench.message", "");
+                command.arg("ce_specversion").arg("1.0").arg("ce_id").arg(envelope.id);
+                command.arg("ce_source").arg("anybroker").arg("ce_type").arg("bench.message");
+                command.arg("ce_time").arg("2026-11-24T12:00:00.123456789Z");
+                command.arg("content-type").arg("application/json");
+            }
+            command.arg("data").arg(&PAYLOAD[..]).ignore();
+        }
+        let mut connection = connection.clone();
+        // Begun at once, so that it is on its way while the next is made.
+        flights.push(tokio::spawn(async move { pipeline.exec_async(&mut connection).await }));
+    }
+    while let Some(flown) = flights.next().await {
+        flown??;
+    }
+    Ok(rate(messages, started))
+}
+
+/// Calls `each` with the id and the payload of all that a read answered; says how many those were.
+fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Vec<u8>)) -> usize {
+    let array = |value| match value {
+        Value::Array(members) => members,
+        _ => Vec::new(),
+    };
+    let mut count = 0;
+    let streams = array(found).into_iter();
+    for entry in streams.flat_map(array).flat_map(array).map(array) {
+        let mut entry = entry.into_iter();
+        let (Some(Value::BulkString(id)), Some(Value::Array(fields))) = (entry.next(), entry.next())
+        else {
+            continue;
+        };
+        let mut payload = Vec::new();
+        let mut fields = fields.into_iter();
+        while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) =
+            (fields.next(), fields.next())
+        {
+            if name == b"data" {
+                payload = value;
+            }
+        }
+        each(id, payload);
+        count += 1;
+    }
+    count
+}
+
+fn unique_name() -> String {
+    format!("bench-{}", Envelope::new("name", "").id)
+}
