@@ -22,8 +22,12 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What is moved, and where: the variable with the URL, and options for the test.
 type Side = (&'static str, &'static str);
-const PAIRS: &[[Side; 2]] =
-    &[[("ANYBROKER_RABBITMQ_310_URL", ""), ("ANYBROKER_RABBITMQ_43_URL", "")]];
+const PAIRS: &[[Side; 2]] = &[
+    [("ANYBROKER_RABBITMQ_310_URL", ""), ("ANYBROKER_RABBITMQ_43_URL", "")],
+    // A killed process is a member of its group for as long as its session.
+    #[cfg(feature = "kafka")]
+    [("ANYBROKER_RABBITMQ_43_URL", ""), ("ANYBROKER_KAFKA_URL", "&session-timeout=6s")],
+];
 
 fn main() -> Checked<ExitCode> {
     if std::env::var_os(EXAMPLE).is_some() {

@@ -11,6 +11,12 @@ const URLS: &[&str] = &[
     "memory://",
     #[cfg(feature = "rabbitmq")]
     "amqp://localhost",
+    #[cfg(feature = "kafka")]
+    "kafka://localhost",
+    #[cfg(feature = "redis")]
+    "redis://localhost",
+    #[cfg(feature = "sqs")]
+    "sqs://eu-central-1",
 ];
 
 /// The adapter lists its options when it is given one that it does not know.
