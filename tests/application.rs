@@ -2,8 +2,8 @@
 //! unchanged on a real broker. `docs/testing.md` walks through it.
 //!
 //! ```sh
-//! cargo test --test application
-//! ANYBROKER_TEST_URL=amqp://localhost cargo test --features rabbitmq --test application
+//! cargo test -p anybroker-tests --test application
+//! ANYBROKER_TEST_URL=amqp://localhost cargo test -p anybroker-tests --features rabbitmq --test application
 //! ```
 
 use std::sync::Arc;

@@ -1,0 +1,1 @@
+//! Tests of anybroker as an application uses it.
