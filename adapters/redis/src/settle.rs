@@ -292,8 +292,8 @@ impl Settler for RedisSettler {
     }
 
     fn abandon(&self, tag: u64) {
-        if let Some(holding) = self.shared.held.abandon(tag, self.shared.group.ordered) {
-            drop(self.give_back(holding, true));
+        if let Some((holding, seen)) = self.shared.held.abandon(tag, self.shared.group.ordered) {
+            drop(self.give_back(holding, seen));
         }
     }
 
