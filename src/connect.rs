@@ -8,7 +8,7 @@ use anybroker_core::{Broker, BrokerUrl, Error, ErrorKind, Result};
 /// |---|---|---|
 /// | `memory` | in this process | `memory` (default) |
 /// | `amqp`, `amqps` | RabbitMQ | `rabbitmq` |
-/// | `kafka`, `kafka+tls` | Apache Kafka | `kafka` |
+/// | `kafka`, `kafka+ssl` | Apache Kafka | `kafka` |
 /// | `redis`, `rediss`, `valkey`, `valkeys` | Redis, Valkey | `redis` |
 /// | `sqs`, `sqs+http` | SQS and SNS | `sqs` |
 ///
@@ -41,9 +41,9 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Broker>> {
         #[cfg(not(feature = "rabbitmq"))]
         "amqp" | "amqps" => Err(feature_is_off(&url, "rabbitmq")),
         #[cfg(feature = "kafka")]
-        "kafka" | "kafka+tls" => Ok(anybroker_kafka::connect(url).await?),
+        "kafka" | "kafka+ssl" => Ok(anybroker_kafka::connect(url).await?),
         #[cfg(not(feature = "kafka"))]
-        "kafka" | "kafka+tls" => Err(feature_is_off(&url, "kafka")),
+        "kafka" | "kafka+ssl" => Err(feature_is_off(&url, "kafka")),
         #[cfg(feature = "redis")]
         "redis" | "rediss" | "valkey" | "valkeys" => Ok(anybroker_redis::connect(url).await?),
         #[cfg(not(feature = "redis"))]
