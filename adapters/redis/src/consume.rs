@@ -72,6 +72,7 @@ pub(crate) struct Reader {
     next_tick: Instant,
     next_trim: Instant,
     next_claim: Instant,
+    recover_at: Option<Instant>,
     /// Bytes of a payload, as they came last.
     average: usize,
     /// Whether there was no room for what others left; it comes before what is new.
@@ -109,6 +110,7 @@ pub(crate) async fn consume(
         next_tick: Instant::now(),
         next_trim: Instant::now() + TRIM_EVERY,
         next_claim: Instant::now(),
+        recover_at: None,
         average: 0,
         claims: false,
     };
@@ -209,6 +211,8 @@ impl Reader {
         let ordered = self.shared.group.ordered;
         if !ordered {
             self.recover().await?;
+            // A read of the former connection may still go on, and what it finds is lost too.
+            self.recover_at = Some(Instant::now() + 2 * TICK);
         }
         loop {
             if inbox_is_closed(inbox, closing) {
@@ -225,7 +229,7 @@ impl Reader {
             }
             if room < WORTHWHILE && room < self.prefetch / 2 {
                 // Whoever frees one place is about to free more.
-                let _ = timeout(NAP, self.shared.room.notified()).await;
+                sleep(NAP).await;
             }
             if self.claims && !ordered {
                 self.claim_all().await?;
@@ -280,15 +284,11 @@ impl Reader {
 
     /// Hands over what fits.
     pub(crate) async fn feed(&mut self, inbox: &InboxSender) {
-        while !self.surplus.is_empty() {
-            let open = self.shared.held.open();
-            if open - self.surplus.len().min(open) >= self.prefetch {
-                return;
-            }
-            let Some(delivery) = self.surplus.pop_front() else { return };
-            if inbox.deliver(delivery).await.is_err() {
-                return;
-            }
+        let handed_over = self.shared.held.open().saturating_sub(self.surplus.len());
+        let fits = self.prefetch.saturating_sub(handed_over).min(self.surplus.len());
+        for delivery in self.surplus.drain(..fits) {
+            // One that does not go over is released.
+            let _ = inbox.deliver(delivery).await;
         }
     }
 
@@ -320,6 +320,10 @@ impl Reader {
         }
         self.next_tick = Instant::now() + next;
         let begun = Instant::now();
+        if self.recover_at.is_some_and(|at| at <= begun) {
+            self.recover().await?;
+            self.recover_at = None;
+        }
         if !shared.group.ordered && self.next_claim <= begun {
             self.claim_all().await?;
             let pause = CLAIM_SHARE * begun.elapsed();

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::time::Duration;
 
 use anybroker_core::{ErrorKind, Result};
@@ -18,7 +19,6 @@ pub(crate) const CALL: Duration = Duration::from_secs(10);
 
 /// The SDK's clients. All share the connections and the credentials; what differs is how long an
 /// attempt may take and who repeats it.
-#[derive(Debug)]
 pub(crate) struct Clients {
     /// For what can be repeated without harm, which the SDK does.
     pub(crate) calls: aws_sdk_sqs::Client,
@@ -30,10 +30,16 @@ pub(crate) struct Clients {
     pub(crate) sns: Option<SnsClients>,
 }
 
-#[derive(Debug)]
 pub(crate) struct SnsClients {
     pub(crate) calls: aws_sdk_sns::Client,
     pub(crate) sends: aws_sdk_sns::Client,
+}
+
+/// Without what they know of the credentials.
+impl fmt::Debug for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clients").finish_non_exhaustive()
+    }
 }
 
 impl Clients {

@@ -255,7 +255,9 @@ impl Held {
         let all = {
             let table = self.table();
             let hide = |tag: &u64| {
-                let entry = table.entries.get(tag).filter(|entry| entry.state != State::Lost)?;
+                let entry = table.entries.get(tag);
+                // To renew what was given back would hide it from the others.
+                let entry = entry.filter(|entry| !table.closed && entry.state != State::Lost)?;
                 Some((*tag, Arc::clone(&entry.receipt), self.visibility))
             };
             tags.iter().filter_map(hide).collect()
@@ -377,14 +379,12 @@ impl Held {
             }
             Err(error) => answers.fail(&failed(SETTLE, &self.queue, error)),
         }
-        {
-            let mut table = self.table();
-            for Delete(tag, _) in &deleted {
-                table.entries.remove(tag);
+        for (Delete(tag, confirmer), answer) in deleted.into_iter().zip(answers.0) {
+            if answer.is_err() {
+                // It comes again: in order nothing may pass it. They come when their leases end.
+                drop(self.lose_followers(tag));
             }
-        }
-        self.changed.notify_waiters();
-        for (Delete(_, confirmer), answer) in deleted.into_iter().zip(answers.0) {
+            self.end(tag);
             confirmer.confirm(answer);
         }
     }

@@ -49,6 +49,7 @@
 //! |---|---|
 //! | payload in a queue | 720 KiB: 1 MiB, less 64 KiB for what retries add, in base64 |
 //! | payload in a topic | 144 KiB, of 256 KiB |
+//! | somebody else's message | as large as SQS takes it; past 720 KiB, unless it is JSON, it cannot be stored anew: it goes back by its visibility, with SQS's count, and to the dead-letter queue by the redrive policy alone |
 //! | hold of a delivery | 12 h |
 //! | in flight | about 120,000 of a queue, 20,000 of a FIFO queue; what is hidden for its time counts |
 //! | prefix, name and group | 80 characters with what is joined to them |

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Hop, Outcome, Settler, Subscription, now,
+    Confirmation, Confirmer, Delivery, Envelope, ErrorKind, Hop, Outcome, Settler, Subscription,
+    now,
 };
 use tokio::runtime::Handle;
 
@@ -78,6 +79,7 @@ impl SqsSettler {
         after: Duration,
     ) -> Confirmation {
         let stored = self.senders.send(target, envelope, hop, after);
+        let returns = matches!(target, Target::Queue(_));
         let (confirmer, confirmation) = Confirmation::channel();
         let (deletes, held, alive) =
             (self.deletes.clone(), Arc::clone(&self.held), self.senders.alive());
@@ -87,6 +89,13 @@ impl SqsSettler {
                     let (answered, answer) = Confirmation::channel();
                     let _ = deletes.push(Delete(tag, answered));
                     confirmer.confirm(answer.await);
+                }
+                // Somebody else's message that is too large as an event: it goes back as it is.
+                Err(error) if error.kind() == ErrorKind::TooLarge && returns => {
+                    if let Some((receipt, longest)) = held.receipt(tag) {
+                        let (after, then) = (after.min(longest), Then::Confirm(confirmer));
+                        held.give_back(vec![GiveBack { tag, receipt, after, then }]).await;
+                    }
                 }
                 Err(error) => {
                     held.end(tag);

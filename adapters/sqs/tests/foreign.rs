@@ -112,3 +112,20 @@ async fn what_was_deleted_is_declared_again() {
     let mut consumer = consume(&broker, &subscription).await;
     assert_eq!(ack(&mut consumer, 1).await, ["after"]);
 }
+
+#[tokio::test]
+async fn what_is_too_large_to_be_stored_anew_goes_back_as_it_is() {
+    for broker in both().await {
+        let subscription = Subscription::queue(unique("largest"));
+        let url = broker.queue_url(&subscription).await.expect("a URL");
+        let body = "a".repeat(1024 * 1024);
+        broker.sqs().send_message().queue_url(url).message_body(body).send().await.expect("sent");
+        let mut consumer = consume(&broker, &subscription).await;
+        for attempt in 1..=2 {
+            let delivery = receive(&mut consumer).await;
+            assert_eq!((delivery.envelope().payload.len(), delivery.attempt()), (1 << 20, attempt));
+            let again = Outcome::Retry { after: std::time::Duration::ZERO };
+            settle(delivery, if attempt < 2 { again } else { Outcome::Ack }).await;
+        }
+    }
+}

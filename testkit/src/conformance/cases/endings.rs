@@ -167,6 +167,11 @@ async fn a_message_that_kills_its_process_is_given_up_unseen(lab: Lab) -> Checke
         handled.insert(seen.next().await?.id);
         assert!(handled.is_subset(&all), "{handled:?}");
     }
+    lab.step("the poison is given up");
+    lab.depth(&subscription, "one dead letter", |depth| {
+        depth.dead_lettered.is_none_or(|count| count == 1)
+    })
+    .await?;
     seen.quiet(QUIET).await?;
     assert_eq!(working.drain().await?.dead_lettered, 1);
     let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
