@@ -1,5 +1,6 @@
 //! Measures anybroker against the bare client of each broker, in the same run, as ratios.
 
+mod kafka;
 mod measure;
 mod memory;
 mod rabbitmq;
@@ -9,7 +10,9 @@ mod sqs;
 use std::process::ExitCode;
 
 use anybroker::BoxError;
-use anybroker_testkit::brokers::{ElasticMq, RabbitMq, RabbitMqVersion, Redis, RedisVersion};
+use anybroker_testkit::brokers::{
+    ElasticMq, Kafka, RabbitMq, RabbitMqVersion, Redis, RedisVersion,
+};
 use clap::{Parser, ValueEnum};
 
 use crate::measure::Table;
@@ -22,12 +25,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures anybroker against the bare client of each broker, in the same run.
 ///
 /// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,
-/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_REDIS_70_URL`, `ANYBROKER_REDIS_8_URL`,
-/// `ANYBROKER_SQS_URL`), else its own.
+/// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_KAFKA_URL`, `ANYBROKER_REDIS_70_URL`,
+/// `ANYBROKER_REDIS_8_URL`, `ANYBROKER_SQS_URL`), else its own.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure
-    #[arg(default_values = ["memory", "rabbitmq", "redis", "sqs"])]
+    #[arg(default_values = ["memory", "rabbitmq", "kafka", "redis", "sqs"])]
     brokers: Vec<Bench>,
     /// Fewer messages and rounds: a first impression in about a minute
     #[arg(long)]
@@ -41,6 +44,7 @@ struct Arguments {
 enum Bench {
     Memory,
     Rabbitmq,
+    Kafka,
     Redis,
     Sqs,
 }
@@ -53,6 +57,7 @@ async fn main() -> ExitCode {
         let done = match bench {
             Bench::Memory => memory::run(&mut table, arguments.quick).await,
             Bench::Rabbitmq => measure_rabbitmq(&mut table, &arguments).await,
+            Bench::Kafka => measure_kafka(&mut table, &arguments).await,
             Bench::Redis => measure_redis(&mut table, &arguments).await,
             Bench::Sqs => measure_sqs(&mut table, arguments.quick).await,
         };
@@ -76,6 +81,11 @@ async fn measure_rabbitmq(table: &mut Table, arguments: &Arguments) -> Result<()
         rabbitmq::run(table, server.url(), server.version(), arguments.quick).await?;
     }
     Ok(())
+}
+
+async fn measure_kafka(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {
+    let server = tokio::task::spawn_blocking(|| Kafka::new().find()).await??;
+    kafka::run(table, server.url(), arguments.quick).await
 }
 
 async fn measure_redis(table: &mut Table, arguments: &Arguments) -> Result<(), BoxError> {

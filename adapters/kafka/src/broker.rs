@@ -34,6 +34,9 @@ const KEPT_BACK: usize = 64 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often finished messages are deleted from retry topics, which keep all for ever.
+const TRIM_INTERVAL: Duration = Duration::from_mins(1);
+
 /// How long groups may take to leave when the broker is closed.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -198,6 +201,7 @@ impl KafkaBroker {
                         default_type: subscription.destination().name().to_owned(),
                         ordered: subscription.is_ordered(),
                         limit: subscription.delivery_limit(),
+                        publisher: Arc::clone(&self.publisher),
                         permit: Arc::clone(&self.permit),
                     };
                     let commands = Arc::clone(&commands);
@@ -207,6 +211,13 @@ impl KafkaBroker {
                         groups.remove(&names.group);
                         return Err(error);
                     }
+                    let (topology, names) = (Arc::clone(&self.topology), Arc::clone(&names));
+                    let group = groups.get(&names.group).cloned().unwrap_or_default();
+                    tokio::spawn(async move {
+                        while timeout(TRIM_INTERVAL, group.ended()).await.is_err() {
+                            topology.trim(&names).await;
+                        }
+                    });
                 }
             }
             tokio::spawn(async move {
@@ -305,7 +316,9 @@ impl Broker for KafkaBroker {
         // First the copies that settlements wait for, so that their originals are finished too.
         let flushed = self.flush().await;
         let groups: Vec<_> = self.groups.lock().await.drain().map(|(_, group)| group).collect();
-        groups.iter().for_each(|group| group.close());
+        for group in &groups {
+            group.close();
+        }
         let left = timeout(LEAVE_TIMEOUT, async {
             for group in &groups {
                 group.ended().await;

@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::options::{GroupProtocol, Sasl, Settings, TokenProvider};
 
 /// What every handle shares.
@@ -34,9 +34,13 @@ impl Clients {
         let hosts: Vec<_> = settings
             .hosts
             .iter()
-            .map(|(host, port)| match host.contains(':') {
-                true => format!("[{host}]:{port}"),
-                false => format!("{host}:{port}"),
+            .map(|(host, port)| {
+                // An IPv6 address is made of colons itself.
+                if host.contains(':') {
+                    format!("[{host}]:{port}")
+                } else {
+                    format!("{host}:{port}")
+                }
             })
             .collect();
         config
@@ -106,7 +110,10 @@ impl Clients {
 
     /// A handle that belongs to no group, for questions and for reading topics.
     pub(crate) fn reader(&self, options: &[(&str, &str)]) -> Result<BaseConsumer<Context>> {
-        self.create(options, self.context(), "connect")
+        // It is no member for whose life anybody waits; but the client compares this with
+        // `max.poll.interval.ms`.
+        let options = [&[("session.timeout.ms", "6000")], options].concat();
+        self.create(&options, self.context(), "connect")
     }
 
     /// A handle that reads and writes a group's position without being a member.
@@ -123,8 +130,9 @@ impl Clients {
             ("enable.auto.offset.store", "false".to_owned()),
             // An offset that is gone is an error: no policy may skip what was not handled.
             ("auto.offset.reset", "error".to_owned()),
-            ("queued.max.messages.kbytes", "16384".to_owned()),
-            ("fetch.queue.backoff.ms", "50".to_owned()),
+            // To wait for long before it fetches again would leave a fast consumer with nothing.
+            ("queued.max.messages.kbytes", "32768".to_owned()),
+            ("fetch.queue.backoff.ms", "2".to_owned()),
             ("fetch.error.backoff.ms", "100".to_owned()),
         ];
         match self.settings.protocol {
@@ -169,7 +177,7 @@ pub(crate) fn check(reader: &BaseConsumer<Context>, time: Duration, wait: bool) 
 }
 
 fn is_final(error: &KafkaError, wait: bool) -> bool {
-    match error.rdkafka_error_code() {
+    match code(error) {
         Some(
             RDKafkaErrorCode::Authentication
             | RDKafkaErrorCode::SaslAuthenticationFailed

@@ -39,6 +39,7 @@ pub(crate) enum Command {
 }
 
 /// What became of a delivery.
+#[derive(Clone, Copy)]
 pub(crate) enum Settled {
     Finished,
     /// It is handed out again after a while, having come back so often.

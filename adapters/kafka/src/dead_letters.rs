@@ -17,11 +17,12 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use crate::client::Context;
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::message::{headers, read};
 use crate::names::Names;
 use crate::scan::{Range, scan};
@@ -268,7 +269,7 @@ impl DeadLetters {
         list.add_partition_offset(&self.names.dead_letters, 0, offset)?;
         let options = AdminOptions::new().request_timeout(Some(ANSWER));
         let deleted = self.runtime.block_on(self.topology.admin.delete_records(&list, &options))?;
-        deleted.elements().iter().try_for_each(|element| element.error())
+        deleted.elements().iter().try_for_each(TopicPartitionListElem::error)
     }
 }
 
@@ -294,7 +295,7 @@ impl From<anybroker_core::Error> for Stopped {
 
 impl From<KafkaError> for Stopped {
     fn from(error: KafkaError) -> Self {
-        match error.rdkafka_error_code() {
+        match code(&error) {
             Some(
                 RDKafkaErrorCode::Fenced
                 | RDKafkaErrorCode::ProducerFenced

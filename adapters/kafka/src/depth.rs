@@ -9,6 +9,7 @@ use rdkafka::consumer::Consumer;
 use crate::error::{error_of, failed};
 use crate::message::read;
 use crate::names::Names;
+use crate::position::Position;
 use crate::scan::{Range, scan};
 use crate::topology::{ANSWER, Topology, committed, patiently};
 
@@ -60,7 +61,7 @@ fn count(
         let (low, end) = patiently(ask).map_err(asked)?;
         let from = position.as_ref().map_or(low, |position| position.offset.max(low));
         total.out += position.as_ref().map_or(0, |position| position.out);
-        let ahead = position.as_ref().map_or(0, |position| position.finished_ahead());
+        let ahead = position.as_ref().map_or(0, Position::finished_ahead);
         if end - from <= COUNTED {
             small.push(Range { topic: topic.to_owned(), partition, from, end });
             continue;

@@ -146,7 +146,8 @@ impl Desk {
             self.turn = (self.turn + 1) % count;
             let index = self.turn;
             idle += 1;
-            let Some(seat) = self.place(index) else { continue };
+            let beside = self.suspect.is_some_and(|(id, ..)| id == self.partitions[index].id);
+            let Some(seat) = self.place(index).filter(|_| !beside) else { continue };
             let Self { partitions, seats, .. } = self;
             let (partition, seat) = (&mut partitions[index], &mut seats[seat]);
             for _ in 0..LOT.min(seat.prefetch - seat.held) {

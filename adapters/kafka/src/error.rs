@@ -7,7 +7,7 @@ pub(crate) const BROKER: &str = "kafka";
 
 /// Maps an error of the client; `what` says what was tried.
 pub(crate) fn failed(operation: &'static str, what: &str, error: KafkaError) -> Error {
-    let code = error.rdkafka_error_code();
+    let code = code(&error);
     let (kind, advice) = match (&error, code) {
         (KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) | KafkaError::Nul(_), _) => {
             return error_of(ErrorKind::Config, operation, format!("{what}: {error}"))
@@ -31,6 +31,15 @@ pub(crate) fn failed(operation: &'static str, what: &str, error: KafkaError) -> 
         _ => mapped,
     };
     mapped.with_source(error)
+}
+
+/// What the cluster or the client says, in whatever operation.
+pub(crate) fn code(error: &KafkaError) -> Option<Code> {
+    match error {
+        // The client leaves this one out.
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    }
 }
 
 pub(crate) fn error_of(
@@ -164,6 +173,21 @@ mod tests {
         ] {
             let error = failed("test", "testing", KafkaError::MessageProduction(code));
             assert_eq!((error.kind(), error.retry_class()), (kind, class), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn the_code_is_found_in_every_operation() {
+        let native = Code::InvalidReplicationFactor;
+        for error in [
+            KafkaError::AdminOp(native),
+            KafkaError::MessageConsumption(native),
+            KafkaError::MetadataFetch(native),
+            KafkaError::ConsumerCommit(native),
+            KafkaError::OffsetFetch(native),
+            KafkaError::Global(native),
+        ] {
+            assert_eq!(failed("test", "testing", error).kind(), ErrorKind::Config);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Envelopes as Kafka records: the official binding of CloudEvents, headers `ce_*`.
 
+use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anybroker_core::cloudevents::{AttributeReader, is_structured, write_attributes};
@@ -73,8 +74,12 @@ pub(crate) fn read(record: &impl Message, default_type: &str) -> (Envelope, Hop)
 
 /// A key as text: bytes that are none as hexadecimal digits, so that keys stay apart.
 fn text(key: &[u8]) -> String {
-    match std::str::from_utf8(key) {
-        Ok(text) => text.to_owned(),
-        Err(_) => key.iter().map(|byte| format!("{byte:02x}")).collect(),
-    }
+    let hexadecimal = |_| {
+        key.iter().fold(String::with_capacity(2 * key.len()), |mut text, byte| {
+            // Writing into a text does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    };
+    std::str::from_utf8(key).map_or_else(hexadecimal, str::to_owned)
 }

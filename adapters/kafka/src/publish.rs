@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::client::{Clients, log, oauth_token};
 use crate::commands::{Commands, Settled};
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::message::headers;
 use crate::options::TokenProvider;
 
@@ -107,7 +107,8 @@ impl Publisher {
             ("acks", "all"),
             // Java's: the same key goes to the same partition, whoever publishes.
             ("partitioner", "murmur2_random"),
-            ("linger.ms", "1"),
+            // With none, the client's thread asks again and again while requests are on their way.
+            ("linger.ms", "0.5"),
             ("message.timeout.ms", &*deadline),
             ("message.max.bytes", &*largest),
             ("queue.buffering.max.messages", "500000"),
@@ -125,7 +126,7 @@ impl Publisher {
     /// Stores a message; in the order of the calls for each topic and key.
     pub(crate) fn send(self: &Arc<Self>, record: Record) {
         if !self.overflow.begun.load(Ordering::Acquire) {
-            if let Err(record) = self.enqueue(record) {
+            if let Some(record) = self.enqueue(record) {
                 self.wait(record);
             }
             return;
@@ -133,8 +134,8 @@ impl Publisher {
         self.wait(record);
     }
 
-    /// Puts a message into the client's queue, or answers it when that is full.
-    fn enqueue(&self, record: Record) -> Result<(), Record> {
+    /// Puts a message into the client's queue; answers it when that is full.
+    fn enqueue(&self, record: Record) -> Option<Record> {
         let Record { topic, envelope, hop, waiting, since } = record;
         let headers = headers(&envelope, &hop);
         let native: BaseRecord<'_, str, [u8], _> =
@@ -146,13 +147,13 @@ impl Publisher {
             Some(key) => native.key(&**key),
             None => native,
         };
-        let Err((error, native)) = self.producer.send(native) else { return Ok(()) };
+        let (error, native) = self.producer.send(native).err()?;
         let waiting = *native.delivery_opaque;
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
-            return Err(Record { topic, envelope, hop, waiting, since });
+        if code(&error) == Some(RDKafkaErrorCode::QueueFull) {
+            return Some(Record { topic, envelope, hop, waiting, since });
         }
         waiting.answer(Err(refused(&topic, error)));
-        Ok(())
+        None
     }
 
     fn wait(self: &Arc<Self>, record: Record) {
@@ -186,7 +187,7 @@ impl Publisher {
             record.waiting.answer(Err(error.class(RetryClass::Transient)));
             return Some(true);
         }
-        let refused = self.enqueue(record).err();
+        let refused = self.enqueue(record);
         let has_room = refused.is_none();
         records.extend(refused);
         if !has_room {

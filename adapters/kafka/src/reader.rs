@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anybroker_core::{Error, ErrorKind, Hop, Result, RetryClass, now};
+use anybroker_core::{Confirmation, Error, ErrorKind, Hop, Result, RetryClass, now};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -12,14 +12,15 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::client::{Clients, log, oauth_token};
-use crate::commands::{Commands, Seat};
+use crate::commands::{Commands, Seat, tag};
 use crate::desk::{Desk, commits};
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::message::read;
 use crate::names::Names;
 use crate::options::TokenProvider;
 use crate::partition::Partition;
 use crate::position::Position;
+use crate::publish::{Publisher, Record, Settlement, Waiting};
 
 /// How often finished messages are committed.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
@@ -37,6 +38,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 const MOST_PLACES: usize = 100_000;
 const MOST_WAITING: usize = 10_000;
 
+/// Holds what is moved on.
+const NOBODY: u32 = u32::MAX;
+
 /// How many messages are read before the consumers get theirs.
 const LOT: usize = 1024;
 
@@ -46,6 +50,8 @@ pub(crate) struct GroupSettings {
     pub(crate) default_type: String,
     pub(crate) ordered: bool,
     pub(crate) limit: Option<u32>,
+    /// To move on what would be waited for.
+    pub(crate) publisher: Arc<Publisher>,
     /// See [`Desk`].
     pub(crate) permit: Arc<AtomicBool>,
 }
@@ -170,6 +176,7 @@ impl Reader {
                 });
             }
             self.limit(&mut desk, window);
+            self.move_on(&mut desk);
             let done = desk.seats.iter().any(|seat| seat.leaving && seat.held == 0);
             let urgent = done || !desk.flushes.is_empty();
             if urgent || committed.elapsed() >= COMMIT_INTERVAL {
@@ -181,7 +188,8 @@ impl Reader {
                     let _ = answer.send(());
                 }
             }
-            let idle = count < LOT && !(desk.can_hand_out() && !full);
+            let still_full = desk.ready() >= window;
+            let idle = if full { still_full } else { count < LOT };
             let suspects = desk.has_suspects();
             let batch = (desk.prefetch() / 8).clamp(1, 128);
             drop(desk);
@@ -189,13 +197,13 @@ impl Reader {
                 let until_due = next_due.map_or(GLANCE, |due| {
                     due.duration_since(now()).unwrap_or_default().min(GLANCE)
                 });
-                let time = match (full, suspects) {
+                let time = match (still_full, suspects) {
                     // Room is made by the message, and waking for each would cost more than it.
                     (true, _) if batch > 1 => Duration::from_millis(1),
                     (_, true) => Duration::from_millis(5),
                     _ => until_due,
                 };
-                self.commands.sleep(time.min(until_due), if full { batch } else { 1 });
+                self.commands.sleep(time.min(until_due), if still_full { batch } else { 1 });
             }
         }
     }
@@ -220,7 +228,7 @@ impl Reader {
 
     fn failed(&self, error: KafkaError) -> Result<()> {
         let group = &self.consumer.context().group.names.group;
-        match error.rdkafka_error_code() {
+        match code(&error) {
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                 Err(self.gone(error))
             }
@@ -319,6 +327,29 @@ impl Reader {
             for partition in &mut desk.partitions {
                 partition.dirty = false;
             }
+        }
+    }
+
+    /// Stores messages anew that wait for their time and hold up too many others' commit.
+    fn move_on(&self, desk: &mut Desk) {
+        let group = &self.consumer.context().group;
+        for partition in &mut desk.partitions {
+            if *partition.topic != *group.names.retry {
+                continue;
+            }
+            let laggard = partition.take_laggard(MOST_PLACES / 4, NOBODY);
+            let Some((offset, returned, (envelope, hop))) = laggard else { continue };
+            let mut hop = hop.map_or_else(Hop::default, |hop| *hop);
+            hop.attempts += returned;
+            let settlement = Settlement {
+                tag: tag(partition.id, offset),
+                commands: Arc::clone(&self.commands),
+                confirmer: Confirmation::channel().0,
+                returned,
+            };
+            let waiting = Waiting::Settlement(settlement);
+            let topic = Arc::clone(&partition.topic);
+            group.publisher.send(Record::new(topic, envelope, hop, waiting));
         }
     }
 
@@ -440,9 +471,9 @@ impl GroupContext {
             .filter(|partition| leaving.contains(&(&*partition.topic, partition.number)))
             .map(|partition| partition.id)
             .collect();
-        let lost = consumer.assignment_lost();
+        let is_lost = consumer.assignment_lost();
         let mut commands = Vec::new();
-        if !lost {
+        if !is_lost {
             self.commands.set_leaving(&ids);
             let end = Instant::now() + HANDOVER;
             loop {
@@ -464,7 +495,7 @@ impl GroupContext {
         desk.apply(&mut commands);
         let removed = desk.remove(&ids);
         drop(desk);
-        if lost || removed.is_empty() {
+        if is_lost || removed.is_empty() {
             return;
         }
         let positions = removed.iter().map(|partition| (partition, partition.last_position()));
@@ -473,7 +504,7 @@ impl GroupContext {
         while let Err(error) = consumer.commit(&list, CommitMode::Sync) {
             // Without it the next owner repeats what was finished since the last commit.
             tracing::debug!(%error, "the last commit of a partition failed");
-            let again = error.rdkafka_error_code().is_some_and(|code| {
+            let again = code(&error).is_some_and(|code| {
                 !matches!(
                     code,
                     RDKafkaErrorCode::IllegalGeneration

@@ -119,7 +119,9 @@ impl Route {
         let records = waiting.take().unwrap_or_default();
         match declared {
             Ok(()) => {
-                records.into_iter().for_each(|record| publisher.send(record));
+                for record in records {
+                    publisher.send(record);
+                }
                 self.declared.store(true, Ordering::Release);
             }
             Err(error) => {

@@ -43,13 +43,13 @@ pub(crate) fn scan(
         ("fetch.wait.max.ms", "10"),
     ];
     let reader: BaseConsumer<Context> = clients.reader(&options)?;
-    let lost = |error| failed("read", &format!("the topics of group {group:?}"), error);
+    let failure = |error| failed("read", &format!("the topics of group {group:?}"), error);
     let mut list = TopicPartitionList::new();
     for range in &ranges {
         let from = Offset::Offset(range.from);
-        list.add_partition_offset(&range.topic, range.partition, from).map_err(lost)?;
+        list.add_partition_offset(&range.topic, range.partition, from).map_err(failure)?;
     }
-    reader.assign(&list).map_err(lost)?;
+    reader.assign(&list).map_err(failure)?;
     let mut ends = 0;
     let mut heard = Instant::now();
     let count = ranges.len();

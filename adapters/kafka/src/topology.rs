@@ -6,11 +6,12 @@ use anybroker_core::{Declare, Destination, ErrorKind, Result, Start, Subscriptio
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 use crate::client::{Clients, Context};
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 use crate::names::{self, Names};
 use crate::position::Position;
 
@@ -178,8 +179,8 @@ impl Topology {
                     Ok(metadata) => {
                         let topic = metadata.topics().first();
                         let error =
-                            topic.and_then(|topic| topic.error()).map(RDKafkaErrorCode::from);
-                        let partitions = topic.map(|topic| topic.partitions()).unwrap_or_default();
+                            topic.and_then(MetadataTopic::error).map(RDKafkaErrorCode::from);
+                        let partitions = topic.map(MetadataTopic::partitions).unwrap_or_default();
                         match error {
                             Some(
                                 RDKafkaErrorCode::UnknownTopicOrPartition
@@ -197,10 +198,7 @@ impl Topology {
                     }
                     Err(error) => error,
                 };
-                let passes = matches!(
-                    error.rdkafka_error_code(),
-                    Some(RDKafkaErrorCode::LeaderNotAvailable)
-                );
+                let passes = matches!(code(&error), Some(RDKafkaErrorCode::LeaderNotAvailable));
                 if !passes || Instant::now() > end {
                     return Err(failed("declare", &format!("looking at topic {name:?}"), error));
                 }
@@ -208,6 +206,39 @@ impl Topology {
             }
         })
         .await
+    }
+
+    /// Deletes what the group has finished from its own retry topic.
+    pub(crate) async fn trim(self: &Arc<Self>, names: &Names) {
+        let trimmed = async {
+            let (group, retry) = (names.group.clone(), names.retry.clone());
+            let Some(partitions) = self.partitions(&retry).await? else { return Ok(()) };
+            let this = Arc::clone(self);
+            let asked = |error| failed("trim", "the retry topic", error);
+            let list = blocking(move || {
+                let observer = this.clients.observer(&group)?;
+                let positions = committed(&observer, &retry, partitions).map_err(asked)?;
+                let mut list = TopicPartitionList::new();
+                for (partition, position) in (0..).zip(positions) {
+                    let Some(position) = position.filter(|position| position.offset > 0) else {
+                        continue;
+                    };
+                    let offset = Offset::Offset(position.offset);
+                    list.add_partition_offset(&retry, partition, offset).map_err(asked)?;
+                }
+                Ok(list)
+            })
+            .await?;
+            if list.count() > 0 {
+                let options = AdminOptions::new().request_timeout(Some(ANSWER));
+                self.admin.delete_records(&list, &options).await.map_err(asked)?;
+            }
+            Ok::<_, anybroker_core::Error>(())
+        };
+        if let Err(error) = trimmed.await {
+            // They are finished: that they still take place harms nobody.
+            tracing::debug!(%error, topic = names.retry, "finished messages stay");
+        }
     }
 
     /// Stores where the group begins in partitions where it has no position.
@@ -262,7 +293,7 @@ fn is_live(error: &KafkaError) -> bool {
         RDKafkaErrorCode::RebalanceInProgress,
         RDKafkaErrorCode::StaleMemberEpoch,
     ];
-    error.rdkafka_error_code().is_some_and(|code| live.contains(&code))
+    code(error).is_some_and(|code| live.contains(&code))
 }
 
 /// The group's positions in a topic; blocks.
@@ -290,7 +321,7 @@ pub(crate) fn patiently<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T,
             Err(error)
                 if Instant::now() < end
                     && matches!(
-                        error.rdkafka_error_code(),
+                        code(&error),
                         Some(
                             RDKafkaErrorCode::UnknownTopicOrPartition
                                 | RDKafkaErrorCode::UnknownPartition

@@ -266,8 +266,8 @@ impl Broker for RedisBroker {
             self.draining.closed().await;
         })
         .await;
-        self.topology.link.close().await;
-        self.publishing.close().await;
+        self.topology.link.close();
+        self.publishing.close();
         flushed.map_err(|_| {
             let text = "closed before all that was accepted was flushed";
             error_of(ErrorKind::Timeout, "close", text)

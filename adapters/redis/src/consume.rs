@@ -39,6 +39,9 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// Consumers of crashed processes are deleted when they have had nothing pending for so long.
 const FORGOTTEN: Duration = Duration::from_hours(1);
 
+/// How long giving back may take: all of it comes again by itself, and the server may be gone.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How much room is worth a read while there is more to come, and how long to wait for it.
 const WORTHWHILE: usize = 64;
 const NAP: Duration = Duration::from_millis(1);
@@ -59,7 +62,7 @@ pub(crate) struct Reader {
     pub(crate) prefetch: usize,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
     /// what it was asked for.
-    surplus: VecDeque<Delivery>,
+    pub(crate) surplus: VecDeque<Delivery>,
     /// Where each source is to be searched further.
     pub(crate) cursors: Vec<Cursor>,
     /// Until when each ordered partition is owned.
@@ -69,6 +72,7 @@ pub(crate) struct Reader {
     next_tick: Instant,
     next_trim: Instant,
     next_claim: Instant,
+    recover_at: Option<Instant>,
     /// Bytes of a payload, as they came last.
     average: usize,
     /// Whether there was no room for what others left; it comes before what is new.
@@ -106,6 +110,7 @@ pub(crate) async fn consume(
         next_tick: Instant::now(),
         next_trim: Instant::now() + TRIM_EVERY,
         next_claim: Instant::now(),
+        recover_at: None,
         average: 0,
         claims: false,
     };
@@ -206,6 +211,8 @@ impl Reader {
         let ordered = self.shared.group.ordered;
         if !ordered {
             self.recover().await?;
+            // A read of the former connection may still go on, and what it finds is lost too.
+            self.recover_at = Some(Instant::now() + 2 * TICK);
         }
         loop {
             if inbox_is_closed(inbox, closing) {
@@ -222,7 +229,7 @@ impl Reader {
             }
             if room < WORTHWHILE && room < self.prefetch / 2 {
                 // Whoever frees one place is about to free more.
-                let _ = timeout(NAP, self.shared.room.notified()).await;
+                sleep(NAP).await;
             }
             if self.claims && !ordered {
                 self.claim_all().await?;
@@ -277,15 +284,11 @@ impl Reader {
 
     /// Hands over what fits.
     pub(crate) async fn feed(&mut self, inbox: &InboxSender) {
-        while !self.surplus.is_empty() {
-            let open = self.shared.held.open();
-            if open - self.surplus.len().min(open) >= self.prefetch {
-                return;
-            }
-            let Some(delivery) = self.surplus.pop_front() else { return };
-            if inbox.deliver(delivery).await.is_err() {
-                return;
-            }
+        let handed_over = self.shared.held.open().saturating_sub(self.surplus.len());
+        let fits = self.prefetch.saturating_sub(handed_over).min(self.surplus.len());
+        for delivery in self.surplus.drain(..fits) {
+            // One that does not go over is released.
+            let _ = inbox.deliver(delivery).await;
         }
     }
 
@@ -317,6 +320,10 @@ impl Reader {
         }
         self.next_tick = Instant::now() + next;
         let begun = Instant::now();
+        if self.recover_at.is_some_and(|at| at <= begun) {
+            self.recover().await?;
+            self.recover_at = None;
+        }
         if !shared.group.ordered && self.next_claim <= begun {
             self.claim_all().await?;
             let pause = CLAIM_SHARE * begun.elapsed();
@@ -350,7 +357,7 @@ impl Reader {
         for delivery in self.surplus.drain(..) {
             drop(delivery.settle(RELEASE));
         }
-        self.settler.flush().await;
+        let _ = timeout(END_TIMEOUT, self.settler.flush()).await;
         let shared = Arc::clone(&self.shared);
         // An ordered partition is owned until all of it is settled.
         let mut inbox = Some(inbox).filter(|_| shared.group.ordered);
@@ -362,25 +369,29 @@ impl Reader {
                     break;
                 },
             }
-            self.settler.flush().await;
+            let _ = timeout(TICK, self.settler.flush()).await;
             shared.held.forget_lost();
             if let Err(error) = self.keep_owning().await {
                 tracing::debug!(%error, "keeping what is owned failed");
             }
         }
-        let given_back: Vec<_> = shared
-            .held
-            .close()
-            .into_iter()
-            .map(|(holding, seen)| self.settler.give_back(holding, seen))
-            .collect();
-        for confirmation in given_back {
-            // What is not given back comes again when its lease is over.
-            let _ = confirmation.await;
-        }
-        self.settler.flush().await;
-        if let Err(error) = self.leave().await {
-            tracing::debug!(%error, "leaving the group failed");
+        let giving_back = async {
+            let given_back: Vec<_> = shared
+                .held
+                .close()
+                .into_iter()
+                .map(|(holding, seen)| self.settler.give_back(holding, seen))
+                .collect();
+            for confirmation in given_back {
+                // What is not given back comes again when its lease is over.
+                let _ = confirmation.await;
+            }
+            self.settler.flush().await;
+            self.leave().await
+        };
+        match timeout(END_TIMEOUT, giving_back).await {
+            Ok(Ok(())) => {}
+            failed => tracing::debug!(?failed, "leaving the group failed"),
         }
         drop(inbox.take());
     }

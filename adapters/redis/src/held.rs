@@ -134,11 +134,10 @@ impl Held {
         Some(holding)
     }
 
-    /// Begins to give back what was dropped, unless no handler can have seen it: then it is as if
-    /// it had not been received.
-    pub(crate) fn abandon(&self, tag: u64, shut: bool) -> Option<Holding> {
-        let waiting = self.lock().entries.get(&tag).is_some_and(|e| e.state == State::Waiting);
-        if waiting { None } else { self.settle(tag, shut) }
+    /// Begins to give back what was dropped; answers also whether a handler may have seen it.
+    pub(crate) fn abandon(&self, tag: u64, shut: bool) -> Option<(Holding, bool)> {
+        let seen = self.lock().entries.get(&tag)?.state == State::Out;
+        Some((self.settle(tag, shut)?, seen))
     }
 
     /// Forgets what is settled; answers whether that was the last suspect.
@@ -312,5 +311,77 @@ impl Id {
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.0, self.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(30);
+
+    fn insert(held: &Held, number: u64, count: u32) -> u64 {
+        held.insert(0, Id(number, 0), count, LEASE, count > 2)
+    }
+
+    #[test]
+    fn what_was_dropped_before_it_was_handed_out_goes_back_unseen() {
+        let held = Held::default();
+        let (waiting, out) = (insert(&held, 1, 1), insert(&held, 2, 1));
+        assert!(held.lock().hand_out(out));
+        assert!(matches!(held.abandon(waiting, false), Some((_, false))));
+        assert!(matches!(held.abandon(out, false), Some((_, true))));
+        assert!(held.abandon(out, false).is_none(), "once");
+        assert_eq!(held.room(4).0, 4);
+        assert!(!held.is_empty(), "until it is with the server");
+        held.remove([waiting, out]);
+        assert!(held.is_empty());
+    }
+
+    #[test]
+    fn what_comes_once_more_is_lost_to_its_former_tag() {
+        let held = Held::default();
+        let former = insert(&held, 1, 1);
+        let latter = insert(&held, 1, 2);
+        assert!(held.settle(former, false).is_none());
+        assert!(held.is_lost(former) && !held.is_lost(latter));
+        assert_eq!(held.settle(latter, false).map(|holding| holding.count), Some(2));
+        assert_eq!(held.room(4).0, 4);
+    }
+
+    #[test]
+    fn the_last_suspect_makes_room_for_the_next() {
+        let held = Held::default();
+        let (suspect, other) = (insert(&held, 1, 3), insert(&held, 2, 1));
+        assert_eq!(held.room(4), (2, 1));
+        assert!(!held.remove([other]));
+        assert!(held.remove([suspect]));
+        assert_eq!(held.room(4), (4, 0));
+    }
+
+    #[test]
+    fn a_shut_partition_hands_out_nothing_until_all_is_back() {
+        let held = Held::default();
+        let [back, waiting, elsewhere] =
+            [insert(&held, 1, 1), insert(&held, 2, 1), held.insert(2, Id(1, 0), 1, LEASE, false)];
+        assert!(held.lock().hand_out(back));
+        held.settle(back, true).expect("it is out");
+        assert!(!held.lock().hand_out(waiting));
+        assert!(held.lock().hand_out(elsewhere));
+        let Reopening::Not(returns) = held.reopen(0) else { panic!("one is on its way") };
+        assert_eq!(returns.iter().map(|holding| holding.tag).collect::<Vec<_>>(), [waiting]);
+        held.remove([back, waiting]);
+        assert!(matches!(held.reopen(0), Reopening::Again));
+        assert!(matches!(held.reopen(0), Reopening::Open));
+        assert!(matches!(held.reopen(1), Reopening::Open));
+    }
+
+    #[test]
+    fn ids_are_two_numbers() {
+        assert_eq!(Id::parse(b"17-3").map(|id| id.to_string()).as_deref(), Some("17-3"));
+        assert!(Id::parse(b"9-0") < Id::parse(b"10-0"));
+        for text in [&b""[..], b"17", b"a-1", b"1-", b"\xff-1"] {
+            assert_eq!(Id::parse(text), None);
+        }
     }
 }

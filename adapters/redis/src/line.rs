@@ -4,7 +4,7 @@ use anybroker_core::{ErrorKind, Result};
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Cmd, Value};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::error::{error_of, failed};
 use crate::link::{ANSWER_TIMEOUT, Link, connect};
@@ -15,6 +15,9 @@ pub(crate) struct Line {
     /// By which another connection can end a read; 0 where the server does not tell.
     id: u64,
 }
+
+/// How long ending a read early may take; most reads end sooner by themselves.
+const UNBLOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What a read answered.
 pub(crate) struct Answer {
@@ -60,12 +63,12 @@ impl Line {
                 }
             }
             woken = true;
-            // Where this is not allowed, the read ends by itself.
+            // Where this fails, the read ends by itself.
             let mut unblock = redis::cmd("CLIENT");
             unblock.arg("UNBLOCK").arg(self.id);
-            if let Err(error) = link.query::<Value>("consume", &unblock).await {
-                tracing::debug!(%error, "a read could not be ended early");
-            }
+            let unblocked =
+                timeout(UNBLOCK_TIMEOUT, link.query::<Value>("consume", &unblock)).await;
+            tracing::trace!(?unblocked, "ended a read early");
         }
     }
 }

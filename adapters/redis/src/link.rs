@@ -66,6 +66,9 @@ impl Link {
         pause(state.failures).await;
         state.failures += 1;
         let connection = connect(&self.clients).await?;
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(closed("connect"));
+        }
         (state.failures, state.epoch) = (0, state.epoch + 1);
         (state.connection, state.used) = (Some(connection.clone()), Some(Instant::now()));
         Ok((state.epoch, connection))
@@ -90,9 +93,12 @@ impl Link {
         }
     }
 
-    pub(crate) async fn close(&self) {
+    pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        self.state.lock().await.connection = None;
+        // Whoever holds the lock is connecting, and will find it closed.
+        if let Ok(mut state) = self.state.try_lock() {
+            state.connection = None;
+        }
     }
 
     /// Runs a command once.

@@ -123,7 +123,7 @@ impl Reader {
                     continue;
                 }
             }
-            let before = self.shared.held.open();
+            let before = self.surplus.len();
             if self.read_again(index, room).await? {
                 let (at, found) = self.read_new(index, room).await?;
                 found_some |= found;
@@ -133,7 +133,7 @@ impl Reader {
                     last.extend(at);
                 }
             }
-            let taken = self.shared.held.open().saturating_sub(before);
+            let taken = self.surplus.len() - before;
             found_some |= taken > 0;
             room = room.saturating_sub(taken);
         }
@@ -163,7 +163,7 @@ impl Reader {
     async fn read_again(&mut self, index: usize, room: usize) -> Result<bool> {
         for source in [2 * index, 2 * index + 1] {
             while let Cursor::From(from) = self.cursors[source].clone() {
-                let open = self.shared.held.open();
+                let before = self.surplus.len();
                 let known = self.shared.held.ids(source);
                 let waits = self
                     .claim(source, Duration::ZERO, &from, room, "any", usize::MAX >> 1, known)
@@ -174,7 +174,7 @@ impl Reader {
                         return Ok(false);
                     }
                     Some(Waits::Room) => return Ok(false),
-                    Some(_) if self.shared.held.open() - open >= room => return Ok(false),
+                    Some(_) if self.surplus.len() - before >= room => return Ok(false),
                     Some(_) => {}
                 }
             }

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -127,14 +127,21 @@ impl Shared {
         holdings: &mut [Plain],
     ) -> Result<Fenced> {
         holdings.sort_unstable_by_key(|(holding, ..)| holding.id);
-        let mut call = self.call(&SETTLE, source, &[]).arg(match mode {
+        let [Some(first), Some(last)] = [holdings.first(), holdings.last()] else {
+            return Ok(Fenced { mine: Vec::new(), again: false });
+        };
+        let mut entries = String::with_capacity(holdings.len() * 24);
+        for (Holding { id, count, .. }, back, _) in &*holdings {
+            // Writing to a text does not fail.
+            let _ = write!(entries, "{id} {count} {back} ");
+        }
+        let mode = match mode {
             Mode::Ack => "ack",
             Mode::Renew => "renew",
             Mode::Back => "back",
-        });
-        for (holding, count, _) in holdings {
-            call = call.arg(holding.id.to_string()).arg(holding.count).arg(*count);
-        }
+        };
+        let (first, last) = (first.0.id.to_string(), last.0.id.to_string());
+        let call = self.call(&SETTLE, source, &[]).arg(mode).arg(first).arg(last).arg(entries);
         self.fenced(&call).await
     }
 
@@ -285,8 +292,8 @@ impl Settler for RedisSettler {
     }
 
     fn abandon(&self, tag: u64) {
-        if let Some(holding) = self.shared.held.abandon(tag, self.shared.group.ordered) {
-            drop(self.give_back(holding, true));
+        if let Some((holding, seen)) = self.shared.held.abandon(tag, self.shared.group.ordered) {
+            drop(self.give_back(holding, seen));
         }
     }
 

@@ -45,7 +45,13 @@ pub(super) fn start(image: &Image, site: &Site) -> Result<String, Error> {
         // A fixed port, since one that Docker chooses changes when the container is started again.
         .with_mapped_port(site.ports[0], site.ports[0].tcp())
         .with_mapped_port(site.ports[1], site.ports[1].tcp())
-        .with_hostname("anybroker");
+        .with_hostname("anybroker")
+        .with_host_config_modifier(|config| {
+            let ports = config.port_bindings.iter_mut().flat_map(|ports| ports.values_mut());
+            for port in ports.flatten().flatten() {
+                port.host_ip = Some("127.0.0.1".to_owned());
+            }
+        });
     for (name, value) in &image.environment {
         request = request.with_env_var(*name, value);
     }

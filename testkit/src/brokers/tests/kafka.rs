@@ -51,27 +51,13 @@ fn broker_with_its_own_user_tls_and_configuration() {
          ssl.truststore.type=PEM\nssl.truststore.location={}\n",
         tls.authority.display()
     );
-    let file = tls.authority.with_file_name("client.properties");
-    std::fs::write(&file, settings).unwrap();
     let place = tls.url.rsplit_once('@').unwrap().1;
-    let configs = r#"java -cp "$PROGRAMS/*" kafka.admin.ConfigCommand "$@""#;
-    let file = file.display().to_string();
-    let shown = server.exec(&[
-        "sh",
-        "-c",
-        configs,
-        "sh",
-        "--bootstrap-server",
-        place,
-        "--command-config",
-        &file,
-        "--describe",
-        "--all",
-        "--entity-type",
-        "brokers",
-        "--entity-name",
-        "1",
-    ]);
+    // The file is written where the program runs, which may be a container.
+    let configs = r#"printf "%s" "$1" >"$DATA/client.properties"
+        java -cp "$PROGRAMS/*" kafka.admin.ConfigCommand --bootstrap-server "$2" \
+            --command-config "$DATA/client.properties" \
+            --describe --all --entity-type brokers --entity-name 1"#;
+    let shown = server.exec(&["sh", "-c", configs, "sh", &settings, place]);
     assert!(shown.as_ref().is_ok_and(|shown| shown.contains("54321")), "{shown:?}");
 }
 

@@ -1,0 +1,114 @@
+//! What is wrong says so, and what to write instead.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use anybroker_core::{
+    Broker, BrokerUrl, Envelope, ErrorKind, Outgoing, Queue, Subscription, Topic,
+};
+use anybroker_kafka::KafkaBroker;
+use support::{builder, connect, server, unique};
+
+async fn refusal(url: &str) -> (ErrorKind, String) {
+    let refused = match url.parse::<BrokerUrl>() {
+        Ok(url) => anybroker_kafka::connect(url).await.map(drop),
+        Err(error) => Err(error),
+    };
+    let error = refused.expect_err(url);
+    assert!(!error.to_string().contains("secret"), "{error}");
+    (error.kind(), error.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_url_says_what_to_write() {
+    let server = server();
+    for (url, kind, hint) in [
+        ("kafka://127.0.0.1:1".to_owned(), ErrorKind::Unavailable, "check host and port"),
+        ("kafka://no-such-host.invalid".to_owned(), ErrorKind::Unavailable, "check host and port"),
+        ("kafka://".to_owned(), ErrorKind::Config, "kafka://host:9092"),
+        (format!("{server}/database"), ErrorKind::Config, "drop \"database\""),
+        (format!("{server}?partition=4"), ErrorKind::Config, "did you mean \"partitions\"?"),
+        (format!("{server}?partitions=0"), ErrorKind::Config, "a number from 1"),
+        (format!("{server}?partitions=many"), ErrorKind::Config, "a number from 1"),
+        (format!("{server}?sasl=kerberos"), ErrorKind::Config, "plain or scram-sha-256"),
+        (format!("{server}?group-protocol=new"), ErrorKind::Config, "classic or consumer"),
+        (format!("{server}?connect=twice"), ErrorKind::Config, "once or wait"),
+        (format!("{server}?session-timeout=6"), ErrorKind::Config, "30s"),
+        (format!("{server}?cert=/tmp/x"), ErrorKind::Config, "write both"),
+        (format!("{server}?prefix=a_b"), ErrorKind::Invalid, "letters, digits"),
+    ] {
+        let began = Instant::now();
+        let (found, text) = refusal(&url).await;
+        assert_eq!(found, kind, "{url}: {text}");
+        assert!(text.contains(hint), "{url}: {text}");
+        assert!(began.elapsed() < Duration::from_secs(12), "{url} took {:?}", began.elapsed());
+    }
+    let amqp: BrokerUrl = "amqp://localhost".parse().expect("a URL");
+    let error = KafkaBroker::builder().url(amqp).expect_err("another broker's URL");
+    assert!(error.to_string().contains("write kafka:// or kafka+ssl://"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tls_url_at_a_plain_port_says_so() {
+    let (kind, text) = refusal(&server().replacen("kafka://", "kafka+ssl://", 1)).await;
+    assert!(matches!(kind, ErrorKind::Config | ErrorKind::Unavailable), "{kind:?}");
+    assert!(text.contains("TLS"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_number_of_partitions_shows_both() {
+    let broker = connect().await;
+    let name = unique("shape");
+    broker.declare_destination(&Topic::new(name.clone()).into()).await.expect("a topic");
+    let other = connect().await;
+    for asked in [Topic::new(name.clone()).partitions(7), Topic::new(name.clone()).ordered()] {
+        let error = other.declare_destination(&asked.into()).await.expect_err("another shape");
+        assert_eq!(error.kind(), ErrorKind::Mismatch);
+        assert!(error.to_string().contains("has 4 partitions"), "{error}");
+    }
+    other.declare_destination(&Topic::new(name).partitions(4).into()).await.expect("the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_copies_than_brokers_are_refused() {
+    let broker = builder().replication(3).connect().await.expect("a connection");
+    let queue = Queue::new(unique("copies"));
+    let error = broker.declare_destination(&queue.into()).await.expect_err("there is one broker");
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("replication"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_the_broker_does_not_take_is_an_error() {
+    let broker = builder().session_timeout(Duration::from_secs(1)).connect().await;
+    let broker = broker.expect("a connection");
+    let subscription = Subscription::queue(unique("session"));
+    let mut consumer = broker.consume(&subscription, 1).await.expect("a consumer");
+    match support::next(&mut consumer, Duration::from_secs(20)).await {
+        Some(Err(error)) => {
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains("session-timeout"), "{error}");
+        }
+        other => panic!("an error was expected, not {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_topic_does_not_take_is_too_large() {
+    // The server's limit is 1 MiB, whatever the client was told.
+    let broker = builder().max_payload(4 * 1024 * 1024).connect().await.expect("a connection");
+    let envelope = Envelope::new("large", vec![b'x'; 2 * 1024 * 1024]);
+    let sent = broker.producer().send(Outgoing::new(Queue::new(unique("large")), envelope)).await;
+    let error = sent.expect_err("too large");
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+    assert!(error.to_string().contains("max.message.bytes"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_shows_the_password() {
+    let url = "kafka+ssl://app:secret@127.0.0.1:1?sasl=scram-sha-256";
+    let (_, text) = refusal(url).await;
+    let builder = KafkaBroker::builder().url(url.parse().expect("a URL")).expect("options");
+    assert!(!format!("{text} {builder:?}").contains("secret"));
+}

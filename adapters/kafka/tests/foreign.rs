@@ -1,0 +1,189 @@
+//! Messages of other clients, and ours as they see them.
+
+mod support;
+
+use std::time::Duration;
+
+use anybroker_core::{
+    Broker, DeadLetterFilter, Destination, Envelope, Outcome, Redrive, Subscription, Topic,
+};
+use anybroker_kafka::KafkaBroker;
+use anybroker_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
+use anybroker_kafka::rdkafka::message::{Header, Headers, OwnedHeaders};
+use anybroker_kafka::rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use anybroker_kafka::rdkafka::{Message, Offset, TopicPartitionList};
+use support::{ack, connect_single, receive, send, unique};
+
+const SECONDS: Duration = Duration::from_secs(20);
+
+/// Puts a message into a topic as any client does.
+fn put(
+    broker: &KafkaBroker,
+    topic: &str,
+    key: Option<&[u8]>,
+    headers: &[(&str, &[u8])],
+    payload: Option<&[u8]>,
+) {
+    let producer: BaseProducer = broker.client_config().create().expect("a producer");
+    let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
+        all.insert(Header { key, value: Some(*value) })
+    });
+    let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).headers(all);
+    record.key = key;
+    record.payload = payload;
+    producer.send(record).expect("a queued message");
+    producer.flush(SECONDS).expect("stored");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_message_keeps_payload_key_and_headers_through_retry_and_dead_letter() {
+    let broker = connect_single().await;
+    let name = unique("plain");
+    let subscription = Subscription::queue(name.clone());
+    broker.declare(&subscription).await.expect("a queue");
+    let headers: &[(&str, &[u8])] =
+        &[("X-Tenant Id", "größe".as_bytes()), ("binary", &[0xff, 0xfe])];
+    let payload = [0, 159, 146, 150];
+    put(&broker, &name, Some(b"customer 7"), headers, Some(&payload));
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    let mut first: Option<Envelope> = None;
+    for outcome in [
+        Outcome::Retry { after: Duration::ZERO },
+        Outcome::Retry { after: Duration::from_millis(300) },
+        Outcome::dead_letter("test", "odd"),
+        Outcome::Ack,
+    ] {
+        let delivery = receive(&mut consumer).await;
+        let envelope = (**delivery.envelope()).clone();
+        assert_eq!(&*envelope.payload, payload);
+        assert_eq!(envelope.id, format!("{name}:0:0"), "the same at each reading");
+        assert_eq!((&*envelope.r#type, envelope.key.as_deref()), (&*name, Some("customer 7")));
+        let native = envelope.headers.get("nativeheaders").expect("the native ones");
+        assert_eq!(native, r#"{"X-Tenant Id":"größe","binary":[255,254]}"#);
+        assert_eq!(*first.get_or_insert(envelope.clone()), envelope);
+        let given_up = matches!(outcome, Outcome::DeadLetter { .. });
+        delivery.settle(outcome).await.expect("a settlement");
+        if given_up {
+            let found = broker.dead_letters(&subscription, &DeadLetterFilter::all(), 1).await;
+            assert_eq!(*found.expect("a look").entries[0].envelope, envelope);
+            let sent = broker.redrive(&subscription, &Redrive::all()).await;
+            assert_eq!(sent.expect("a redrive"), 1);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_is_an_empty_message_and_an_empty_one_no_tombstone() {
+    let broker = connect_single().await;
+    let name = unique("tombstone");
+    let subscription = Subscription::queue(name.clone());
+    broker.declare(&subscription).await.expect("a queue");
+    put(&broker, &name, Some(b"key"), &[], None);
+    send(&broker, subscription.destination().clone(), Envelope::new("empty", "")).await;
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    for _ in 0..2 {
+        let delivery = receive(&mut consumer).await;
+        assert!(delivery.envelope().payload.is_empty());
+        ack(delivery).await;
+    }
+    let (payload, _, _) = look(&broker, &name, 1);
+    assert_eq!(payload, Some(Vec::new()));
+}
+
+/// A message as another client sees it: payload, key, headers.
+type Seen = (Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, String)>);
+
+fn look(broker: &KafkaBroker, topic: &str, offset: i64) -> Seen {
+    let mut config = broker.client_config();
+    let consumer: BaseConsumer = config.set("group.id", "look").create().expect("a consumer");
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, Offset::Offset(offset)).expect("an offset");
+    consumer.assign(&list).expect("an assignment");
+    let message = loop {
+        if let Ok(message) = consumer.poll(SECONDS).expect("a message") {
+            break message;
+        }
+    };
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        let pair = |header: Header<'_, &[u8]>| {
+            (header.key.to_owned(), text(header.value.unwrap_or_default()))
+        };
+        headers.iter().map(pair).collect()
+    });
+    (message.payload().map(<[u8]>::to_vec), message.key().map(<[u8]>::to_vec), headers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ours_are_events_of_the_official_binding() {
+    let broker = connect_single().await;
+    let topic = Topic::new(unique("binding"));
+    let envelope = Envelope::new("order.created", r#"{"id":7}"#)
+        .with_id("7")
+        .with_key("customer 7")
+        .with_version(2)
+        .with_header("tenant", "größe")
+        .expect("a header");
+    send(&broker, topic.clone(), envelope).await;
+    let (payload, key, headers) = look(&broker, Destination::from(topic).name(), 0);
+    assert_eq!(payload.as_deref(), Some(&br#"{"id":7}"#[..]));
+    assert_eq!(key.as_deref(), Some(&b"customer 7"[..]));
+    for (name, value) in [
+        ("content-type", "application/json"),
+        ("ce_specversion", "1.0"),
+        ("ce_id", "7"),
+        ("ce_type", "order.created"),
+        ("ce_partitionkey", "customer 7"),
+        ("ce_schemaversion", "2"),
+        ("ce_tenant", "größe"),
+    ] {
+        let found = headers.iter().filter(|(known, _)| known == name);
+        assert_eq!(found.map(|(_, value)| &**value).collect::<Vec<_>>(), [value], "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_other_sdks_are_read_in_both_modes() {
+    let broker = connect_single().await;
+    let name = unique("sdk");
+    let subscription = Subscription::queue(name.clone());
+    broker.declare(&subscription).await.expect("a queue");
+    let binary: &[(&str, &[u8])] = &[
+        ("ce_specversion", b"1.0"),
+        ("ce_id", b"a"),
+        ("ce_source", b"/sensors"),
+        ("ce_type", b"measured"),
+        ("ce_subject", b"x"),
+        ("content-type", b"text/plain"),
+    ];
+    put(&broker, &name, None, binary, Some(b"21"));
+    let structured: &[(&str, &[u8])] = &[("content-type", b"application/cloudevents+json")];
+    let event = br#"{"specversion":"1.0","id":"b","source":"/sensors","type":"measured","subject":"x","datacontenttype":"text/plain","data":"21"}"#;
+    put(&broker, &name, None, structured, Some(event));
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    for id in ["a", "b"] {
+        let delivery = receive(&mut consumer).await;
+        let envelope = delivery.envelope();
+        assert_eq!((&*envelope.id, &*envelope.r#type), (id, "measured"));
+        assert_eq!((&*envelope.source, &*envelope.content_type), ("/sensors", "text/plain"));
+        assert_eq!(envelope.headers.get("subject"), Some("x"));
+        assert_eq!(envelope.payload, "21");
+        ack(delivery).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_no_text_stay_apart() {
+    let broker = connect_single().await;
+    let name = unique("keys");
+    let subscription = Subscription::queue(name.clone());
+    broker.declare(&subscription).await.expect("a queue");
+    put(&broker, &name, Some(&[0xff, 0x01]), &[], Some(b"1"));
+    put(&broker, &name, Some(&[0xff, 0x02]), &[], Some(b"2"));
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    for key in ["ff01", "ff02"] {
+        let delivery = receive(&mut consumer).await;
+        assert_eq!(delivery.envelope().key.as_deref(), Some(key));
+        ack(delivery).await;
+    }
+}

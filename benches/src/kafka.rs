@@ -1,0 +1,240 @@
+//! Apache Kafka, idempotent and `acks=all`, against librdkafka used as an expert would: a
+//! `ThreadedProducer` whose context only counts, and a `BaseConsumer`.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use anybroker::kafka::rdkafka::consumer::{BaseConsumer, Consumer};
+use anybroker::kafka::rdkafka::producer::{
+    BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer,
+};
+use anybroker::kafka::rdkafka::{ClientConfig, ClientContext, Message as _};
+use anybroker::{
+    BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
+};
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tower::service_fn;
+
+use crate::measure::{Goal, Table, in_turn, rate};
+
+const PAYLOAD: [u8; 256] = [b'x'; 256];
+const WINDOW: usize = 1_000;
+
+pub(crate) async fn run(table: &mut Table, url: &str, quick: bool) -> Result<(), BoxError> {
+    let messages = if quick { 300_000 } else { 1_000_000 };
+    let rounds = if quick { 3 } else { 5 };
+    let bench = Bench { url: url.to_owned(), messages };
+    let (ours, bare) = in_turn(rounds, || bench.publish(), || bench.bare_publish()).await?;
+    let name = format!("kafka · publish, 256 B, {WINDOW} in flight");
+    table.add(name, ours, Some(bare), Goal::Ratio(0.8));
+    for (attributes, messages, goal) in [
+        (Attributes::Same, "the same messages", Goal::Ratio(0.8)),
+        // What the attributes of an envelope cost the server and the client.
+        (Attributes::None, "bare payloads", Goal::None),
+    ] {
+        let bare = || bench.bare_consume(attributes);
+        let (ours, bare) = in_turn(rounds, || bench.consume(), bare).await?;
+        table.add(format!("kafka · consume, against {messages}"), ours, Some(bare), goal);
+    }
+    Ok(())
+}
+
+/// What the bare client's messages carry beside their payload.
+#[derive(Clone, Copy)]
+enum Attributes {
+    /// What an envelope carries.
+    Same,
+    None,
+}
+
+struct Bench {
+    url: String,
+    messages: usize,
+}
+
+impl Bench {
+    fn config(&self) -> ClientConfig {
+        let hosts = self.url.trim_start_matches("kafka://").split(['/', '?']).next();
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", hosts.unwrap_or_default());
+        config
+    }
+
+    /// A queue, created, with so many partitions as the library gives it.
+    async fn queue(&self) -> Result<(Arc<dyn Broker>, Queue, String), BoxError> {
+        let broker = connect(&self.url).await?;
+        let name = format!("bench-{}", Envelope::new("name", "").id);
+        let queue = Queue::new(name.clone());
+        broker.declare_destination(&queue.clone().into()).await?;
+        Ok((broker, queue, name))
+    }
+
+    async fn publish(&self) -> Result<f64, BoxError> {
+        let (broker, queue, _) = self.queue().await?;
+        let rate = publish_all(&broker, &queue, self.messages).await?;
+        broker.close().await?;
+        Ok(rate)
+    }
+
+    /// From the first message to the last: joining the group is not counted on either side.
+    async fn consume(&self) -> Result<f64, BoxError> {
+        let (broker, queue, _) = self.queue().await?;
+        publish_all(&broker, &queue, self.messages).await?;
+        let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
+        let started = Arc::new(OnceLock::new());
+        let service = service_fn({
+            let (left, started) = (Arc::clone(&left), Arc::clone(&started));
+            move |message: Message| {
+                started.get_or_init(Instant::now);
+                std::hint::black_box(message.envelope().payload.len());
+                if left.0.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    left.1.notify_one();
+                }
+                std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
+            }
+        });
+        let worker = Worker::new(Arc::clone(&broker))
+            .subscribe(Subscription::queue(queue), service)
+            .concurrency(WINDOW)
+            .start()
+            .await?;
+        let mut rate_seen = 0.0;
+        let report = worker
+            .run_until(async {
+                left.1.notified().await;
+                rate_seen = rate(self.messages, *started.get_or_init(Instant::now));
+            })
+            .await?;
+        assert_eq!(report.handled, self.messages as u64, "{report}");
+        broker.close().await?;
+        Ok(rate_seen)
+    }
+
+    async fn bare_publish(&self) -> Result<f64, BoxError> {
+        let (broker, _, name) = self.queue().await?;
+        let rate = self.bare_publish_to(name).await?;
+        broker.close().await?;
+        Ok(rate)
+    }
+
+    async fn bare_publish_to(&self, topic: String) -> Result<f64, BoxError> {
+        let (config, messages) = (self.config(), self.messages);
+        spawn_blocking(move || bare_publish_all(config, &topic, messages)).await?
+    }
+
+    async fn bare_consume(&self, attributes: Attributes) -> Result<f64, BoxError> {
+        let (broker, queue, name) = self.queue().await?;
+        match attributes {
+            Attributes::Same => {
+                publish_all(&broker, &queue, self.messages).await?;
+            }
+            Attributes::None => {
+                self.bare_publish_to(name.clone()).await?;
+            }
+        }
+        let (config, messages) = (self.config(), self.messages);
+        let rate = spawn_blocking(move || bare_consume_all(config, &name, messages)).await??;
+        broker.close().await?;
+        Ok(rate)
+    }
+}
+
+/// Publishes through the public API, `WINDOW` in flight.
+async fn publish_all(
+    broker: &Arc<dyn Broker>,
+    queue: &Queue,
+    messages: usize,
+) -> Result<f64, BoxError> {
+    let publisher = broker.publisher();
+    let started = Instant::now();
+    let mut window = VecDeque::with_capacity(WINDOW);
+    for _ in 0..messages {
+        if window.len() == WINDOW {
+            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
+            oldest.await?;
+        }
+        let envelope = Envelope::new("bench.message", &PAYLOAD[..]);
+        window.push_back(publisher.publish_envelope(queue.clone(), envelope).start());
+    }
+    for confirmation in window {
+        confirmation.await?;
+    }
+    Ok(rate(messages, started))
+}
+
+/// Counts what was stored, and lets the publishing thread go on.
+struct Count {
+    stored: AtomicUsize,
+    failed: AtomicUsize,
+    publishing: Thread,
+}
+
+impl ClientContext for Count {}
+
+impl ProducerContext for Count {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if result.is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.stored.fetch_add(1, Ordering::Release) % 64 == 63 {
+            self.publishing.unpark();
+        }
+    }
+}
+
+fn bare_publish_all(
+    mut config: ClientConfig,
+    topic: &str,
+    messages: usize,
+) -> Result<f64, BoxError> {
+    let count = Count {
+        stored: AtomicUsize::new(0),
+        failed: AtomicUsize::new(0),
+        publishing: std::thread::current(),
+    };
+    config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "0");
+    let producer: ThreadedProducer<Count> = config.create_with_context(count)?;
+    let started = Instant::now();
+    for sent in 0..messages {
+        while sent - producer.context().stored.load(Ordering::Acquire) >= WINDOW {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        let record: BaseRecord<'_, (), [u8]> = BaseRecord::to(topic).payload(&PAYLOAD[..]);
+        producer.send(record).map_err(|(error, _)| error)?;
+    }
+    producer.flush(Duration::from_secs(30))?;
+    let rate = rate(messages, started);
+    assert_eq!(producer.context().failed.load(Ordering::Relaxed), 0, "all were stored");
+    Ok(rate)
+}
+
+fn bare_consume_all(
+    mut config: ClientConfig,
+    topic: &str,
+    messages: usize,
+) -> Result<f64, BoxError> {
+    config
+        .set("group.id", format!("{topic}-bare"))
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.offset.store", "false");
+    let consumer: BaseConsumer = config.create()?;
+    consumer.subscribe(&[topic])?;
+    let mut started = None;
+    let mut seen = 0;
+    while seen < messages {
+        // None is what it answers to a rebalance too.
+        let Some(message) = consumer.poll(Duration::from_secs(1)) else { continue };
+        let message = message?;
+        started.get_or_insert_with(Instant::now);
+        std::hint::black_box(message.payload().map(<[u8]>::len));
+        consumer.store_offset_from_message(&message)?;
+        seen += 1;
+    }
+    Ok(rate(messages, started.unwrap_or_else(Instant::now)))
+}
