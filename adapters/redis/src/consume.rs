@@ -18,7 +18,7 @@ use crate::held::{Id, Source};
 use crate::line::Line;
 use crate::link::{Call, pause};
 use crate::message::read;
-use crate::reclaim::{Cursor, PAGE, is_suspect};
+use crate::reclaim::{Cursor, is_suspect};
 use crate::scripts::{Found, LEAVE, MOVE, TRIM};
 use crate::settle::{RedisSettler, Shared};
 use crate::topology::Topology;
@@ -35,6 +35,9 @@ const TRIM_EVERY: Duration = Duration::from_secs(2);
 /// The most entries and bytes of one read.
 const MOST: usize = 500;
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+
+/// The most bytes that become due in one step, during which the server does nothing else.
+const MOVED_BYTES: usize = 4 * 1024 * 1024;
 
 /// Consumers of crashed processes are deleted when they have had nothing pending for so long.
 const FORGOTTEN: Duration = Duration::from_hours(1);
@@ -312,10 +315,17 @@ impl Reader {
             if shared.group.ordered && self.owned[index].is_none() {
                 continue;
             }
-            let call = Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(PAGE);
-            let due: i64 = shared.link.run("move what is due", &call).await?;
-            if let Ok(due) = u64::try_from(due) {
-                next = next.min(Duration::from_millis(due + 1));
+            let call =
+                Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(MOVED_BYTES);
+            match shared.link.run::<i64>("move what is due", &call).await {
+                Ok(due) => {
+                    if let Ok(due) = u64::try_from(due) {
+                        next = next.min(Duration::from_millis(due + 1));
+                    }
+                }
+                Err(error) if error.retry_class() == RetryClass::Permanent => return Err(error),
+                // It stays where it is. What is below must go on, and may be what helps.
+                Err(error) => tracing::warn!(%error, "what is due could not be moved"),
             }
         }
         self.next_tick = Instant::now() + next;

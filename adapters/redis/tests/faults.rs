@@ -208,6 +208,8 @@ async fn a_server_without_memory_refuses_and_loses_nothing() {
         let broker = connect(server.url()).await;
         let subscription = Subscription::queue("full");
         let mut consumer = broker.consume(&subscription, 8).await.expect("a consumer");
+        let ordered = Queue::new("full-in-order").ordered();
+        send(&broker, ordered.clone(), message("m").with_key("k")).await;
         let (producer, mut confirmed) = (broker.producer(), Vec::new());
         let mut refused = None;
         for number in 0..1000 {
@@ -224,20 +226,27 @@ async fn a_server_without_memory_refuses_and_loses_nothing() {
         let error = refused.expect("the memory is full");
         check(&error, ErrorKind::Blocked, "raise maxmemory");
         assert_eq!(error.retry_class(), RetryClass::Transient);
-        // What needs room is refused and stays; what frees room goes on.
+        // What frees room goes on: a group that exists is consumed, and its messages may fail.
+        consumer.close().await.expect("a close");
+        consumer = broker.consume(&subscription, 8).await.expect("a consumer");
+        let in_order = Subscription::queue(ordered);
+        let mut owner = broker.consume(&in_order, 8).await.expect("a consumer");
+        assert_eq!(ack_all(&mut owner, 1).await, ["m"]);
+        owner.close().await.expect("a close");
         let first = receive(&mut consumer).await;
-        let id = first.envelope().id.clone();
-        let refused = first.settle(Outcome::dead_letter("test", "no room")).await;
-        check(&refused.expect_err("no room"), ErrorKind::Blocked, "raise maxmemory");
-        let mut handled = Vec::new();
+        let mut handled = vec![first.envelope().id.clone()];
+        first.settle(Outcome::dead_letter("test", "broken")).await.expect("a dead letter");
+        let second = receive(&mut consumer).await;
+        let id = second.envelope().id.clone();
+        let later = Outcome::Retry { after: Duration::from_millis(10) };
+        second.settle(later).await.expect("a retry");
         while handled.len() < confirmed.len() {
             let delivery = receive(&mut consumer).await;
-            if delivery.envelope().id == id {
-                assert_eq!(delivery.attempt(), 2);
-            }
+            assert_eq!(delivery.attempt(), 1 + u32::from(delivery.envelope().id == id));
             handled.push(delivery.envelope().id.clone());
             delivery.settle(Outcome::Ack).await.expect("an acknowledgement");
         }
+        assert_eq!(broker.purge_dead_letters(&subscription).await.expect("a purge"), 1);
         handled.sort_unstable();
         confirmed.sort_unstable();
         assert_eq!(handled, confirmed);
