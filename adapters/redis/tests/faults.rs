@@ -289,3 +289,32 @@ async fn a_name_that_is_taken_says_so() {
     check(&error, ErrorKind::Mismatch, "taken by something else");
     broker.close().await.expect("a close");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_becomes_a_replica_is_left_for_the_next_host() {
+    let former = launch(Redis::new(RedisVersion::V8)).await;
+    let latter = launch(Redis::new(RedisVersion::V8)).await;
+    let address = |server: &Server| server.url().trim_start_matches("redis://").to_owned();
+    let (first, second) = (address(&former), address(&latter));
+    let broker = connect(&format!("redis://{first},{second}")).await;
+    let subscription = Subscription::queue("demoted");
+    let mut consumer = broker.consume(&subscription, 8).await.expect("a consumer");
+    send(&broker, Queue::new("demoted"), message("before")).await;
+    assert_eq!(ack_all(&mut consumer, 1).await, ["before"]);
+
+    let direct = connect(former.url()).await;
+    let (host, port) = second.split_once(':').expect("a host and a port");
+    let _: String = run(&direct, cmd("REPLICAOF").arg(host).arg(port)).await;
+    drop(direct);
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while let Err(error) =
+        broker.producer().send(Outgoing::new(Queue::new("demoted"), message("after"))).await
+    {
+        check(&error, ErrorKind::Unavailable, "");
+        assert!(tokio::time::Instant::now() < end, "it stays with the replica");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ack_all(&mut consumer, 1).await, ["after"]);
+    check(&refusal(former.url()).await, ErrorKind::Unavailable, "is a replica");
+    broker.close().await.expect("a close");
+}
