@@ -31,6 +31,9 @@ const CLAIM_SHARE: u32 = 20;
 
 /// How often it removes what all groups have finished.
 const TRIM_EVERY: Duration = Duration::from_secs(2);
+/// The most entries that it removes from a stream in one step, and in how many steps on end.
+const TRIM_LOT: usize = 10_000;
+const TRIM_LOTS: usize = 50;
 
 /// The most entries and bytes of one read.
 const MOST: usize = 500;
@@ -341,7 +344,11 @@ impl Reader {
         }
         shared.renew(shared.held.to_renew(shared.lease())).await?;
         if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
-            self.trim().await?;
+            let trimmed = self.trim().await;
+            if !matches!(trimmed, Ok(true)) {
+                shared.settled.store(true, Ordering::Relaxed);
+            }
+            trimmed?;
         }
         Ok(())
     }
@@ -350,14 +357,24 @@ impl Reader {
         self.next_tick
     }
 
-    async fn trim(&mut self) -> Result<()> {
+    /// Removes what all groups have finished; answers whether that was all of it.
+    async fn trim(&mut self) -> Result<bool> {
         let shared = &self.shared;
+        let mut all = true;
         for source in 0..self.cursors.len() {
-            let call = Call::new(&TRIM).key(shared.group.stream(source));
-            let _: i64 = shared.link.run("trim", &call).await?;
+            let call = Call::new(&TRIM).key(shared.group.stream(source)).arg(TRIM_LOT);
+            let mut more = true;
+            for _ in 0..TRIM_LOTS {
+                // It stops where the next node would be too much.
+                more = shared.link.run::<usize>("trim", &call).await? >= TRIM_LOT / 2;
+                if !more {
+                    break;
+                }
+            }
+            all &= !more;
         }
         self.next_trim = Instant::now() + TRIM_EVERY;
-        Ok(())
+        Ok(all)
     }
 
     /// Gives back what no handler has seen, and stays for what handlers still hold.
@@ -372,6 +389,10 @@ impl Reader {
         // An ordered partition is owned until all of it is settled.
         let mut inbox = Some(inbox).filter(|_| shared.group.ordered);
         while !shared.held.is_empty() && !*closing.borrow() {
+            // Nobody receives them any more.
+            for holding in shared.held.take_waiting() {
+                drop(self.settler.give_back(holding, false));
+            }
             tokio::select! {
                 () = sleep(TICK / 5) => {}
                 () = shared.room.notified() => {}
