@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ pub(crate) struct Commands {
     /// How many commands are worth waking the thread.
     batch: AtomicUsize,
     pub(crate) closing: AtomicBool,
+    /// Whether the thread ended by an error.
+    pub(crate) failed: AtomicBool,
     ended: watch::Sender<bool>,
 }
 
@@ -55,10 +57,19 @@ pub(crate) enum Settled {
 pub(crate) struct Seat {
     pub(crate) number: u32,
     pub(crate) inbox: InboxSender,
-    pub(crate) settler: std::sync::Arc<dyn anybroker_core::Settler>,
+    pub(crate) settler: Arc<dyn anybroker_core::Settler>,
     pub(crate) prefetch: usize,
     pub(crate) held: usize,
     pub(crate) leaving: bool,
+}
+
+struct Announcement(Arc<Commands>);
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        self.0.end();
+        self.0.ended.send_replace(true);
+    }
 }
 
 const PLACE_BITS: u32 = 48;
@@ -87,6 +98,7 @@ impl Default for Commands {
             asleep: AtomicBool::new(false),
             batch: AtomicUsize::new(1),
             closing: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             ended: watch::channel(false).0,
         }
     }
@@ -209,8 +221,9 @@ impl Commands {
         (queue.ended, queue.commands) = (true, Vec::new());
     }
 
-    pub(crate) fn announce_end(&self) {
-        self.ended.send_replace(true);
+    /// Says so when it is dropped, however the thread ends.
+    pub(crate) fn announce_end(self: &Arc<Self>) -> impl Drop + use<> {
+        Announcement(Arc::clone(self))
     }
 
     pub(crate) fn assign(&self, assignment: u16) {

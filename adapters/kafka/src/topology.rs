@@ -57,6 +57,11 @@ impl Topology {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
     }
 
+    /// Looks again at what was found to be there.
+    pub(crate) fn forget(&self) {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Creates a destination or checks it; a queue with its group.
     pub(crate) async fn declare_destination(
         self: &Arc<Self>,
