@@ -171,6 +171,13 @@ impl GroupContext {
         desk.apply(&mut commands);
         let removed = desk.remove(&ids);
         drop(desk);
+        // The client would keep them paused when they come back.
+        let mut paused = TopicPartitionList::new();
+        for partition in removed.iter().filter(|partition| partition.paused) {
+            paused.add_partition(&partition.topic, partition.number);
+        }
+        // It fails only for what the client does not know, which is not paused either.
+        let _ = consumer.resume(&paused);
         if is_lost || removed.is_empty() {
             return;
         }
