@@ -51,6 +51,8 @@ pub(crate) enum Settled {
     },
     /// It is handed out again, and this counts.
     Dropped,
+    /// No handler saw it: it is handed out again, and this does not count.
+    Unseen,
 }
 
 /// One consumer of a group in this process.
@@ -136,7 +138,7 @@ impl Commands {
             }
             // What was to be started when its partition leaves was not: that is no attempt.
             let settled = match settled {
-                Settled::Dropped if queue.leaving.contains(&assignment) => return Ok(()),
+                Settled::Dropped if queue.leaving.contains(&assignment) => Settled::Unseen,
                 settled => settled,
             };
             queue.commands.push(Command::Settled(tag, settled));
