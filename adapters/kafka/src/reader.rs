@@ -325,8 +325,9 @@ impl Reader {
             let (waiting, places) = partition.size();
             let most = if partition.paused { 2 } else { 1 };
             let too_many = waiting > MOST_WAITING / most || places > MOST_PLACES / most;
-            let pause =
-                too_many || (flooded && waiting > 0) || (partition.paused && waiting > window);
+            // What waits for its time takes nobody's turn, and does not keep others from being read.
+            let ready = partition.ready();
+            let pause = too_many || (flooded && ready > 0) || (partition.paused && ready > window);
             if pause == partition.paused {
                 continue;
             }
