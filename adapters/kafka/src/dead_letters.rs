@@ -25,6 +25,7 @@ use crate::client::Context;
 use crate::error::{code, error_of, failed};
 use crate::message::{headers, read};
 use crate::names::Names;
+use crate::publish::sizes;
 use crate::scan::{Range, scan};
 use crate::topology::{ANSWER, Topology, patiently};
 
@@ -155,12 +156,15 @@ impl DeadLetters {
 
     /// Whoever begins later fences this one off, so that no two send the same letter.
     fn redrive_once(&self, redrive: &Redrive, sent: &mut u64) -> Result<i64, Stopped> {
+        let clients = &self.topology.clients;
+        let [largest, batch] = sizes(clients.settings.max_payload);
         let options = [
+            ("message.max.bytes", &*largest),
+            ("batch.size", &*batch),
             ("transactional.id", &*self.names.dead_letters),
             ("transaction.timeout.ms", "30000"),
             ("partitioner", "murmur2_random"),
         ];
-        let clients = &self.topology.clients;
         let producer: BaseProducer<Context> =
             clients.create(&options, clients.context(), "redrive")?;
         producer.init_transactions(ANSWER)?;

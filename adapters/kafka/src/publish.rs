@@ -17,6 +17,7 @@ use crate::commands::{Commands, Settled};
 use crate::error::{code, error_of, failed};
 use crate::message::headers;
 use crate::options::TokenProvider;
+use crate::topology::COPY;
 
 /// Stores messages, and tells who waits once every replica in sync has them.
 pub(crate) struct Publisher {
@@ -100,8 +101,8 @@ impl Waiting {
 impl Publisher {
     pub(crate) fn new(clients: &Clients) -> Result<Self> {
         let timeout = clients.settings.publish_timeout;
-        let (deadline, largest) =
-            (timeout.as_millis().max(1).to_string(), clients.settings.max_payload.to_string());
+        let deadline = timeout.as_millis().max(1).to_string();
+        let [largest, batch] = sizes(clients.settings.max_payload);
         let options = [
             ("enable.idempotence", "true"),
             ("acks", "all"),
@@ -111,6 +112,7 @@ impl Publisher {
             ("linger.ms", "0.5"),
             ("message.timeout.ms", &*deadline),
             ("message.max.bytes", &*largest),
+            ("batch.size", &*batch),
             ("queue.buffering.max.messages", "500000"),
             ("queue.buffering.max.kbytes", "262144"),
             // Not every broker knows at once of a topic that was just created.
@@ -213,6 +215,12 @@ impl Overflow {
     fn lock(&self) -> MutexGuard<'_, VecDeque<Record>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How large a message may be, with room for what is added to copies; and how large a batch.
+pub(crate) fn sizes(max_payload: usize) -> [String; 2] {
+    // The topics' `max.message.bytes` is one for batches.
+    [max_payload.saturating_add(COPY), max_payload.clamp(1, 1_000_000)].map(|size| size.to_string())
 }
 
 fn refused(topic: &str, error: KafkaError) -> Error {

@@ -26,9 +26,8 @@ pub(crate) struct Topology {
 /// How long a question may take.
 pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 
-/// Messages that wait to be handled must outlast whatever a topic keeps by default.
-const FOR_EVER: [(&str, &str); 3] =
-    [("retention.ms", "-1"), ("retention.bytes", "-1"), ("cleanup.policy", "delete")];
+/// What a copy of a message may be larger than the message: its headers tell more.
+pub(crate) const COPY: usize = 1024 * 1024;
 
 /// A topic to be, and what it is to be created with.
 struct Wanted<'a> {
@@ -96,9 +95,18 @@ impl Topology {
         let start = subscription.start_position();
         let from_start = existed || !destination.is_topic() || start == Start::Earliest;
         self.position(&names.group, &names.topic, partitions, from_start).await?;
+        let largest = self.clients.settings.max_payload.saturating_add(COPY).to_string();
+        let options = [
+            // Messages that wait to be handled must outlast whatever a topic keeps by default.
+            ("retention.ms", "-1"),
+            ("retention.bytes", "-1"),
+            ("cleanup.policy", "delete"),
+            // What fitted into the group's topic must fit into these.
+            ("max.message.bytes", &*largest),
+        ];
         for name in [&names.retry, &names.dead_letters] {
             let default = if *name == names.retry { partitions } else { 1 };
-            let wanted = Wanted { name, partitions: None, default, options: &FOR_EVER };
+            let wanted = Wanted { name, partitions: None, default, options: &options };
             let partitions = self.ensure(&wanted).await?;
             if *name == names.retry {
                 self.position(&names.group, name, partitions, true).await?;
