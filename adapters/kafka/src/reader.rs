@@ -134,12 +134,13 @@ impl Reader {
             let mut desk = context.desk();
             let next_due = desk.advance();
             self.reserve(&mut desk);
-            desk.dispatch();
+            // Before the others, who would take every place again and again.
             if let Some(suspect) = desk.next_suspect() {
                 desk.hand_out_suspect(suspect, |partition| {
                     self.commit(&commits([(partition, partition.position(None))]), CommitMode::Sync)
                 });
             }
+            desk.dispatch();
             self.limit(&mut desk, window);
             self.move_on(&mut desk);
             let done = desk.seats.iter().any(|seat| seat.leaving && seat.held == 0);
