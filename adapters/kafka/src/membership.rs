@@ -28,6 +28,9 @@ use crate::topology::ANSWER;
 /// How long handlers may take to finish what they run when a partition goes to another process.
 const HANDOVER: Duration = Duration::from_secs(10);
 
+/// How long the end of a log is asked for that can be done without.
+const GLANCE: Duration = Duration::from_secs(2);
+
 /// What a group's thread is set up with.
 pub(crate) struct GroupSettings {
     pub(crate) names: Arc<Names>,
@@ -88,8 +91,11 @@ impl GroupContext {
             let (position, high) = match element.offset() {
                 Offset::Offset(offset) => {
                     let position = Position::read(offset, element.metadata());
+                    // One partition without a leader must not keep the others from being read:
+                    // then all that was reserved may have been dispatched.
                     let high = if position.open {
-                        self.patiently(watermarks).map_err(asked)?.1
+                        let asked = consumer.fetch_watermarks(topic, number, GLANCE);
+                        asked.map_or(position.until, |(_, high)| high)
                     } else {
                         offset
                     };
