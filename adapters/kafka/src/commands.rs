@@ -182,11 +182,16 @@ impl Commands {
     /// Commits what is settled, if the thread is at work.
     pub(crate) async fn flush(&self) {
         let (answer, answered) = oneshot::channel();
-        if !self.lock().ended {
-            self.push(Command::Flush(answer));
-            // Without an answer it has ended, and committed for the last time.
-            let _ = answered.await;
+        {
+            let mut queue = self.lock();
+            if queue.ended {
+                return;
+            }
+            queue.commands.push(Command::Flush(answer));
         }
+        self.wake();
+        // Without an answer it has ended, and committed for the last time.
+        let _ = answered.await;
     }
 
     /// Resolves when the thread has ended.
