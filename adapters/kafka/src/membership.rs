@@ -23,7 +23,7 @@ use crate::options::TokenProvider;
 use crate::partition::Partition;
 use crate::position::Position;
 use crate::publish::Publisher;
-use crate::topology::ANSWER;
+use crate::topology::{ANSWER, offsets};
 
 /// How long handlers may take to finish what they run when a partition goes to another process.
 const HANDOVER: Duration = Duration::from_secs(10);
@@ -83,8 +83,7 @@ impl GroupContext {
     /// Takes partitions over where their owners before left.
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<()> {
         let asked = |error| failed("consume", "asking for the group's offsets", error);
-        let committed = self.patiently(|| consumer.committed_offsets(list.clone(), ANSWER));
-        let committed = committed.map_err(asked)?;
+        let committed = self.patiently(|| offsets(consumer, list)).map_err(asked)?;
         for element in committed.elements() {
             let (topic, number) = (element.topic(), element.partition());
             let watermarks = || consumer.fetch_watermarks(topic, number, ANSWER);
@@ -109,7 +108,11 @@ impl GroupContext {
             };
             let start = Offset::Offset(position.offset);
             list.set_partition_offset(topic, number, start).map_err(asked)?;
-            let id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
+            let mut id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
+            // After many rebalances the numbers begin anew.
+            while self.desk().partition(id).is_some() {
+                id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
+            }
             let retry = topic == self.group.names.retry;
             let name = if retry { &self.group.names.retry } else { &self.group.names.topic };
             let in_place = self.group.ordered && !retry;
