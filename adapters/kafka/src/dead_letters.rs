@@ -171,16 +171,17 @@ impl DeadLetters {
         // Read only now: nobody before changes anything any more.
         let range = self.whole()?;
         let marked = self.marked(&range)?;
-        let mut first_left = range.end;
+        let (mut seen, mut first_left) = (range.from, None);
         let mut lot: Vec<Letter> = Vec::new();
         let interval = redrive.interval();
         let most = if interval.is_some() { 1 } else { LOT };
         let mut stopped = None;
         self.each(&range, &marked, |letter| {
+            seen = letter.offset + 1;
             let chosen = redrive.selected().matches(&letter.envelope, &letter.hop, now());
             let room = redrive.at_most() - *sent > lot.len() as u64;
             if !chosen || !room {
-                first_left = first_left.min(letter.offset);
+                first_left.get_or_insert(letter.offset);
                 return Ok(room);
             }
             lot.push(letter);
@@ -202,7 +203,8 @@ impl DeadLetters {
             return Err(stopped);
         }
         *sent += self.send_back(&producer, &mut lot)?;
-        Ok(first_left)
+        // What was not looked at may be a letter.
+        Ok(first_left.unwrap_or(seen))
     }
 
     /// Stores the copies and their mark, all or nothing.
