@@ -13,6 +13,8 @@ pub(crate) struct Commands {
     queue: Mutex<Queue>,
     thread: OnceLock<Thread>,
     asleep: AtomicBool,
+    /// Whether it was to be woken since it last slept.
+    woken: AtomicBool,
     /// How many commands are worth waking the thread.
     batch: AtomicUsize,
     pub(crate) closing: AtomicBool,
@@ -98,6 +100,7 @@ impl Default for Commands {
             queue: Mutex::default(),
             thread: OnceLock::new(),
             asleep: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
             batch: AtomicUsize::new(1),
             closing: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -117,6 +120,7 @@ impl Commands {
     }
 
     pub(crate) fn wake(&self) {
+        self.woken.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst)
             && let Some(thread) = self.thread.get()
         {
@@ -253,7 +257,8 @@ impl Commands {
     pub(crate) fn sleep(&self, time: Duration, batch: usize) {
         self.batch.store(batch, Ordering::Relaxed);
         self.asleep.store(true, Ordering::SeqCst);
-        if self.lock().commands.len() < batch && !self.closing.load(Ordering::SeqCst) {
+        let woken = self.woken.swap(false, Ordering::SeqCst);
+        if !woken && self.lock().commands.len() < batch && !self.closing.load(Ordering::SeqCst) {
             std::thread::park_timeout(time);
         }
         self.asleep.store(false, Ordering::SeqCst);

@@ -49,8 +49,6 @@ pub(crate) struct GroupContext {
     pub(crate) desk: Mutex<Desk>,
     pub(crate) commands: Arc<Commands>,
     pub(crate) next_assignment: AtomicU16,
-    /// Whether a commit failed that is to be made up for.
-    pub(crate) uncommitted: AtomicBool,
     pub(crate) failure: Mutex<Option<Error>>,
     pub(crate) token: Option<TokenProvider>,
 }
@@ -87,7 +85,7 @@ impl GroupContext {
         for element in committed.elements() {
             let (topic, number) = (element.topic(), element.partition());
             let watermarks = || consumer.fetch_watermarks(topic, number, ANSWER);
-            let (position, high) = match element.offset() {
+            let (mut position, high) = match element.offset() {
                 Offset::Offset(offset) => {
                     let position = Position::read(offset, element.metadata());
                     // One partition without a leader must not keep the others from being read:
@@ -106,14 +104,18 @@ impl GroupContext {
                     (Position::at(low), high)
                 }
             };
-            let start = Offset::Offset(position.offset);
-            list.set_partition_offset(topic, number, start).map_err(asked)?;
             let mut id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
             // After many rebalances the numbers begin anew.
             while self.desk().partition(id).is_some() {
                 id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
             }
             let retry = topic == self.group.names.retry;
+            if retry && let Ok((low, _)) = consumer.fetch_watermarks(topic, number, GLANCE) {
+                // Only what was finished is deleted from there: a commit was lost that said so.
+                position.offset = position.offset.max(low);
+            }
+            let start = Offset::Offset(position.offset);
+            list.set_partition_offset(topic, number, start).map_err(asked)?;
             let name = if retry { &self.group.names.retry } else { &self.group.names.topic };
             let in_place = self.group.ordered && !retry;
             let partition = Partition::new(
@@ -260,13 +262,6 @@ impl ConsumerContext for GroupContext {
         if let Err(error) = changed {
             let error = failed("consume", "changing the assignment", error);
             *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::debug!(%error, group = self.group.names.group, "a commit failed");
-            self.uncommitted.store(true, Ordering::SeqCst);
         }
     }
 }
