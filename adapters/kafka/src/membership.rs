@@ -23,10 +23,13 @@ use crate::options::TokenProvider;
 use crate::partition::Partition;
 use crate::position::Position;
 use crate::publish::Publisher;
-use crate::topology::ANSWER;
+use crate::topology::{ANSWER, offsets};
 
 /// How long handlers may take to finish what they run when a partition goes to another process.
 const HANDOVER: Duration = Duration::from_secs(10);
+
+/// How long the end of a log is asked for that can be done without.
+const GLANCE: Duration = Duration::from_secs(2);
 
 /// What a group's thread is set up with.
 pub(crate) struct GroupSettings {
@@ -46,8 +49,6 @@ pub(crate) struct GroupContext {
     pub(crate) desk: Mutex<Desk>,
     pub(crate) commands: Arc<Commands>,
     pub(crate) next_assignment: AtomicU16,
-    /// Whether a commit failed that is to be made up for.
-    pub(crate) uncommitted: AtomicBool,
     pub(crate) failure: Mutex<Option<Error>>,
     pub(crate) token: Option<TokenProvider>,
 }
@@ -80,16 +81,18 @@ impl GroupContext {
     /// Takes partitions over where their owners before left.
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<()> {
         let asked = |error| failed("consume", "asking for the group's offsets", error);
-        let committed = self.patiently(|| consumer.committed_offsets(list.clone(), ANSWER));
-        let committed = committed.map_err(asked)?;
+        let committed = self.patiently(|| offsets(consumer, list)).map_err(asked)?;
         for element in committed.elements() {
             let (topic, number) = (element.topic(), element.partition());
             let watermarks = || consumer.fetch_watermarks(topic, number, ANSWER);
-            let (position, high) = match element.offset() {
+            let (mut position, high) = match element.offset() {
                 Offset::Offset(offset) => {
                     let position = Position::read(offset, element.metadata());
+                    // One partition without a leader must not keep the others from being read:
+                    // then all that was reserved may have been dispatched.
                     let high = if position.open {
-                        self.patiently(watermarks).map_err(asked)?.1
+                        let asked = consumer.fetch_watermarks(topic, number, GLANCE);
+                        asked.map_or(position.until, |(_, high)| high)
                     } else {
                         offset
                     };
@@ -101,10 +104,18 @@ impl GroupContext {
                     (Position::at(low), high)
                 }
             };
+            let mut id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
+            // After many rebalances the numbers begin anew.
+            while self.desk().partition(id).is_some() {
+                id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
+            }
+            let retry = topic == self.group.names.retry;
+            if retry && let Ok((low, _)) = consumer.fetch_watermarks(topic, number, GLANCE) {
+                // Only what was finished is deleted from there: a commit was lost that said so.
+                position.offset = position.offset.max(low);
+            }
             let start = Offset::Offset(position.offset);
             list.set_partition_offset(topic, number, start).map_err(asked)?;
-            let id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
-            let retry = topic == self.group.names.retry;
             let name = if retry { &self.group.names.retry } else { &self.group.names.topic };
             let in_place = self.group.ordered && !retry;
             let partition = Partition::new(
@@ -171,6 +182,13 @@ impl GroupContext {
         desk.apply(&mut commands);
         let removed = desk.remove(&ids);
         drop(desk);
+        // The client would keep them paused when they come back.
+        let mut paused = TopicPartitionList::new();
+        for partition in removed.iter().filter(|partition| partition.paused) {
+            paused.add_partition(&partition.topic, partition.number);
+        }
+        // It fails only for what the client does not know, which is not paused either.
+        let _ = consumer.resume(&paused);
         if is_lost || removed.is_empty() {
             return;
         }
@@ -244,13 +262,6 @@ impl ConsumerContext for GroupContext {
         if let Err(error) = changed {
             let error = failed("consume", "changing the assignment", error);
             *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::debug!(%error, group = self.group.names.group, "a commit failed");
-            self.uncommitted.store(true, Ordering::SeqCst);
         }
     }
 }

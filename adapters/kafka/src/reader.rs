@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,6 @@ pub(crate) fn start(
         desk: Mutex::new(desk),
         commands: Arc::clone(&commands),
         next_assignment: AtomicU16::new(0),
-        uncommitted: AtomicBool::new(false),
         failure: Mutex::new(None),
         token: clients.settings.token.clone(),
     };
@@ -134,12 +133,13 @@ impl Reader {
             let mut desk = context.desk();
             let next_due = desk.advance();
             self.reserve(&mut desk);
-            desk.dispatch();
+            // Before the others, who would take every place again and again.
             if let Some(suspect) = desk.next_suspect() {
                 desk.hand_out_suspect(suspect, |partition| {
-                    self.commit(&commits([(partition, partition.position(None))]), CommitMode::Sync)
+                    self.commit(&commits([(partition, partition.position(None))]))
                 });
             }
+            desk.dispatch();
             self.limit(&mut desk, window);
             self.move_on(&mut desk);
             let done = desk.seats.iter().any(|seat| seat.leaving && seat.held == 0);
@@ -180,13 +180,19 @@ impl Reader {
     fn poll(&self, most: usize) -> Result<usize> {
         let context = self.consumer.context();
         let mut count = 0;
+        let mut before = true;
         while count < most {
-            match self.consumer.poll(Duration::ZERO) {
-                None => break,
+            let polled = self.consumer.poll(Duration::ZERO);
+            let some = polled.is_some();
+            match polled {
+                // The client answers the same for what it saw to itself.
+                None if !before => break,
+                None => {}
                 Some(Ok(message)) => context.read(&message),
                 Some(Err(error)) => self.failed(error)?,
             }
-            count += 1;
+            before = some;
+            count += usize::from(some);
         }
         Ok(count)
     }
@@ -258,15 +264,17 @@ impl Reader {
             let partition = &desk.partitions[*index];
             (partition, partition.position(Some(*until)))
         }));
-        if self.commit(&list, CommitMode::Sync) {
+        if self.commit(&list) {
             for (index, until) in reserved {
                 desk.partitions[index].reserve(until);
             }
         }
     }
 
-    fn commit(&self, list: &TopicPartitionList, mode: CommitMode) -> bool {
-        match self.consumer.commit(list, mode) {
+    /// Commits, and waits for it: the client does not tell what became of others, and may repeat
+    /// them after later ones.
+    fn commit(&self, list: &TopicPartitionList) -> bool {
+        match self.consumer.commit(list, CommitMode::Sync) {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(%error, group = self.consumer.context().group.names.group, "a commit failed");
@@ -275,20 +283,15 @@ impl Reader {
         }
     }
 
-    fn commit_finished(&self, desk: &mut Desk, at_once: bool) {
-        let again = self.consumer.context().uncommitted.swap(false, Ordering::SeqCst);
-        let changed: Vec<_> = desk
-            .partitions
-            .iter()
-            .filter(|partition| partition.dirty || again || at_once)
-            .collect();
+    fn commit_finished(&self, desk: &mut Desk, all: bool) {
+        let changed: Vec<_> =
+            desk.partitions.iter().filter(|partition| partition.dirty || all).collect();
         if changed.is_empty() {
             return;
         }
         let list =
             commits(changed.into_iter().map(|partition| (partition, partition.position(None))));
-        let mode = if at_once { CommitMode::Sync } else { CommitMode::Async };
-        if self.commit(&list, mode) {
+        if self.commit(&list) {
             for partition in &mut desk.partitions {
                 partition.dirty = false;
             }
@@ -325,8 +328,9 @@ impl Reader {
             let (waiting, places) = partition.size();
             let most = if partition.paused { 2 } else { 1 };
             let too_many = waiting > MOST_WAITING / most || places > MOST_PLACES / most;
-            let pause =
-                too_many || (flooded && waiting > 0) || (partition.paused && waiting > window);
+            // What waits for its time takes nobody's turn, and does not keep others from being read.
+            let ready = partition.ready();
+            let pause = too_many || (flooded && ready > 0) || (partition.paused && ready > window);
             if pause == partition.paused {
                 continue;
             }
