@@ -32,8 +32,12 @@ const POLLS: usize = 8;
 /// How much longer than its poll a close waits for a receive under way.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 
-/// A message that came back so often without a settlement may have ended its process.
-const SUSPICIOUS: u32 = 2;
+/// A message that came back so often without a settlement may have ended its process. Those that
+/// came back with it are far from the limit then.
+fn suspicious(subscription: &Subscription) -> u32 {
+    let of = |limit: u32| (limit / 4).max(2).min(limit.saturating_sub(1)).max(1);
+    subscription.delivery_limit().map_or(u32::MAX, of)
+}
 
 /// On FIFO the count cannot be told from that of releases, which must not use up attempts: so many
 /// returns are forgiven.
@@ -69,6 +73,7 @@ pub(crate) async fn consume(
         inbox: sender,
         waiting: VecDeque::new(),
         careful: true,
+        suspicious: suspicious(subscription),
         wanted: 1,
     };
     tokio::spawn(async move {
@@ -151,6 +156,7 @@ struct Reader {
     /// counts as an attempt of all that was received, so that a message which ends its process
     /// must be alone then: its neighbours would be given up with it.
     careful: bool,
+    suspicious: u32,
     /// How many receives there should be at once.
     wanted: usize,
 }
@@ -313,7 +319,7 @@ impl Reader {
         let hop = (hop != Hop::default()).then(|| Box::new(hop));
         let envelope = Arc::new(envelope);
         let delivery = Delivery::new(envelope, hop, returned, tag, Arc::clone(&self.settler));
-        (delivery, returned >= SUSPICIOUS)
+        (delivery, returned >= self.suspicious)
     }
 
     /// Gives back what was not handed over, and ends when what was settled is with the broker.

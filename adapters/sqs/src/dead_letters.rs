@@ -8,7 +8,9 @@ use anybroker_core::{
 use aws_sdk_sqs::types::Message;
 use tokio::time::{Instant, sleep};
 
+use crate::answers::hide;
 use crate::error::failed;
+use crate::lane::ENTRIES;
 use crate::message;
 use crate::senders::{Senders, Target};
 use crate::topology::Topology;
@@ -220,24 +222,12 @@ impl DeadLetters {
 
     /// Makes visible again what stays. What this does not reach shows itself later.
     async fn show(&mut self) {
-        for receipts in self.hidden.chunks(10) {
-            let mut change = self
-                .topology
-                .clients
-                .calls
-                .change_message_visibility_batch()
-                .queue_url(&*self.queue);
-            for (id, receipt) in receipts.iter().enumerate() {
-                let entry = aws_sdk_sqs::types::ChangeMessageVisibilityBatchRequestEntry::builder()
-                    .id(id.to_string())
-                    .receipt_handle(receipt)
-                    .visibility_timeout(0);
-                let Ok(entry) = entry.build() else { continue };
-                change = change.entries(entry);
-            }
-            if let Err(error) = change.send().await {
-                let error = failed(OPERATION, &self.queue, error);
-                tracing::debug!(%error, "dead letters stay hidden for a while");
+        for receipts in self.hidden.chunks(ENTRIES) {
+            let receipts = receipts.iter().map(|receipt| (&**receipt, Duration::ZERO));
+            for shown in hide(&self.topology, &self.queue, OPERATION, receipts).await {
+                if let Err(error) = shown {
+                    tracing::debug!(%error, "a dead letter stays hidden for a while");
+                }
             }
         }
         self.hidden.clear();

@@ -3,16 +3,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{Confirmer, Delivery, Error, Result};
-use aws_sdk_sqs::types::{
-    ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
-};
+use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, DeleteMessageBatchResultEntry};
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
-use crate::error::{BROKER, again, failed, of_code};
+use crate::answers::{Answers, hide};
+use crate::error::{BROKER, failed};
 use crate::lane::{ENTRIES, Job};
-use crate::senders::Answers;
 use crate::topology::Topology;
 
 const SETTLE: &str = "settle";
@@ -290,32 +288,7 @@ impl Held {
 
     /// One call.
     async fn hide(&self, batch: impl Iterator<Item = (&str, Duration)>) -> Vec<Result<()>> {
-        let mut entries = Vec::with_capacity(ENTRIES);
-        for (receipt, time) in batch {
-            let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
-                .id(entries.len().to_string())
-                .receipt_handle(receipt)
-                .visibility_timeout(i32::try_from(time.as_secs()).unwrap_or(i32::MAX));
-            entries.extend(entry.build());
-        }
-        let mut answers = Answers::new(entries.len());
-        let change = self.topology.clients.calls.change_message_visibility_batch();
-        match change.queue_url(&*self.queue).set_entries(Some(entries)).send().await {
-            Ok(sent) => {
-                for entry in sent.successful() {
-                    answers.set(entry.id(), Ok(()));
-                }
-                for entry in sent.failed() {
-                    answers.set(entry.id(), Err(self.refused(entry)));
-                }
-            }
-            Err(error) => answers.fail(&failed(SETTLE, &self.queue, error)),
-        }
-        answers.0
-    }
-
-    fn refused(&self, entry: &aws_sdk_sqs::types::BatchResultErrorEntry) -> Error {
-        of_code(SETTLE, &self.queue, entry.code(), entry.message(), entry.sender_fault())
+        hide(&self.topology, &self.queue, SETTLE, batch).await
     }
 
     /// One call that gives back.
@@ -366,20 +339,20 @@ impl Held {
         if deleted.is_empty() {
             return;
         }
-        let mut answers = Answers::new(deleted.len());
+        let mut answers = Answers::new(SETTLE, deleted.len());
         let delete = self.topology.clients.calls.delete_message_batch().queue_url(&*self.queue);
         match delete.set_entries(Some(entries)).send().await {
             Ok(sent) => {
-                for entry in sent.successful() {
-                    answers.set(entry.id(), Ok(()));
-                }
-                for entry in sent.failed() {
-                    answers.set(entry.id(), Err(self.refused(entry)));
-                }
+                let refused = sent.failed().iter();
+                answers.fill(
+                    &self.queue,
+                    sent.successful().iter().map(DeleteMessageBatchResultEntry::id),
+                    refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
+                );
             }
             Err(error) => answers.fail(&failed(SETTLE, &self.queue, error)),
         }
-        for (Delete(tag, confirmer), answer) in deleted.into_iter().zip(answers.0) {
+        for (Delete(tag, confirmer), answer) in deleted.into_iter().zip(answers.all) {
             if answer.is_err() {
                 // It comes again: in order nothing may pass it. They come when their leases end.
                 drop(self.lose_followers(tag));
@@ -408,11 +381,4 @@ impl From<Stale> for Error {
 fn ran_out() -> Error {
     let text = "the lease ran out or the delivery went back; it comes again, here or elsewhere";
     Error::stale(text).broker(BROKER).operation(SETTLE)
-}
-
-impl Answers {
-    /// Answers all of them with one error.
-    fn fail(&mut self, error: &Error) {
-        self.0.iter_mut().for_each(|answer| *answer = Err(again(error)));
-    }
 }

@@ -65,17 +65,14 @@ async fn run<J: Job, F: Future<Output = ()> + Send + 'static>(
     let mut next: Option<J> = None;
     let mut open = true;
     while open || next.is_some() || !batch.is_empty() {
-        if let Some(job) = next.take_if(|job| batch.is_empty() || bytes + job.bytes() <= limit) {
+        while batch.len() < ENTRIES {
+            let Some(job) = next.take().or_else(|| jobs.try_recv().ok()) else { break };
+            if !batch.is_empty() && bytes + job.bytes() > limit {
+                next = Some(job);
+                break;
+            }
             bytes += job.bytes();
             batch.push(job);
-            continue;
-        }
-        while next.is_none() && batch.len() < ENTRIES && next_job(&mut jobs, &mut next) {
-            if let Some(job) = next.take_if(|job| batch.is_empty() || bytes + job.bytes() <= limit)
-            {
-                bytes += job.bytes();
-                batch.push(job);
-            }
         }
         let full = batch.len() == ENTRIES || next.is_some();
         let due = full || calls.is_empty() || !open;
@@ -94,11 +91,6 @@ async fn run<J: Job, F: Future<Output = ()> + Send + 'static>(
         }
     }
     while calls.join_next().await.is_some() {}
-}
-
-fn next_job<J>(jobs: &mut mpsc::UnboundedReceiver<J>, next: &mut Option<J>) -> bool {
-    *next = jobs.try_recv().ok();
-    next.is_some()
 }
 
 impl<J> Clone for Lane<J> {

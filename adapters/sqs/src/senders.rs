@@ -9,11 +9,12 @@ use anybroker_core::{
     Subscription,
 };
 use aws_sdk_sns::types::PublishBatchRequestEntry;
-use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
+use aws_sdk_sqs::types::{SendMessageBatchRequestEntry, SendMessageBatchResultEntry};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::error::{again, closed, error_of, failed, of_code};
+use crate::answers::Answers;
+use crate::error::{again, closed, error_of, failed};
 use crate::lane::{Job, Lane};
 use crate::message::{self, SNS_BYTES, SQS_BYTES};
 use crate::names;
@@ -242,7 +243,7 @@ async fn call(
     address: &str,
     batch: &[Unsent],
 ) -> Result<Vec<Result<()>>> {
-    let mut answers = Answers::new(batch.len());
+    let mut answers = Answers::new(PUBLISH, batch.len());
     if let Target::Topic(_) = target {
         let sns = topology.clients.sns.as_ref().ok_or_else(|| closed(PUBLISH))?;
         let entries = batch.iter().enumerate().map(|(id, unsent)| {
@@ -259,14 +260,12 @@ async fn call(
         let publish = sns.sends.publish_batch().topic_arn(address);
         let sent = publish.set_publish_batch_request_entries(Some(entries)).send().await;
         let sent = sent.map_err(|error| failed(PUBLISH, address, error))?;
-        for stored in sent.successful() {
-            answers.set(stored.id().unwrap_or_default(), Ok(()));
-        }
-        for entry in sent.failed() {
-            let error =
-                of_code(PUBLISH, address, entry.code(), entry.message(), entry.sender_fault());
-            answers.set(entry.id(), Err(error));
-        }
+        let refused = sent.failed().iter();
+        answers.fill(
+            address,
+            sent.successful().iter().filter_map(|entry| entry.id()),
+            refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
+        );
     } else {
         let entries = batch.iter().enumerate().map(|(id, unsent)| {
             let entry = SendMessageBatchRequestEntry::builder().id(id.to_string());
@@ -283,38 +282,16 @@ async fn call(
         let call = topology.clients.sends.send_message_batch().queue_url(address);
         let sent = call.set_entries(Some(entries)).send().await;
         let sent = sent.map_err(|error| failed(PUBLISH, address, error))?;
-        for stored in sent.successful() {
-            answers.set(stored.id(), Ok(()));
-        }
-        for entry in sent.failed() {
-            let error =
-                of_code(PUBLISH, address, entry.code(), entry.message(), entry.sender_fault());
-            answers.set(entry.id(), Err(error));
-        }
+        let refused = sent.failed().iter();
+        answers.fill(
+            address,
+            sent.successful().iter().map(SendMessageBatchResultEntry::id),
+            refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
+        );
     }
-    Ok(answers.0)
+    Ok(answers.all)
 }
 
 fn unbuilt(error: aws_sdk_sqs::error::BuildError) -> Error {
     error_of(ErrorKind::Invalid, PUBLISH, "the message has no form").with_source(error)
-}
-
-/// An answer for each entry of a batch. What the broker does not mention stays ambiguous: to take
-/// the whole batch's success for each entry's is the classic silent loss.
-pub(crate) struct Answers(pub(crate) Vec<Result<()>>);
-
-impl Answers {
-    pub(crate) fn new(count: usize) -> Self {
-        let unmentioned = || {
-            let text = "the broker's answer does not mention the message";
-            Err(error_of(ErrorKind::Broker, "batch", text).class(RetryClass::Ambiguous))
-        };
-        Self((0..count).map(|_| unmentioned()).collect())
-    }
-
-    pub(crate) fn set(&mut self, id: &str, answer: Result<()>) {
-        if let Some(place) = id.parse::<usize>().ok().and_then(|index| self.0.get_mut(index)) {
-            *place = answer;
-        }
-    }
 }
