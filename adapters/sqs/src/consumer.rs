@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::error::failed;
 use crate::held::Held;
@@ -28,9 +28,6 @@ const BATCH: usize = 10;
 
 /// Receives at once, at most, when there is much to receive.
 const POLLS: usize = 8;
-
-/// How much longer than its poll a close waits for a receive under way.
-const LAST_ANSWER: Duration = Duration::from_secs(2);
 
 /// A message that came back so often without a settlement may have ended its process. Those that
 /// came back with it are far from the limit then.
@@ -341,8 +338,7 @@ impl Reader {
     /// which then wait for the end of a lease that nobody holds.
     async fn end(mut self, mut polls: JoinSet<Polled>, broker_closes: bool) {
         self.give_back_waiting(0);
-        let last = Instant::now() + self.topology.settings.poll + LAST_ANSWER;
-        while let Ok(Some(polled)) = timeout_at(last, polls.join_next()).await {
+        while let Some(polled) = polls.join_next().await {
             // A receive that failed has brought nothing.
             if let Ok(polled) = polled {
                 let _ = self.take_in(polled);
