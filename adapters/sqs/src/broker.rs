@@ -150,12 +150,18 @@ impl Broker for SqsBroker {
             Destination::Queue(queue) => {
                 self.topology.group(&Subscription::queue(queue.clone())).await.map(drop)
             }
-            Destination::Topic(_) => self.topology.topic(destination).await.map(drop),
+            Destination::Topic(_) => {
+                self.topology.forget_topic(destination)?;
+                self.topology.topic(destination).await.map(drop)
+            }
         }
     }
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
         self.check("declare")?;
+        if subscription.destination().is_topic() {
+            self.topology.forget_topic(subscription.destination())?;
+        }
         self.topology.group(subscription).await.map(drop)
     }
 

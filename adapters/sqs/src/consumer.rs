@@ -174,7 +174,7 @@ impl Reader {
             let changed = held.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if !self.hand_over().await || *closing.borrow() {
+            if !self.hand_over(polls.is_empty()).await || *closing.borrow() {
                 break;
             }
             let room = self.demand.waits.load(Ordering::Relaxed)
@@ -210,7 +210,7 @@ impl Reader {
                         }
                     }
                 }
-                () = &mut changed, if self.careful => {}
+                () = &mut changed, if self.careful || !self.waiting.is_empty() => {}
                 () = self.demand.stated.notified() => {}
                 Ok(place) = async {
                     sleep_until(paused_until).await;
@@ -226,11 +226,16 @@ impl Reader {
         renewing.abort();
     }
 
-    /// Hands over what may go; answers whether the consumer is still there.
-    async fn hand_over(&mut self) -> bool {
-        while let Some((_, suspect)) = self.waiting.front() {
+    /// Hands over what may go; answers whether the consumer is still there. `quiet` says that no
+    /// receive is under way.
+    async fn hand_over(&mut self, quiet: bool) -> bool {
+        while let Some(&(_, suspect)) = self.waiting.front() {
+            if suspect {
+                // A crash would count for them too.
+                self.give_back_waiting(1);
+            }
             let out = self.held.len() - self.waiting.len();
-            if out > 0 && (*suspect || self.careful) {
+            if out > 0 && (suspect || self.careful) || suspect && !quiet {
                 return true;
             }
             let Some((delivery, suspect)) = self.waiting.pop_front() else { return true };
@@ -319,20 +324,26 @@ impl Reader {
         (delivery, returned >= self.suspicious)
     }
 
+    /// Gives back, uncounted, what waits from this place on. It is under way then: in
+    /// [`Held::settled`] it ends.
+    fn give_back_waiting(&mut self, from: usize) {
+        for (delivery, _) in self.waiting.drain(from..) {
+            drop(delivery.settle(Outcome::Release { after: Duration::ZERO }));
+        }
+    }
+
     /// Gives back what was not handed over, and ends when what was settled is with the broker.
     ///
     /// It waits for the receives under way: one that is cut off may still take messages with it,
     /// which then wait for the end of a lease that nobody holds.
     async fn end(mut self, mut polls: JoinSet<Polled>, broker_closes: bool) {
+        self.give_back_waiting(0);
         while let Some(polled) = polls.join_next().await {
             // A receive that failed has brought nothing.
             if let Ok(polled) = polled {
                 let _ = self.take_in(polled);
             }
-            for (delivery, _) in self.waiting.drain(..) {
-                // Not awaited: what is under way is waited for below.
-                drop(delivery.settle(Outcome::Release { after: Duration::ZERO }));
-            }
+            self.give_back_waiting(0);
         }
         self.held.settled().await;
         if broker_closes {

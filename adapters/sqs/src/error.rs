@@ -44,13 +44,7 @@ where
         SdkError::ServiceError(service) => {
             let (code, text) = (error.code().unwrap_or_default(), error.message());
             let senders = service.raw().status().as_u16() < 500;
-            match of_code(operation, what, code, text, senders) {
-                // It failed in the middle of the work.
-                error if error.kind() == ErrorKind::Broker && !senders => {
-                    error.class(RetryClass::Ambiguous)
-                }
-                error => error,
-            }
+            of_code(operation, what, code, text, senders)
         }
         SdkError::TimeoutError(_) => timed_out(operation, what),
         SdkError::DispatchFailure(failure) if failure.is_timeout() && !not_sent(&error) => {
@@ -71,7 +65,8 @@ where
         }
         _ => error_of(ErrorKind::Config, operation, format!("{what}: the request cannot be built")),
     };
-    mapped.with_source(error)
+    // A refusal may repeat what was signed, a session's token among it.
+    if mapped.kind() == ErrorKind::Denied { mapped } else { mapped.with_source(error) }
 }
 
 fn timed_out(operation: &'static str, what: &str) -> Error {
@@ -101,7 +96,12 @@ pub(crate) fn of_code(
         _ => text.unwrap_or(code),
     };
     let error = error_of(kind, operation, format!("{what}: {detail}{advice}"));
-    if kind == ErrorKind::Broker && senders { error.class(RetryClass::Permanent) } else { error }
+    match kind {
+        ErrorKind::Broker if senders => error.class(RetryClass::Permanent),
+        // It failed in the middle of the work.
+        ErrorKind::Broker => error.class(RetryClass::Ambiguous),
+        _ => error,
+    }
 }
 
 fn meaning(code: &str, text: &str) -> (ErrorKind, &'static str) {
@@ -174,7 +174,7 @@ fn chain<'a>(
 
 #[cfg(test)]
 mod tests {
-    use anybroker_core::RetryClass::{self, Permanent, Transient};
+    use anybroker_core::RetryClass::{self, Ambiguous, Permanent, Transient};
 
     use super::*;
 
@@ -212,7 +212,7 @@ mod tests {
             ("InvalidParameter", "Message too long", true, ErrorKind::TooLarge, Permanent),
             ("BatchRequestTooLong", "", true, ErrorKind::TooLarge, Permanent),
             ("InvalidParameterValue", "DelaySeconds", true, ErrorKind::Broker, Permanent),
-            ("InternalError", "", false, ErrorKind::Broker, Transient),
+            ("InternalError", "", false, ErrorKind::Broker, Ambiguous),
         ];
         for (code, text, senders, kind, class) in rows {
             let error = of_code("test", "it", code, Some(text), senders);

@@ -1,12 +1,17 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 /// The most entries of a batch, on SQS and SNS alike.
 pub(crate) const ENTRIES: usize = 10;
+
+/// How long a batch waits at most for more jobs while a call could go.
+const LINGER: Duration = Duration::from_millis(10);
 
 /// What goes into a batch.
 pub(crate) trait Job: Send + 'static {
@@ -18,8 +23,8 @@ pub(crate) trait Job: Send + 'static {
 
 /// Gathers jobs into batches for one call each, several calls at once.
 ///
-/// A batch goes as soon as it is full, or when no call is under way: nobody waits for others that
-/// may never come, and under load no call carries less than it could.
+/// A batch goes as soon as it is full, or when no call is under way, or after 10 ms: nobody waits
+/// for others that may never come or for a call that hangs, and under load calls are full.
 ///
 /// # Ordering
 /// Batches are filled and called in the order of the jobs. With one call at a time they also end
@@ -64,6 +69,8 @@ async fn run<J: Job, F: Future<Output = ()> + Send + 'static>(
     // The first one that did not fit any more.
     let mut next: Option<J> = None;
     let mut open = true;
+    // When the batch has waited for long enough.
+    let mut due_at = Instant::now();
     while open || next.is_some() || !batch.is_empty() {
         while batch.len() < ENTRIES {
             let Some(job) = next.take().or_else(|| jobs.try_recv().ok()) else { break };
@@ -71,11 +78,14 @@ async fn run<J: Job, F: Future<Output = ()> + Send + 'static>(
                 next = Some(job);
                 break;
             }
+            if batch.is_empty() {
+                due_at = Instant::now() + LINGER;
+            }
             bytes += job.bytes();
             batch.push(job);
         }
         let full = batch.len() == ENTRIES || next.is_some();
-        let due = full || calls.is_empty() || !open;
+        let due = full || calls.is_empty() || !open || due_at <= Instant::now();
         if !batch.is_empty() && due && calls.len() < calls_at_once {
             calls.spawn(call(std::mem::replace(&mut batch, Vec::with_capacity(ENTRIES))));
             bytes = 0;
@@ -88,6 +98,7 @@ async fn run<J: Job, F: Future<Output = ()> + Send + 'static>(
             },
             // A call that panicked has dropped its jobs, whose confirmations then say so.
             Some(_) = calls.join_next() => {}
+            () = sleep_until(due_at), if !batch.is_empty() && calls.len() < calls_at_once => {}
         }
     }
     while calls.join_next().await.is_some() {}
@@ -108,7 +119,6 @@ impl<J> fmt::Debug for Lane<J> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::time::Duration;
 
     use super::*;
 
@@ -157,5 +167,21 @@ mod tests {
         let many = (0..80).map(|number| (number, 1)).collect();
         assert_eq!(batches(8, many).await.len(), 8);
         assert_eq!(started.elapsed(), Duration::from_millis(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_hangs_holds_up_no_others() {
+        let (called, mut calls) = mpsc::unbounded_channel();
+        let lane = Lane::start(2, 100, (), move |batch: Vec<(usize, usize)>| {
+            let called = called.clone();
+            async move {
+                let _ = called.send(batch[0].0);
+                std::future::pending::<()>().await;
+            }
+        });
+        for number in 0..2 {
+            lane.push((number, 1)).expect("it runs");
+            assert_eq!(calls.recv().await, Some(number));
+        }
     }
 }

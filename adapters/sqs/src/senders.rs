@@ -172,6 +172,18 @@ impl Target {
 
 /// Stores a batch and answers each of its messages.
 async fn store(topology: Arc<Topology>, target: Arc<Target>, batch: Vec<Unsent>) {
+    // What has waited too long takes the others' time not along.
+    let now = Instant::now();
+    let (batch, late): (Vec<_>, Vec<_>) =
+        batch.into_iter().partition(|unsent| unsent.deadline > now);
+    for unsent in late {
+        let text = "its turn did not come within the publish timeout";
+        let error = error_of(ErrorKind::Timeout, PUBLISH, text).class(RetryClass::Transient);
+        unsent.confirmer.confirm(Err(error));
+    }
+    if batch.is_empty() {
+        return;
+    }
     let answers = match store_all(&topology, &target, &batch).await {
         Ok(answers) => answers,
         Err(error) => batch.iter().map(|_| Err(again(&error))).collect(),
@@ -192,6 +204,9 @@ async fn store_all(
     let deadline = batch.iter().map(|unsent| unsent.deadline).min().unwrap_or(now);
     let mut pause = Duration::from_millis(50);
     let mut redeclared = false;
+    // A topic that was deleted has lost its groups: to create it anew would store into nothing.
+    let queue_is_gone =
+        |error: &Error| error.kind() == ErrorKind::NotFound && !matches!(target, Target::Topic(_));
     loop {
         let address = timeout_at(deadline, target.address(topology)).await.unwrap_or_else(|_| {
             let text = "the destination was not declared within the publish timeout";
@@ -204,7 +219,7 @@ async fn store_all(
                     let text = "the broker did not answer within the publish timeout";
                     Err(error_of(ErrorKind::Timeout, PUBLISH, text))
                 });
-                if answered.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                if answered.as_ref().is_err_and(queue_is_gone) {
                     topology.forget(&address);
                 }
                 answered
@@ -224,7 +239,7 @@ async fn store_all(
             RetryClass::Ambiguous => target.is_ordered(),
             // It was deleted: the next round declares it again.
             RetryClass::Permanent => {
-                error.kind() == ErrorKind::NotFound && !std::mem::replace(&mut redeclared, true)
+                queue_is_gone(&error) && !std::mem::replace(&mut redeclared, true)
             }
         };
         if !repeat || Instant::now() + pause >= deadline {

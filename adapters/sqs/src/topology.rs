@@ -1,10 +1,9 @@
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Start, Subscription};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use serde_json::json;
-use tokio::sync::OnceCell;
 
 use crate::clients::{Clients, SnsClients};
 use crate::error::{error_of, failed};
@@ -27,8 +26,8 @@ pub(crate) struct Topology {
     pub(crate) clients: Clients,
     pub(crate) settings: Settings,
     known: Mutex<Known>,
-    /// What the ARNs of this account's topics begin with; none where there are no topics.
-    arns: OnceCell<Option<String>>,
+    /// What the ARNs of this account's topics begin with, once there is one.
+    arns: OnceLock<String>,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +51,7 @@ pub(crate) struct Group {
 
 impl Topology {
     pub(crate) fn new(clients: Clients, settings: Settings) -> Self {
-        Self { clients, settings, known: Mutex::default(), arns: OnceCell::new() }
+        Self { clients, settings, known: Mutex::default(), arns: OnceLock::new() }
     }
 
     pub(crate) fn prefix(&self) -> Option<&str> {
@@ -75,10 +74,12 @@ impl Topology {
         let topic = topic.as_deref();
         let dead_letters = self.queue(&names.dead_letters, None, topic).await?;
         let queue = self.queue(&names.queue, Some(&dead_letters), topic).await?;
-        if let Some(topic) = topic
-            && self.settings.declare == Declare::Create
-        {
-            self.subscribe(topic, &queue, &dead_letters).await?;
+        if let Some(topic) = topic {
+            match self.settings.declare {
+                Declare::Create => self.subscribe(topic, &queue, &dead_letters).await?,
+                Declare::Verify => self.verify_subscribed(topic, &queue).await?,
+                Declare::Off => {}
+            }
         }
         self.known().groups.insert(names.queue);
         Ok(Group { queue, dead_letters })
@@ -99,6 +100,15 @@ impl Topology {
         known.groups.clear();
         known.queues.retain(|_, url| **url != *address);
         known.topics.retain(|_, arn| **arn != *address);
+    }
+
+    /// Forgets a topic and its groups, so that to declare them looks anew whether they are there.
+    pub(crate) fn forget_topic(&self, topic: &Destination) -> Result<()> {
+        let name = names::of_topic(self.prefix(), topic)?;
+        let mut known = self.known();
+        known.groups.clear();
+        known.topics.remove(&name);
+        Ok(())
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -206,7 +216,11 @@ impl Topology {
             return Ok(Arc::clone(arn));
         }
         let sns = self.sns()?;
-        let arns = self.arns.get_or_try_init(|| first_topics(sns)).await?;
+        let arns = match self.arns.get() {
+            Some(arns) => Some(arns),
+            // Where there is no topic yet, there may be one next time.
+            None => first_topics(sns).await?.map(|arns| self.arns.get_or_init(|| arns)),
+        };
         let existing = match arns {
             Some(arns) => {
                 let arn = format!("{arns}{name}");
@@ -253,6 +267,19 @@ impl Topology {
             .await
             .map_err(|error| failed(DECLARE, &what, error))?;
         Ok(())
+    }
+
+    async fn verify_subscribed(&self, topic: &str, queue: &str) -> Result<()> {
+        let queue = self.queue_arn(queue).await?;
+        let list = self.sns()?.calls.list_subscriptions_by_topic().topic_arn(topic);
+        let mut subscriptions = list.into_paginator().items().send();
+        while let Some(found) = subscriptions.next().await {
+            let found = found.map_err(|error| failed(DECLARE, topic, error))?;
+            if found.endpoint() == Some(&queue) {
+                return Ok(());
+            }
+        }
+        Err(missing("subscription", &format!("{topic} -> {queue}")))
     }
 }
 

@@ -101,3 +101,37 @@ async fn attempts_that_were_counted_in_the_process_survive_a_retry() {
         assert_eq!(ack(&mut consumer, 1).await, ["m0"]);
     }
 }
+
+#[tokio::test]
+async fn what_came_back_often_is_handed_out_alone_and_keeps_nobody_waiting() {
+    for broker in both().await {
+        let queue = Queue::new(unique("suspect"));
+        let subscription = Subscription::queue(queue.clone()).max_deliveries(5);
+        let mut consumer = consume(&broker, &subscription).await;
+        send(&broker, queue.clone(), message("calm")).await;
+        assert_eq!(ack(&mut consumer, 1).await, ["calm"]);
+
+        let url = broker.queue_url(&subscription).await.expect("a URL");
+        send(&broker, queue.clone(), message("suspect")).await;
+        let mut receipt = None;
+        for visibility in [0, 30] {
+            let receive = broker.sqs().receive_message().queue_url(&url).wait_time_seconds(5);
+            let received = receive.visibility_timeout(visibility).send().await.expect("received");
+            receipt = received.messages()[0].receipt_handle().map(ToOwned::to_owned);
+        }
+        send(&broker, queue, message("fresh")).await;
+        let show = broker.sqs().change_message_visibility().queue_url(&url).visibility_timeout(0);
+        show.set_receipt_handle(receipt).send().await.expect("visible");
+
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let delivery = receive(&mut consumer).await;
+            ids.push(delivery.envelope().id.clone());
+            let next = try_receive(&mut consumer, Duration::from_millis(200)).await;
+            assert!(next.is_none(), "each alone: {ids:?} and {next:?}");
+            settle(delivery, Outcome::Ack).await;
+        }
+        ids.sort();
+        assert_eq!(ids, ["fresh", "suspect"]);
+    }
+}
