@@ -340,8 +340,13 @@ impl Reader {
                         next = next.min(Duration::from_millis(due + 1));
                     }
                 }
-                Err(error) if error.retry_class() == RetryClass::Permanent => return Err(error),
-                // It stays where it is. What is below must go on, and may be what helps.
+                Err(error)
+                    if error.retry_class() == RetryClass::Permanent
+                        || matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) =>
+                {
+                    return Err(error);
+                }
+                // Refused, it stays where it is. What is below must go on, and may be what helps.
                 Err(error) => tracing::warn!(%error, "what is due could not be moved"),
             }
         }
