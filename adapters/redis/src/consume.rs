@@ -52,6 +52,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 const WORTHWHILE: usize = 64;
 const NAP: Duration = Duration::from_millis(1);
 
+/// Back to the group, unseen.
+const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
+
 /// A consumer of one subscription.
 pub(crate) struct RedisConsumer {
     inbox: Inbox,
@@ -117,7 +120,8 @@ pub(crate) async fn consume(
         next_trim: Instant::now() + TRIM_EVERY,
         next_claim: Instant::now(),
         recover_at: None,
-        average: 0,
+        // The first read takes one, and learns more.
+        average: MOST_BYTES,
         claims: false,
     };
     tokio::spawn(reader.run(sender, closing));
@@ -253,38 +257,48 @@ impl Reader {
                 let wake = &shared.claimable;
                 let mut command = redis::cmd("XREADGROUP");
                 command.arg("GROUP").arg(&shared.group.name).arg(&shared.consumer);
-                command.arg("COUNT").arg(room).arg("BLOCK").arg(at_least_a_moment(wait));
+                // For each stream; those of retries are mostly empty.
+                let count = room.div_ceil(shared.group.partitions.len());
+                command.arg("COUNT").arg(count).arg("BLOCK").arg(at_least_a_moment(wait));
                 command.arg("STREAMS").arg(&streams).arg(vec![">"; sources]);
+                let asked = Instant::now();
                 let answer =
                     line.read(&command, wait, &shared.link, wake, closed(inbox, closing)).await?;
                 self.claims |= answer.woken;
                 for (stream, found) in crate::scripts::streams(answer.value) {
                     if let Some(source) = streams.iter().position(|name| *name == stream) {
-                        self.take_in(source, found);
+                        self.take_in(source, found, asked);
                     }
+                }
+                let excess = self.shared.held.open().saturating_sub(self.prefetch);
+                let fits = self.surplus.len().saturating_sub(excess);
+                for delivery in self.surplus.drain(fits..) {
+                    // Another consumer may have room.
+                    drop(delivery.settle(RELEASE));
                 }
             }
             *failures = 0;
         }
     }
 
-    /// Decodes what was read; it is handed over when there is room.
-    pub(crate) fn take_in(&mut self, source: Source, found: Vec<Found>) {
+    /// Decodes what was read; it is handed over when there is room. Its lease began no earlier
+    /// than it was asked for.
+    pub(crate) fn take_in(&mut self, source: Source, found: Vec<Found>, asked: Instant) {
         let shared = &self.shared;
-        let (mut bytes, entries) = (0, found.len().max(1));
+        let (mut bytes, entries) = (0, found.len());
         for Found { id, count, fields } in found {
             let Some(number) = Id::parse(id.as_bytes()) else { continue };
             let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
             bytes += envelope.payload.len();
             let hop = (hop != Hop::default()).then(|| Box::new(hop));
             let suspect = is_suspect(count) && !shared.group.ordered;
-            let tag = shared.held.insert(source, number, count, shared.lease(), suspect);
+            let tag = shared.held.insert(source, number, count, asked + shared.lease(), suspect);
             let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
             let returned = count.saturating_sub(1);
             self.surplus.push_back(Delivery::new(Arc::new(envelope), hop, returned, tag, settler));
         }
-        if bytes > 0 {
-            self.average = bytes / entries;
+        if let Some(average) = bytes.checked_div(entries) {
+            self.average = average;
         }
     }
 
@@ -326,8 +340,13 @@ impl Reader {
                         next = next.min(Duration::from_millis(due + 1));
                     }
                 }
-                Err(error) if error.retry_class() == RetryClass::Permanent => return Err(error),
-                // It stays where it is. What is below must go on, and may be what helps.
+                Err(error)
+                    if error.retry_class() == RetryClass::Permanent
+                        || matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) =>
+                {
+                    return Err(error);
+                }
+                // Refused, it stays where it is. What is below must go on, and may be what helps.
                 Err(error) => tracing::warn!(%error, "what is due could not be moved"),
             }
         }
@@ -379,7 +398,6 @@ impl Reader {
 
     /// Gives back what no handler has seen, and stays for what handlers still hold.
     async fn end(mut self, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
-        const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
         // Those that wait longest come first again.
         for delivery in self.surplus.drain(..) {
             drop(delivery.settle(RELEASE));

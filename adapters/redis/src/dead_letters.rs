@@ -10,8 +10,19 @@ use crate::link::{Call, Link};
 use crate::message::{read, write};
 use crate::scripts::{Found, REDRIVE, array};
 
-/// Entries looked at in one step.
+/// The most entries and bytes looked at in one step, and the bytes sent back in one.
 const PAGE: usize = 200;
+const PAGE_BYTES: usize = 8 * 1024 * 1024;
+const SENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Dead letters and where they are stored.
+type Page = Vec<(String, DeadLetter)>;
+
+/// How many the next page may have, of those like these. The first has one, and tells.
+fn fitting(page: &Page) -> usize {
+    let bytes: usize = page.iter().map(|(_, letter)| letter.envelope.payload.len()).sum();
+    (PAGE_BYTES / (bytes / page.len().max(1)).max(1)).clamp(1, PAGE)
+}
 
 /// The dead letters of a group.
 pub(crate) struct DeadLetters<'a> {
@@ -22,11 +33,12 @@ pub(crate) struct DeadLetters<'a> {
 impl DeadLetters<'_> {
     pub(crate) async fn peek(&self, filter: &DeadLetterFilter, limit: usize) -> Result<Peek> {
         let (mut peek, now) = (Peek { entries: Vec::new(), complete: true }, now());
-        let mut from = "-".to_owned();
+        let (mut from, mut count) = ("-".to_owned(), 1);
         let end = self.end().await?;
         loop {
-            let page = self.page(&from, &end).await?;
+            let page = self.page(&from, &end, count).await?;
             let Some((last, _)) = page.last() else { return Ok(peek) };
+            count = fitting(&page);
             from = format!("({last}");
             for (_, letter) in page {
                 if filter.matches(&letter.envelope, &letter.hop, now) {
@@ -43,10 +55,11 @@ impl DeadLetters<'_> {
     /// Sends back what is there now: what is given up again meanwhile is not sent once more.
     pub(crate) async fn redrive(&self, redrive: &Redrive) -> Result<u64> {
         let (mut sent, now, end) = (0, now(), self.end().await?);
-        let mut from = "-".to_owned();
+        let (mut from, mut count) = ("-".to_owned(), 1);
         loop {
-            let page = self.page(&from, &end).await?;
+            let page = self.page(&from, &end, count).await?;
             let Some((last, _)) = page.last() else { return Ok(sent) };
+            count = fitting(&page);
             from = format!("({last}");
             let mut meant = page
                 .into_iter()
@@ -56,11 +69,11 @@ impl DeadLetters<'_> {
                 .peekable();
             while meant.peek().is_some() {
                 let rest = usize::try_from(redrive.at_most() - sent).unwrap_or(usize::MAX);
-                let count = if redrive.interval().is_some() { rest.min(1) } else { rest };
-                if count == 0 {
+                let most = if redrive.interval().is_some() { rest.min(1) } else { rest };
+                if most == 0 {
                     return Ok(sent);
                 }
-                let moved = self.send_back(meant.by_ref().take(count)).await?;
+                let moved = self.send_back(meant.by_ref().take(most)).await?;
                 sent += moved;
                 if let Some(interval) = redrive.interval().filter(|_| moved > 0) {
                     sleep(interval).await;
@@ -70,9 +83,10 @@ impl DeadLetters<'_> {
     }
 
     pub(crate) async fn purge(&self) -> Result<u64> {
-        let (mut removed, end) = (0, self.end().await?);
+        let (mut removed, mut count, end) = (0, 1, self.end().await?);
         loop {
-            let page = self.page("-", &end).await?;
+            let page = self.page("-", &end, count).await?;
+            count = fitting(&page);
             if page.is_empty() {
                 return Ok(removed);
             }
@@ -85,24 +99,30 @@ impl DeadLetters<'_> {
 
     /// Each in one step, so that two who redrive at once send nothing twice.
     async fn send_back(&self, letters: impl Iterator<Item = (String, DeadLetter)>) -> Result<u64> {
-        let mut calls: Vec<Option<Call<'_>>> = Vec::new();
-        calls.resize_with(self.group.partitions.len(), || None);
-        for (id, letter) in letters {
-            let envelope = &letter.envelope;
-            let partition = self.group.layout.partition(envelope.key.as_deref(), &envelope.id);
-            let mut fields = Vec::new();
-            write(envelope, &Hop::redrive(), |name, value| {
-                fields.extend([name.to_vec(), value.to_vec()]);
-            });
-            let call = calls[partition].take().unwrap_or_else(|| {
-                let retry = &self.group.partitions[partition].retry;
-                Call::new(&REDRIVE).key(&self.group.dead_letters).key(retry)
-            });
-            calls[partition] = Some(call.arg(id).arg(fields.len()).arg(fields));
-        }
-        let mut sent = 0;
-        for call in calls.into_iter().flatten() {
-            sent += self.link.run::<u64>("redrive", &call).await?;
+        let (mut letters, mut sent) = (letters.peekable(), 0);
+        while letters.peek().is_some() {
+            let mut calls: Vec<Option<Call<'_>>> = Vec::new();
+            calls.resize_with(self.group.partitions.len(), || None);
+            let mut bytes = 0;
+            while bytes < SENT_BYTES
+                && let Some((id, letter)) = letters.next()
+            {
+                let envelope = &letter.envelope;
+                bytes += envelope.payload.len();
+                let partition = self.group.layout.partition(envelope.key.as_deref(), &envelope.id);
+                let mut fields = Vec::new();
+                write(envelope, &Hop::redrive(), |name, value| {
+                    fields.extend([name.to_vec(), value.to_vec()]);
+                });
+                let call = calls[partition].take().unwrap_or_else(|| {
+                    let retry = &self.group.partitions[partition].retry;
+                    Call::new(&REDRIVE).key(&self.group.dead_letters).key(retry)
+                });
+                calls[partition] = Some(call.arg(id).arg(fields.len()).arg(fields));
+            }
+            for call in calls.into_iter().flatten() {
+                sent += self.link.run::<u64>("redrive", &call).await?;
+            }
         }
         Ok(sent)
     }
@@ -117,9 +137,9 @@ impl DeadLetters<'_> {
         Ok(last.map_or_else(|| "0-0".to_owned(), |found| found.id))
     }
 
-    async fn page(&self, from: &str, end: &str) -> Result<Vec<(String, DeadLetter)>> {
+    async fn page(&self, from: &str, end: &str, count: usize) -> Result<Page> {
         let mut command = redis::cmd("XRANGE");
-        command.arg(&self.group.dead_letters).arg(from).arg(end).arg("COUNT").arg(PAGE);
+        command.arg(&self.group.dead_letters).arg(from).arg(end).arg("COUNT").arg(count);
         let page: Value = self.link.query("dead letters", &command).await?;
         let default_type = self.group.layout.destination.name();
         let letter = |found: Found| {

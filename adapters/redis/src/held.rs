@@ -81,7 +81,7 @@ impl Held {
         source: Source,
         id: Id,
         count: u32,
-        lease: Duration,
+        until: Instant,
         suspect: bool,
     ) -> u64 {
         let mut table = self.lock();
@@ -97,7 +97,6 @@ impl Held {
         table.open += 1;
         table.suspects += usize::from(suspect);
         let holding = Holding { tag, source, id, count };
-        let until = Instant::now() + lease;
         table.entries.insert(tag, Entry { holding, state: State::Waiting, until, suspect });
         tag
     }
@@ -166,8 +165,8 @@ impl Held {
         waiting.map(|entry| entry.holding).collect()
     }
 
-    pub(crate) fn renewed(&self, tags: impl IntoIterator<Item = u64>, lease: Duration) {
-        let (mut table, until) = (self.lock(), Instant::now() + lease);
+    pub(crate) fn renewed(&self, tags: impl IntoIterator<Item = u64>, until: Instant) {
+        let mut table = self.lock();
         for tag in tags {
             if let Some(entry) = table.entries.get_mut(&tag) {
                 entry.until = until;
@@ -191,9 +190,13 @@ impl Held {
 
     /// The ids of one source, which must not be received again.
     pub(crate) fn ids(&self, source: Source) -> Vec<String> {
-        let table = self.lock();
-        let of_source = table.entries.values().filter(|entry| entry.holding.source == source);
-        of_source.map(|entry| entry.holding.id.to_string()).collect()
+        self.lock().ids(|entry| entry.holding.source == source)
+    }
+
+    /// Those of them that are on their way back. Received again before the server's answer came,
+    /// one could not be told from what is to be settled.
+    pub(crate) fn settling(&self, source: Source) -> Vec<String> {
+        self.lock().ids(|entry| entry.holding.source == source && entry.state == State::Settling)
     }
 
     /// Forgets what is out and was not renewed: it is somebody else's, or comes again.
@@ -266,6 +269,11 @@ pub(crate) enum Reopening {
 }
 
 impl Table {
+    fn ids(&self, meant: impl Fn(&Entry) -> bool) -> Vec<String> {
+        let meant = self.entries.values().filter(|entry| meant(entry));
+        meant.map(|entry| entry.holding.id.to_string()).collect()
+    }
+
     fn take_waiting(&mut self, meant: impl Fn(&Holding) -> bool) -> Vec<Holding> {
         let waiting: Vec<_> = self
             .entries
@@ -332,7 +340,7 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(30);
 
     fn insert(held: &Held, number: u64, count: u32) -> u64 {
-        held.insert(0, Id(number, 0), count, LEASE, count > 2)
+        held.insert(0, Id(number, 0), count, Instant::now() + LEASE, count > 2)
     }
 
     #[test]
@@ -373,8 +381,11 @@ mod tests {
     #[test]
     fn a_shut_partition_hands_out_nothing_until_all_is_back() {
         let held = Held::default();
-        let [back, waiting, elsewhere] =
-            [insert(&held, 1, 1), insert(&held, 2, 1), held.insert(2, Id(1, 0), 1, LEASE, false)];
+        let [back, waiting, elsewhere] = [
+            insert(&held, 1, 1),
+            insert(&held, 2, 1),
+            held.insert(2, Id(1, 0), 1, Instant::now() + LEASE, false),
+        ];
         assert!(held.lock().hand_out(back));
         held.settle(back, true).expect("it is out");
         assert!(!held.lock().hand_out(waiting));

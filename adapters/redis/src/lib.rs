@@ -49,6 +49,9 @@
 //! be renewed for ever. A killed process's deliveries come again when the lease is over, to whichever
 //! consumer looks first, each half second. Consumers of a group should state the same lease.
 //!
+//! Leases end by the server's clock. Set forward, it ends them at once, and what is in hand is
+//! delivered twice; set back, it hides for that much longer what a crashed consumer left.
+//!
 //! Attempts are the server's delivery count and what earlier copies used up. A release does not
 //! count; a crash counts for all that the process was sent. So that a message which ends its process
 //! takes no neighbours along into the dead-letter queue, what was delivered twice without being
@@ -84,7 +87,7 @@
 //! | `cert=/path&key=/path` | `client_certificate` | what the server is shown |
 //!
 //! The path is the database's number, 0 unless written. Of several hosts (`redis://a,b`), the first
-//! that answers is used.
+//! that answers and is no replica is used.
 //!
 //! # Permissions
 //! A user needs `+@stream +@scripting +@connection`, `+set +get +del +exists +pexpire +hget +hset`,

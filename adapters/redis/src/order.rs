@@ -194,6 +194,7 @@ impl Reader {
             .arg(&self.shared.consumer)
             .arg(self.shared.token(index))
             .arg(room);
+        let asked = Instant::now();
         let answer: Value = self.shared.link.run("read in order", &call).await?;
         let mut answer = array(answer).into_iter();
         let Some(found) = answer.next() else {
@@ -204,7 +205,7 @@ impl Reader {
         let (stream, mut some) = (partition.stream.clone(), false);
         for (name, found) in streams(found) {
             some |= !found.is_empty();
-            self.take_in(2 * index + usize::from(name != stream), found);
+            self.take_in(2 * index + usize::from(name != stream), found, asked);
         }
         Ok((last.map(|(stream, retry)| [stream, retry]), some))
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anybroker_core::Result;
+use tokio::time::Instant;
 
 use crate::consume::Reader;
 use crate::held::Source;
@@ -51,9 +52,10 @@ impl Reader {
             while let Cursor::From(from) = self.cursors[source].clone() {
                 let (room, suspects) = self.shared.held.room(self.prefetch);
                 let (idle, suspects) = (self.shared.lease(), SUSPECTS.saturating_sub(suspects));
-                match self.claim(source, idle, &from, room, "any", suspects, Vec::new()).await? {
-                    Some(Waits::Nothing) => {}
-                    Some(Waits::Suspects) => break,
+                let settling = self.shared.held.settling(source);
+                match self.claim(source, idle, &from, room, "any", suspects, settling).await? {
+                    // What is behind a suspect need not wait for it.
+                    Some(Waits::Nothing | Waits::Suspects) => {}
                     Some(Waits::Room) | None => {
                         self.claims = true;
                         break;
@@ -99,6 +101,7 @@ impl Reader {
             .arg(whose)
             .arg(suspects)
             .arg(known);
+        let asked = Instant::now();
         let answer: redis::Value = shared.link.run("claim", &call).await?;
         let mut answer = array(answer).into_iter();
         let (Some(cursor), Some(waits), Some(gone)) = (answer.next(), answer.next(), answer.next())
@@ -120,7 +123,7 @@ impl Reader {
             _ => self.cursors[source] = Cursor::Done,
         }
         let found = answer.filter_map(Found::counted).collect();
-        self.take_in(source, found);
+        self.take_in(source, found, asked);
         Ok(Some(waits))
     }
 }

@@ -172,12 +172,14 @@ impl Shared {
             sources.entry(holding.source).or_default().push((holding, 0, None));
         }
         for (source, mut holdings) in sources {
+            // Not later than the server does.
+            let until = Instant::now() + self.lease();
             let Fenced { mine, .. } = self.settle(Mode::Renew, source, &mut holdings).await?;
             let tags = |kept: bool| {
                 let tagged = holdings.iter().zip(&mine).filter(move |(_, mine)| **mine == kept);
                 tagged.map(|((holding, ..), _)| holding.tag).collect::<Vec<_>>()
             };
-            self.held.renewed(tags(true), self.lease());
+            self.held.renewed(tags(true), until);
             self.held.remove(tags(false));
         }
         Ok(())
@@ -241,7 +243,11 @@ impl RedisSettler {
     }
 
     pub(crate) fn give_back(&self, holding: Holding, seen: bool) -> Confirmation {
-        let count = if seen { holding.count } else { holding.count.saturating_sub(1) };
+        self.back(holding, if seen { holding.count } else { holding.count.saturating_sub(1) })
+    }
+
+    /// Gives back what was delivered so often by now.
+    fn back(&self, holding: Holding, count: u32) -> Confirmation {
         self.send(|confirmer| Command::Back(holding, count, Some(confirmer)))
     }
 
@@ -264,12 +270,14 @@ impl Settler for RedisSettler {
             let text = "its lease ran out, or the broker was closed: the message comes again";
             return Confirmation::ready(Err(stale(text)));
         };
+        // The server does not know of the attempts since it was delivered.
+        let used = delivery.attempt().saturating_sub(delivery.hop().attempts);
         let (place, delay, hop) = match outcome {
             Outcome::Ack => return self.send(|confirmer| Command::Ack(holding, confirmer)),
             // In order, it keeps its place.
-            Outcome::Retry { .. } if ordered => return self.give_back(holding, true),
+            Outcome::Retry { .. } if ordered => return self.back(holding, used),
             Outcome::Release { after } if ordered || after.is_zero() => {
-                return self.give_back(holding, false);
+                return self.back(holding, used.saturating_sub(1));
             }
             Outcome::Retry { after } if after.is_zero() => {
                 ("retry", after, Hop::retry(&delivery, after))

@@ -22,9 +22,11 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// The task that settles.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
-    /// What could not be settled and is to be given back.
-    owed: Vec<Holding>,
+    /// What could not be settled and is to be given back, and with which count.
+    owed: Vec<Owed>,
 }
+
+type Owed = (Holding, u32);
 
 /// Settlements by their source.
 #[derive(Default)]
@@ -51,8 +53,8 @@ impl Writer {
                 () = sleep(AGAIN), if !self.owed.is_empty() => {}
             }
             let mut batch = Batch::default();
-            for holding in self.owed.drain(..) {
-                batch.backs.entry(holding.source).or_default().push((holding, holding.count, None));
+            for (holding, count) in self.owed.drain(..) {
+                batch.backs.entry(holding.source).or_default().push((holding, count, None));
             }
             taken.drain(..).for_each(|command| batch.add(command));
             self.write(batch).await;
@@ -80,7 +82,7 @@ impl Writer {
         let given_back = !backs.is_empty();
         self.owed.extend(acks.into_iter().chain(backs).chain(copies).flatten());
         if shared.group.ordered {
-            self.owed.iter().for_each(|holding| shared.held.shut(holding.source / 2));
+            self.owed.iter().for_each(|(holding, _)| shared.held.shut(holding.source / 2));
         }
         if given_back {
             shared.claimable.notify_one();
@@ -99,7 +101,8 @@ impl Batch {
     fn add(&mut self, command: Command) {
         match command {
             Command::Ack(holding, confirmer) => {
-                self.acks.entry(holding.source).or_default().push((holding, 0, Some(confirmer)));
+                let plain = (holding, holding.count, Some(confirmer));
+                self.acks.entry(holding.source).or_default().push(plain);
             }
             Command::Back(holding, count, confirmer) => {
                 self.backs.entry(holding.source).or_default().push((holding, count, confirmer));
@@ -114,10 +117,9 @@ impl Batch {
 }
 
 /// Settles, and answers what is owed.
-async fn settle(shared: &Shared, mode: Mode, source: Source, mut all: Vec<Plain>) -> Vec<Holding> {
+async fn settle(shared: &Shared, mode: Mode, source: Source, mut all: Vec<Plain>) -> Vec<Owed> {
     let settled = shared.settle(mode, source, &mut all).await;
-    let confirmed = all.into_iter().map(|(holding, _, confirmer)| (holding, confirmer));
-    answer(shared, &settled, confirmed)
+    answer(shared, &settled, all.into_iter())
 }
 
 /// As [`settle`], by copies.
@@ -125,7 +127,7 @@ async fn replace(
     shared: &Shared,
     source: Source,
     mut all: Vec<(Holding, Box<Copy>, Confirmer)>,
-) -> Vec<Holding> {
+) -> Vec<Owed> {
     let mut owed = Vec::new();
     while !all.is_empty() {
         let mut bytes = 0;
@@ -135,7 +137,9 @@ async fn replace(
         });
         let rest = all.split_off(fits.map_or(all.len(), |fits| fits.max(1)));
         let settled = shared.replace(source, &all).await;
-        let confirmed = all.into_iter().map(|(holding, _, confirmer)| (holding, Some(confirmer)));
+        let confirmed = all
+            .into_iter()
+            .map(|(holding, _, confirmer)| (holding, holding.count, Some(confirmer)));
         owed.extend(answer(shared, &settled, confirmed));
         all = rest;
     }
@@ -145,12 +149,12 @@ async fn replace(
 fn answer(
     shared: &Shared,
     settled: &Result<Fenced>,
-    all: impl Iterator<Item = (Holding, Option<Confirmer>)>,
-) -> Vec<Holding> {
+    all: impl Iterator<Item = Plain>,
+) -> Vec<Owed> {
     let gone = settled.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
     let mut owed = Vec::new();
     let mut done = Vec::new();
-    for (index, (holding, confirmer)) in all.enumerate() {
+    for (index, (holding, count, confirmer)) in all.enumerate() {
         let result = match settled {
             Ok(fenced) if fenced.mine.get(index) == Some(&true) => Ok(()),
             Ok(fenced) if fenced.again => {
@@ -168,7 +172,7 @@ fn answer(
         // Nothing to give back on a connection that was closed for good.
         let failed = matches!(settled, Err(error) if !gone && error.kind() != ErrorKind::Closed);
         if failed {
-            owed.push(holding);
+            owed.push((holding, count));
         } else {
             done.push(holding.tag);
         }

@@ -5,7 +5,9 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{Broker, DeadLetterFilter, ErrorKind, Outcome, Queue, Subscription, Topic};
+use anybroker_core::{
+    Broker, DeadLetterFilter, ErrorKind, Outcome, Outgoing, Queue, Subscription, Topic,
+};
 use anybroker_redis::RedisBroker;
 use anybroker_redis::redis::cmd;
 use support::{
@@ -302,4 +304,53 @@ async fn what_was_withheld_does_not_keep_an_ordered_consumer_from_closing() {
         assert_eq!(ack_all(&mut other, 5).await, ["0", "1", "2", "3", "4"], "{url}");
         broker.close().await.expect("a close");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_of_many_partitions_takes_no_more_than_its_prefetch() {
+    let broker = connect(&server()).await;
+    let topic = Topic::new(unique("wide")).partitions(8);
+    let subscription = Subscription::topic(topic.clone()).group("all");
+    broker.declare(&subscription).await.expect("a group");
+    for number in 0..80 {
+        let envelope = message(number.to_string()).with_key(number.to_string());
+        send(&broker, topic.clone(), envelope).await;
+    }
+    let mut consumer = broker.consume(&subscription, 4).await.expect("a consumer");
+    let first = receive(&mut consumer).await;
+    until("the excess is given back", async || {
+        let depth = broker.depth(&subscription).await.expect("a depth");
+        depth.in_flight.is_some_and(|held| held <= 4)
+    })
+    .await;
+    assert_eq!(first.attempt(), 1);
+    ack(first).await;
+    for _ in 1..80 {
+        let delivery = receive(&mut consumer).await;
+        assert_eq!(delivery.attempt(), 1, "what was given back was not delivered");
+        ack(delivery).await;
+    }
+    broker.close().await.expect("a close");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_messages_that_become_due_at_once_hold_nothing_up() {
+    let broker = connect(&server()).await;
+    let queue = Queue::new(unique("due"));
+    let sent = (0..100).map(|number| {
+        let mut envelope = message(number.to_string());
+        envelope.payload = vec![b'x'; 400_000].into();
+        let delayed = Outgoing::new(queue.clone(), envelope).with_delay(SECOND);
+        broker.producer().send(delayed)
+    });
+    for confirmation in sent.collect::<Vec<_>>() {
+        confirmation.await.expect("a confirmed publish");
+    }
+    let subscription = Subscription::queue(queue);
+    let mut consumer = broker.consume(&subscription, 8).await.expect("a consumer");
+    let mut ids = ack_all(&mut consumer, 100).await;
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 100);
+    broker.close().await.expect("a close");
 }

@@ -19,6 +19,7 @@ else
     range = redis.call('XPENDING', stream, group, 'IDLE', idle, ARGV[5], '+', page)
 end
 local answer = { '', 0, 0 }
+local left = 8 * 1024 * 1024
 for _, entry in ipairs(range) do
     local id, count = entry[1], entry[4]
     -- What this consumer let go itself is the others' first.
@@ -45,6 +46,13 @@ for _, entry in ipairs(range) do
             end
             if claimed[1] and claimed[1][2] then
                 room = room - 1
+                for _, text in ipairs(claimed[1][2]) do
+                    left = left - #text
+                end
+                if left <= 0 then
+                    -- As much as one answer may hold.
+                    room = 0
+                end
                 suspects = suspects - (suspect and 1 or 0)
                 answer[#answer + 1] = { id, count, claimed[1][2] }
             else
