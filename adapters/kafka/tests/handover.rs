@@ -6,7 +6,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anybroker_core::{BoxError, Broker, Message, Outcome, Subscription, Worker};
+use anybroker_core::{
+    BoxError, Broker, Envelope, Message, Outcome, Outgoing, Subscription, Worker,
+};
 use support::{ack, builder, connect, id, receive, send_numbers, unique};
 use tokio::sync::oneshot;
 use tower::service_fn;
@@ -45,7 +47,16 @@ async fn what_waits_for_a_handler_neither_delays_a_handover_nor_counts() {
     const COUNT: usize = 2000;
     let publisher = builder().partitions(2).connect().await.expect("a connection");
     let subscription = Subscription::queue(unique("handover"));
-    send_numbers(&publisher, subscription.destination(), COUNT).await;
+    // By their keys they are in both partitions, whichever leaves.
+    let sends: Vec<_> = (0..COUNT)
+        .map(|number| {
+            let envelope = Envelope::new("number", "{}").with_key(number.to_string());
+            publisher.producer().send(Outgoing::new(subscription.destination().clone(), envelope))
+        })
+        .collect();
+    for send in sends {
+        send.await.expect("a confirmed publish");
+    }
     let seen: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     let mut workers = Vec::new();
     let mut taken = Vec::new();
