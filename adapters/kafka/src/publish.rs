@@ -131,7 +131,7 @@ impl Publisher {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "the producer failed for good, and so did another")
+                tracing::warn!(%error, "the producer failed for good, and so did another");
             }
         }
     }

@@ -1,0 +1,82 @@
+//! A group's own topics: their size, their beginning, their shape.
+
+mod support;
+
+use std::time::Duration;
+
+use anybroker_core::{
+    Broker, DeadLetterFilter, Envelope, ErrorKind, Outcome, Redrive, Subscription,
+};
+use anybroker_kafka::rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use anybroker_kafka::rdkafka::client::DefaultClientContext;
+use anybroker_kafka::rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use anybroker_kafka::rdkafka::{Offset, TopicPartitionList};
+use support::{ack, connect_single, depth, id, receive, send, unique};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fitted_into_its_topic_fits_into_the_dead_letters_and_back() {
+    let broker = connect_single().await;
+    let queue = unique("largest");
+    let subscription = Subscription::queue(queue.clone());
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    // The topic takes 1 MiB with all that is around the payload.
+    let payload = vec![b'x'; 1024 * 1024 - 100];
+    let mut config = broker.client_config();
+    let producer: BaseProducer =
+        config.set("message.max.bytes", "2000000").create().expect("a producer");
+    let record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&queue).payload(&*payload);
+    producer.send(record).expect("a queued message");
+    producer.flush(Duration::from_secs(20)).expect("stored");
+    let delivery = receive(&mut consumer).await;
+    let given_up = Outcome::dead_letter("odd", "r".repeat(200));
+    delivery.settle(given_up).await.expect("a dead letter");
+    let letters = broker.dead_letters(&subscription, &DeadLetterFilter::all(), 10).await;
+    assert_eq!(letters.expect("letters").entries[0].envelope.payload.len(), payload.len());
+    let sent = broker.redrive(&subscription, &Redrive::all()).await.expect("a redrive");
+    assert_eq!(sent, 1);
+    let delivery = receive(&mut consumer).await;
+    assert_eq!(delivery.envelope().payload.len(), payload.len());
+    ack(delivery).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_whose_retry_topic_begins_later_goes_on_there() {
+    let broker = connect_single().await;
+    let subscription = Subscription::queue(unique("trimmed"));
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    for number in 0..3 {
+        let envelope = Envelope::new("number", "{}").with_id(number.to_string());
+        send(&broker, subscription.destination().clone(), envelope).await;
+        let delivery = receive(&mut consumer).await;
+        let after = Duration::from_secs(2);
+        delivery.settle(Outcome::Retry { after }).await.expect("a copy");
+    }
+    broker.close().await.expect("a closed broker");
+    // As if a commit had been lost that said how much of it was finished.
+    let broker = connect_single().await;
+    let admin: AdminClient<DefaultClientContext> =
+        broker.client_config().create().expect("an admin client");
+    let mut list = TopicPartitionList::new();
+    let retry = subscription.derived_name("retry");
+    list.add_partition_offset(&retry, 0, Offset::Offset(2)).expect("an offset");
+    admin.delete_records(&list, &AdminOptions::new()).await.expect("deleted records");
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    let delivery = receive(&mut consumer).await;
+    assert_eq!(id(&delivery), "2");
+    ack(delivery).await;
+    depth(&broker, &subscription, |depth| (depth.ready, depth.delayed) == (Some(0), Some(0))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_in_more_than_one_partition_are_refused() {
+    let broker = connect_single().await;
+    let subscription = Subscription::queue(unique("shape"));
+    let admin: AdminClient<DefaultClientContext> =
+        broker.client_config().create().expect("an admin client");
+    let name = subscription.derived_name("dlq");
+    let topic = NewTopic::new(&name, 2, TopicReplication::Fixed(1));
+    admin.create_topics([&topic], &AdminOptions::new()).await.expect("a topic");
+    let error = broker.declare(&subscription).await.expect_err("letters would not be found");
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
+    assert!(error.to_string().contains("has 2 partitions, 1 "), "{error}");
+}
