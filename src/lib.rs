@@ -49,12 +49,3 @@ pub use anybroker_sqs as sqs;
 // For the expansion of the derives alone.
 #[doc(hidden)]
 pub use anybroker_core::__derive;
-
-/// Guides whose code is tested as the documentation's is.
-#[cfg(all(doctest, feature = "memory", feature = "json", feature = "macros"))]
-mod guides {
-    #[doc = include_str!("../docs/migrate.md")]
-    mod migrate {}
-    #[doc = include_str!("../docs/testing.md")]
-    mod testing {}
-}

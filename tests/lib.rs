@@ -1,1 +1,10 @@
 //! Tests of anybroker as an application uses it.
+
+/// Guides, whose code is tested as documentation is.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../docs/migrate.md")]
+    mod migrate {}
+    #[doc = include_str!("../docs/testing.md")]
+    mod testing {}
+}

@@ -186,8 +186,8 @@ impl Bench {
                 send = send.entries(entry.message_body(body).build()?);
             }
             calls.spawn(async move {
-                let sent = send.send().await?;
-                if sent.failed().is_empty() { Ok(()) } else { Err("an entry failed".into()) }
+                let answer = send.send().await?;
+                if answer.failed().is_empty() { Ok(()) } else { Err("an entry failed".into()) }
             });
         }
         while let Some(sent) = calls.join_next().await {

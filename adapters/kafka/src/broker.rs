@@ -20,10 +20,11 @@ use crate::commands::{Commands, Seat};
 use crate::dead_letters::DeadLetters;
 use crate::depth::depth;
 use crate::error::{BROKER, closed, error_of};
+use crate::membership::GroupSettings;
 use crate::names::Names;
 use crate::options::{KafkaBuilder, Settings};
 use crate::publish::Publisher;
-use crate::reader::{self, GroupSettings};
+use crate::reader;
 use crate::route::KafkaProducer;
 use crate::settle::GroupSettler;
 use crate::topology::{Topology, blocking};
@@ -190,6 +191,10 @@ impl KafkaBroker {
                     if commands.join(seat).is_err() {
                         drop(groups);
                         commands.ended().await;
+                        if commands.failed.load(Ordering::SeqCst) {
+                            // Somebody may have deleted what it reads.
+                            self.topology.forget();
+                        }
                         let ended = |known: &Arc<Commands>| Arc::ptr_eq(known, &commands);
                         self.groups.lock().await.retain(|_, known| !ended(known));
                         continue;

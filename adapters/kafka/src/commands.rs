@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -13,9 +13,13 @@ pub(crate) struct Commands {
     queue: Mutex<Queue>,
     thread: OnceLock<Thread>,
     asleep: AtomicBool,
+    /// Whether it was to be woken since it last slept.
+    woken: AtomicBool,
     /// How many commands are worth waking the thread.
     batch: AtomicUsize,
     pub(crate) closing: AtomicBool,
+    /// Whether the thread ended by an error.
+    pub(crate) failed: AtomicBool,
     ended: watch::Sender<bool>,
 }
 
@@ -49,16 +53,27 @@ pub(crate) enum Settled {
     },
     /// It is handed out again, and this counts.
     Dropped,
+    /// No handler saw it: it is handed out again, and this does not count.
+    Unseen,
 }
 
 /// One consumer of a group in this process.
 pub(crate) struct Seat {
     pub(crate) number: u32,
     pub(crate) inbox: InboxSender,
-    pub(crate) settler: std::sync::Arc<dyn anybroker_core::Settler>,
+    pub(crate) settler: Arc<dyn anybroker_core::Settler>,
     pub(crate) prefetch: usize,
     pub(crate) held: usize,
     pub(crate) leaving: bool,
+}
+
+struct Announcement(Arc<Commands>);
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        self.0.end();
+        self.0.ended.send_replace(true);
+    }
 }
 
 const PLACE_BITS: u32 = 48;
@@ -85,8 +100,10 @@ impl Default for Commands {
             queue: Mutex::default(),
             thread: OnceLock::new(),
             asleep: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
             batch: AtomicUsize::new(1),
             closing: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             ended: watch::channel(false).0,
         }
     }
@@ -103,6 +120,7 @@ impl Commands {
     }
 
     pub(crate) fn wake(&self) {
+        self.woken.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst)
             && let Some(thread) = self.thread.get()
         {
@@ -124,7 +142,7 @@ impl Commands {
             }
             // What was to be started when its partition leaves was not: that is no attempt.
             let settled = match settled {
-                Settled::Dropped if queue.leaving.contains(&assignment) => return Ok(()),
+                Settled::Dropped if queue.leaving.contains(&assignment) => Settled::Unseen,
                 settled => settled,
             };
             queue.commands.push(Command::Settled(tag, settled));
@@ -168,11 +186,16 @@ impl Commands {
     /// Commits what is settled, if the thread is at work.
     pub(crate) async fn flush(&self) {
         let (answer, answered) = oneshot::channel();
-        if !self.lock().ended {
-            self.push(Command::Flush(answer));
-            // Without an answer it has ended, and committed for the last time.
-            let _ = answered.await;
+        {
+            let mut queue = self.lock();
+            if queue.ended {
+                return;
+            }
+            queue.commands.push(Command::Flush(answer));
         }
+        self.wake();
+        // Without an answer it has ended, and committed for the last time.
+        let _ = answered.await;
     }
 
     /// Resolves when the thread has ended.
@@ -209,8 +232,9 @@ impl Commands {
         (queue.ended, queue.commands) = (true, Vec::new());
     }
 
-    pub(crate) fn announce_end(&self) {
-        self.ended.send_replace(true);
+    /// Says so when it is dropped, however the thread ends.
+    pub(crate) fn announce_end(self: &Arc<Self>) -> impl Drop + use<> {
+        Announcement(Arc::clone(self))
     }
 
     pub(crate) fn assign(&self, assignment: u16) {
@@ -233,7 +257,8 @@ impl Commands {
     pub(crate) fn sleep(&self, time: Duration, batch: usize) {
         self.batch.store(batch, Ordering::Relaxed);
         self.asleep.store(true, Ordering::SeqCst);
-        if self.lock().commands.len() < batch && !self.closing.load(Ordering::SeqCst) {
+        let woken = self.woken.swap(false, Ordering::SeqCst);
+        if !woken && self.lock().commands.len() < batch && !self.closing.load(Ordering::SeqCst) {
             std::thread::park_timeout(time);
         }
         self.asleep.store(false, Ordering::SeqCst);

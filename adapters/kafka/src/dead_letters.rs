@@ -25,6 +25,7 @@ use crate::client::Context;
 use crate::error::{code, error_of, failed};
 use crate::message::{headers, read};
 use crate::names::Names;
+use crate::publish::sizes;
 use crate::scan::{Range, scan};
 use crate::topology::{ANSWER, Topology, patiently};
 
@@ -155,28 +156,32 @@ impl DeadLetters {
 
     /// Whoever begins later fences this one off, so that no two send the same letter.
     fn redrive_once(&self, redrive: &Redrive, sent: &mut u64) -> Result<i64, Stopped> {
+        let clients = &self.topology.clients;
+        let [largest, batch] = sizes(clients.settings.max_payload);
         let options = [
+            ("message.max.bytes", &*largest),
+            ("batch.size", &*batch),
             ("transactional.id", &*self.names.dead_letters),
             ("transaction.timeout.ms", "30000"),
             ("partitioner", "murmur2_random"),
         ];
-        let clients = &self.topology.clients;
         let producer: BaseProducer<Context> =
             clients.create(&options, clients.context(), "redrive")?;
         producer.init_transactions(ANSWER)?;
         // Read only now: nobody before changes anything any more.
         let range = self.whole()?;
         let marked = self.marked(&range)?;
-        let mut first_left = range.end;
+        let (mut seen, mut first_left) = (range.from, None);
         let mut lot: Vec<Letter> = Vec::new();
         let interval = redrive.interval();
         let most = if interval.is_some() { 1 } else { LOT };
         let mut stopped = None;
         self.each(&range, &marked, |letter| {
+            seen = letter.offset + 1;
             let chosen = redrive.selected().matches(&letter.envelope, &letter.hop, now());
             let room = redrive.at_most() - *sent > lot.len() as u64;
             if !chosen || !room {
-                first_left = first_left.min(letter.offset);
+                first_left.get_or_insert(letter.offset);
                 return Ok(room);
             }
             lot.push(letter);
@@ -198,7 +203,8 @@ impl DeadLetters {
             return Err(stopped);
         }
         *sent += self.send_back(&producer, &mut lot)?;
-        Ok(first_left)
+        // What was not looked at may be a letter.
+        Ok(first_left.unwrap_or(seen))
     }
 
     /// Stores the copies and their mark, all or nothing.

@@ -76,6 +76,7 @@ impl Desk {
             Settled::GivenBack { returned, after } => {
                 partition.give_back(offset, after, |_| returned)
             }
+            Settled::Unseen => partition.give_back(offset, Duration::ZERO, |returned| returned),
             Settled::Dropped => {
                 partition.give_back(offset, Duration::ZERO, |returned| returned.saturating_add(1))
             }

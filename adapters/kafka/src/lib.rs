@@ -108,6 +108,7 @@ mod dead_letters;
 mod depth;
 mod desk;
 mod error;
+mod membership;
 mod message;
 mod names;
 mod options;

@@ -335,7 +335,8 @@ impl Partition {
                     let is_suspect = slot.offset < self.begin.suspects;
                     let alone = is_suspect && slot.state != State::Waiting;
                     let returned = slot.returned + u32::from(alone);
-                    if returned != u32::from(is_suspect) {
+                    // What the next owner would take it for needs no word.
+                    if returned != self.begin.may_have_returned(slot.offset) {
                         position.returned.push((slot.offset, returned));
                     }
                 }

@@ -5,9 +5,10 @@ use std::fmt::Write;
 /// What is known of a partition beyond its finished prefix.
 ///
 /// # Format
-/// `ab1;open;3;5;9;2;1-3,7-9;2:3`: whether the owner let go in order (`clean`), the fields below in
-/// their order; offsets are counted from the committed one. Metadata of anybody else counts as
-/// none.
+/// `ab1;100;open;3;5;9;2;1-3,7-9;2:3`: the offset it is committed with, whether the owner let go in
+/// order (`clean`), the fields below in their order; offsets are counted from the committed one.
+/// Metadata of anybody else counts as none, and so does what was copied to another offset, as tools
+/// do that move groups between clusters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     /// Everything below is finished.
@@ -55,6 +56,9 @@ impl Position {
         if parts.next()? != VERSION {
             return None;
         }
+        if parts.next()?.parse() != Ok(offset) {
+            return None;
+        }
         let open = parts.next()? == "open";
         let number = |text: &str| text.parse::<i64>().ok()?.checked_add(offset);
         let suspects = number(parts.next()?)?;
@@ -95,7 +99,8 @@ impl Position {
             // Writing into a text does not fail.
             let _ = write!(counts, "{comma}{}:{count}", relative(*place));
         }
-        let mut text = format!("{VERSION};{state};{suspects};{witnesses};{until};{out};");
+        let offset = self.offset;
+        let mut text = format!("{VERSION};{offset};{state};{suspects};{witnesses};{until};{out};");
         let room = LONGEST.saturating_sub(counts.len() + 48);
         for (index, (start, end)) in self.done.iter().enumerate() {
             if text.len() > room {
@@ -141,10 +146,10 @@ mod tests {
     #[test]
     fn it_is_read_as_it_was_written() {
         let position = position();
-        assert_eq!(position.metadata(), "ab1;open;3;5;9;2;1-3,7-9;4:3,6:1");
+        assert_eq!(position.metadata(), "ab1;100;open;3;5;9;2;1-3,7-9;4:3,6:1");
         assert_eq!(Position::read(100, &position.metadata()), position);
         let empty = Position::at(7);
-        assert_eq!(empty.metadata(), "ab1;clean;0;0;0;0;;");
+        assert_eq!(empty.metadata(), "ab1;7;clean;0;0;0;0;;");
         assert_eq!(Position::read(7, &empty.metadata()), empty);
     }
 
@@ -154,9 +159,11 @@ mod tests {
         for metadata in [
             "",
             "their own",
-            "ab2;open;1;1;1;1;;",
-            "ab1;open;x;1;1;1;;",
-            "ab1;open;1;1;1;1;1;",
+            "ab2;7;open;1;1;1;1;;",
+            "ab1;7;open;x;1;1;1;;",
+            "ab1;7;open;1;1;1;1;1;",
+            "ab1;8;open;1;1;1;1;1-3;",
+            "ab1;open;1;1;1;1;1-3;",
             "ab1",
         ] {
             assert_eq!(Position::read(7, metadata), nothing, "{metadata:?}");

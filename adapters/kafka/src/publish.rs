@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anybroker_core::{Confirmer, Envelope, Error, ErrorKind, Hop, Result, RetryClass};
@@ -17,10 +17,13 @@ use crate::commands::{Commands, Settled};
 use crate::error::{code, error_of, failed};
 use crate::message::headers;
 use crate::options::TokenProvider;
+use crate::topology::COPY;
 
 /// Stores messages, and tells who waits once every replica in sync has them.
 pub(crate) struct Publisher {
-    producer: ThreadedProducer<Reports>,
+    clients: Clients,
+    /// Replaced when it says that it will never store anything again.
+    producer: RwLock<Arc<ThreadedProducer<Reports>>>,
     overflow: Arc<Overflow>,
     timeout: Duration,
     runtime: Handle,
@@ -99,28 +102,38 @@ impl Waiting {
 
 impl Publisher {
     pub(crate) fn new(clients: &Clients) -> Result<Self> {
-        let timeout = clients.settings.publish_timeout;
-        let (deadline, largest) =
-            (timeout.as_millis().max(1).to_string(), clients.settings.max_payload.to_string());
-        let options = [
-            ("enable.idempotence", "true"),
-            ("acks", "all"),
-            // Java's: the same key goes to the same partition, whoever publishes.
-            ("partitioner", "murmur2_random"),
-            // With none, the client's thread asks again and again while requests are on their way.
-            ("linger.ms", "0.5"),
-            ("message.timeout.ms", &*deadline),
-            ("message.max.bytes", &*largest),
-            ("queue.buffering.max.messages", "500000"),
-            ("queue.buffering.max.kbytes", "262144"),
-            // Not every broker knows at once of a topic that was just created.
-            ("topic.metadata.propagation.max.ms", "5000"),
-        ];
         let overflow = Arc::new(Overflow::default());
-        let reports =
-            Reports { token: clients.settings.token.clone(), overflow: Arc::clone(&overflow) };
-        let producer = clients.create(&options, reports, "connect")?;
-        Ok(Self { producer, overflow, timeout, runtime: Handle::current() })
+        let producer = RwLock::new(Arc::new(create(clients, &overflow)?));
+        let timeout = clients.settings.publish_timeout;
+        let runtime = Handle::current();
+        Ok(Self { clients: clients.clone(), producer, overflow, timeout, runtime })
+    }
+
+    fn producer(&self) -> Arc<ThreadedProducer<Reports>> {
+        Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts another producer in the place of one that is broken for good.
+    fn replace(&self, broken: &Arc<ThreadedProducer<Reports>>) {
+        let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&producer, broken) {
+            return;
+        }
+        match create(&self.clients, &self.overflow) {
+            Ok(other) => {
+                tracing::warn!("the Kafka client's producer failed for good: another takes over");
+                let broken = std::mem::replace(&mut *producer, Arc::new(other));
+                // It waits for its own thread, which may be the one that is here.
+                self.runtime.spawn_blocking(move || {
+                    while Arc::strong_count(&broken) > 1 {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the producer failed for good, and so did another")
+            }
+        }
     }
 
     /// Stores a message; in the order of the calls for each topic and key.
@@ -134,7 +147,7 @@ impl Publisher {
         self.wait(record);
     }
 
-    /// Puts a message into the client's queue; answers it when that is full.
+    /// Puts a message into the client's queue; answers it when that has no room.
     fn enqueue(&self, record: Record) -> Option<Record> {
         let Record { topic, envelope, hop, waiting, since } = record;
         let headers = headers(&envelope, &hop);
@@ -147,9 +160,14 @@ impl Publisher {
             Some(key) => native.key(&**key),
             None => native,
         };
-        let (error, native) = self.producer.send(native).err()?;
+        let producer = self.producer();
+        let (error, native) = producer.send(native).err()?;
         let waiting = *native.delivery_opaque;
-        if code(&error) == Some(RDKafkaErrorCode::QueueFull) {
+        let code = code(&error);
+        if code == Some(RDKafkaErrorCode::Fatal) {
+            self.replace(&producer);
+        }
+        if matches!(code, Some(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal)) {
             return Some(Record { topic, envelope, hop, waiting, since });
         }
         waiting.answer(Err(refused(&topic, error)));
@@ -203,7 +221,7 @@ impl Publisher {
             std::thread::sleep(Duration::from_millis(5));
         }
         let left = end.saturating_duration_since(Instant::now());
-        self.producer
+        self.producer()
             .flush(left)
             .map_err(|error| failed("close", "storing what was accepted", error))
     }
@@ -213,6 +231,34 @@ impl Overflow {
     fn lock(&self) -> MutexGuard<'_, VecDeque<Record>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn create(clients: &Clients, overflow: &Arc<Overflow>) -> Result<ThreadedProducer<Reports>> {
+    let deadline = clients.settings.publish_timeout.as_millis().max(1).to_string();
+    let [largest, batch] = sizes(clients.settings.max_payload);
+    let options = [
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+        // Java's: the same key goes to the same partition, whoever publishes.
+        ("partitioner", "murmur2_random"),
+        // With none, the client's thread asks again and again while requests are on their way.
+        ("linger.ms", "0.5"),
+        ("message.timeout.ms", &*deadline),
+        ("message.max.bytes", &*largest),
+        ("batch.size", &*batch),
+        ("queue.buffering.max.messages", "500000"),
+        ("queue.buffering.max.kbytes", "262144"),
+        // Not every broker knows at once of a topic that was just created.
+        ("topic.metadata.propagation.max.ms", "5000"),
+    ];
+    let reports = Reports { token: clients.settings.token.clone(), overflow: Arc::clone(overflow) };
+    clients.create(&options, reports, "connect")
+}
+
+/// How large a message may be, with room for what is added to copies; and how large a batch.
+pub(crate) fn sizes(max_payload: usize) -> [String; 2] {
+    // The topics' `max.message.bytes` is one for batches.
+    [max_payload.saturating_add(COPY), max_payload.clamp(1, 1_000_000)].map(|size| size.to_string())
 }
 
 fn refused(topic: &str, error: KafkaError) -> Error {
@@ -244,7 +290,12 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, waiting: Box<Waiting>) {
         let result = match result {
             Ok(_) => Ok(()),
-            Err((error, message)) => Err(refused(rdkafka::Message::topic(message), error.clone())),
+            Err((error, message)) => {
+                let refused = refused(rdkafka::Message::topic(message), error.clone());
+                // A producer that fails for good may have stored what was on its way.
+                let fatal = code(error) == Some(RDKafkaErrorCode::Fatal);
+                Err(if fatal { refused.class(RetryClass::Ambiguous) } else { refused })
+            }
         };
         waiting.answer(result);
         if self.overflow.begun.load(Ordering::Acquire) {

@@ -1,38 +1,26 @@
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anybroker_core::{Confirmation, Error, ErrorKind, Hop, Result, RetryClass, now};
-use rdkafka::client::{ClientContext, OAuthToken};
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Message, Offset, TopicPartitionList};
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::client::{Clients, log, oauth_token};
+use crate::client::Clients;
 use crate::commands::{Commands, Seat, tag};
 use crate::desk::{Desk, commits};
 use crate::error::{code, error_of, failed};
-use crate::message::read;
-use crate::names::Names;
-use crate::options::TokenProvider;
+use crate::membership::{GroupContext, GroupSettings};
 use crate::partition::Partition;
-use crate::position::Position;
-use crate::publish::{Publisher, Record, Settlement, Waiting};
+use crate::publish::{Record, Settlement, Waiting};
+use crate::topology::ANSWER;
 
 /// How often finished messages are committed.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long the client is not asked while there is no room: it may have a rebalance to tell.
 const GLANCE: Duration = Duration::from_millis(100);
-
-/// How long handlers may take to finish what they run when a partition goes to another process.
-const HANDOVER: Duration = Duration::from_secs(10);
-
-/// How long a question to the broker may take.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// A partition with more places taken than this, or more messages in memory, is not read further.
 const MOST_PLACES: usize = 100_000;
@@ -43,18 +31,6 @@ const NOBODY: u32 = u32::MAX;
 
 /// How many messages are read before the consumers get theirs.
 const LOT: usize = 1024;
-
-/// What a group's thread is set up with.
-pub(crate) struct GroupSettings {
-    pub(crate) names: Arc<Names>,
-    pub(crate) default_type: String,
-    pub(crate) ordered: bool,
-    pub(crate) limit: Option<u32>,
-    /// To move on what would be waited for.
-    pub(crate) publisher: Arc<Publisher>,
-    /// See [`Desk`].
-    pub(crate) permit: Arc<AtomicBool>,
-}
 
 /// Starts the thread that reads for a group, with its first consumer.
 pub(crate) fn start(
@@ -73,7 +49,6 @@ pub(crate) fn start(
         desk: Mutex::new(desk),
         commands: Arc::clone(&commands),
         next_assignment: AtomicU16::new(0),
-        uncommitted: AtomicBool::new(false),
         failure: Mutex::new(None),
         token: clients.settings.token.clone(),
     };
@@ -97,22 +72,12 @@ struct Reader {
     commands: Arc<Commands>,
 }
 
-/// What the client calls back, on the reader's own thread.
-struct GroupContext {
-    group: GroupSettings,
-    desk: Mutex<Desk>,
-    commands: Arc<Commands>,
-    next_assignment: AtomicU16,
-    /// Whether a commit failed that is to be made up for.
-    uncommitted: AtomicBool,
-    failure: Mutex<Option<Error>>,
-    token: Option<TokenProvider>,
-}
-
 impl Reader {
     fn run(self) {
         self.commands.started();
+        let _ended = self.commands.announce_end();
         let failure = self.work();
+        self.commands.failed.store(failure.is_some(), Ordering::SeqCst);
         // What was settled until here counts; the last commit is made when the client gives its
         // partitions back.
         let Self { consumer, commands } = self;
@@ -129,7 +94,6 @@ impl Reader {
         }
         desk.seats.clear();
         desk.flushes.clear();
-        commands.announce_end();
     }
 
     /// Reads, hands out and commits, until the last consumer is gone or nothing can be read.
@@ -169,12 +133,13 @@ impl Reader {
             let mut desk = context.desk();
             let next_due = desk.advance();
             self.reserve(&mut desk);
-            desk.dispatch();
+            // Before the others, who would take every place again and again.
             if let Some(suspect) = desk.next_suspect() {
                 desk.hand_out_suspect(suspect, |partition| {
-                    self.commit(&commits([(partition, partition.position(None))]), CommitMode::Sync)
+                    self.commit(&commits([(partition, partition.position(None))]))
                 });
             }
+            desk.dispatch();
             self.limit(&mut desk, window);
             self.move_on(&mut desk);
             let done = desk.seats.iter().any(|seat| seat.leaving && seat.held == 0);
@@ -215,13 +180,19 @@ impl Reader {
     fn poll(&self, most: usize) -> Result<usize> {
         let context = self.consumer.context();
         let mut count = 0;
+        let mut before = true;
         while count < most {
-            match self.consumer.poll(Duration::ZERO) {
-                None => break,
+            let polled = self.consumer.poll(Duration::ZERO);
+            let some = polled.is_some();
+            match polled {
+                // The client answers the same for what it saw to itself.
+                None if !before => break,
+                None => {}
                 Some(Ok(message)) => context.read(&message),
                 Some(Err(error)) => self.failed(error)?,
             }
-            count += 1;
+            before = some;
+            count += usize::from(some);
         }
         Ok(count)
     }
@@ -293,15 +264,17 @@ impl Reader {
             let partition = &desk.partitions[*index];
             (partition, partition.position(Some(*until)))
         }));
-        if self.commit(&list, CommitMode::Sync) {
+        if self.commit(&list) {
             for (index, until) in reserved {
                 desk.partitions[index].reserve(until);
             }
         }
     }
 
-    fn commit(&self, list: &TopicPartitionList, mode: CommitMode) -> bool {
-        match self.consumer.commit(list, mode) {
+    /// Commits, and waits for it: the client does not tell what became of others, and may repeat
+    /// them after later ones.
+    fn commit(&self, list: &TopicPartitionList) -> bool {
+        match self.consumer.commit(list, CommitMode::Sync) {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(%error, group = self.consumer.context().group.names.group, "a commit failed");
@@ -310,20 +283,15 @@ impl Reader {
         }
     }
 
-    fn commit_finished(&self, desk: &mut Desk, at_once: bool) {
-        let again = self.consumer.context().uncommitted.swap(false, Ordering::SeqCst);
-        let changed: Vec<_> = desk
-            .partitions
-            .iter()
-            .filter(|partition| partition.dirty || again || at_once)
-            .collect();
+    fn commit_finished(&self, desk: &mut Desk, all: bool) {
+        let changed: Vec<_> =
+            desk.partitions.iter().filter(|partition| partition.dirty || all).collect();
         if changed.is_empty() {
             return;
         }
         let list =
             commits(changed.into_iter().map(|partition| (partition, partition.position(None))));
-        let mode = if at_once { CommitMode::Sync } else { CommitMode::Async };
-        if self.commit(&list, mode) {
+        if self.commit(&list) {
             for partition in &mut desk.partitions {
                 partition.dirty = false;
             }
@@ -360,8 +328,9 @@ impl Reader {
             let (waiting, places) = partition.size();
             let most = if partition.paused { 2 } else { 1 };
             let too_many = waiting > MOST_WAITING / most || places > MOST_PLACES / most;
-            let pause =
-                too_many || (flooded && waiting > 0) || (partition.paused && waiting > window);
+            // What waits for its time takes nobody's turn, and does not keep others from being read.
+            let ready = partition.ready();
+            let pause = too_many || (flooded && ready > 0) || (partition.paused && ready > window);
             if pause == partition.paused {
                 continue;
             }
@@ -372,209 +341,6 @@ impl Reader {
             if changed.is_ok() {
                 partition.paused = pause;
             }
-        }
-    }
-}
-
-impl GroupContext {
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_failure(&self) -> Option<Error> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn read(&self, message: &BorrowedMessage<'_>) {
-        let (topic, number, offset) = (message.topic(), message.partition(), message.offset());
-        let (envelope, hop) = read(message, &self.group.default_type);
-        let hop = (hop != Hop::default()).then(|| Box::new(hop));
-        let mut desk = self.desk();
-        let partition = desk
-            .partitions
-            .iter_mut()
-            .find(|partition| partition.number == number && &*partition.topic == topic);
-        if let Some(partition) = partition {
-            // What another group delays is on the topic itself: the worker sees to it.
-            let keeps_delays = topic == self.group.names.retry;
-            partition.read(offset, (Arc::new(envelope), hop), keeps_delays);
-        }
-    }
-
-    /// Takes partitions over where their owners before left.
-    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<()> {
-        let asked = |error| failed("consume", "asking for the group's offsets", error);
-        let committed = self.patiently(|| consumer.committed_offsets(list.clone(), ANSWER));
-        let committed = committed.map_err(asked)?;
-        for element in committed.elements() {
-            let (topic, number) = (element.topic(), element.partition());
-            let watermarks = || consumer.fetch_watermarks(topic, number, ANSWER);
-            let (position, high) = match element.offset() {
-                Offset::Offset(offset) => {
-                    let position = Position::read(offset, element.metadata());
-                    let high = if position.open {
-                        self.patiently(watermarks).map_err(asked)?.1
-                    } else {
-                        offset
-                    };
-                    (position, high)
-                }
-                // A partition that was added to the topic later: all of it is new to the group.
-                _ => {
-                    let (low, high) = self.patiently(watermarks).map_err(asked)?;
-                    (Position::at(low), high)
-                }
-            };
-            let start = Offset::Offset(position.offset);
-            list.set_partition_offset(topic, number, start).map_err(asked)?;
-            let id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
-            let retry = topic == self.group.names.retry;
-            let name = if retry { &self.group.names.retry } else { &self.group.names.topic };
-            let in_place = self.group.ordered && !retry;
-            let partition = Partition::new(
-                (name.as_str().into(), number, id),
-                position,
-                high,
-                (in_place, self.group.limit),
-            );
-            self.commands.assign(id);
-            self.desk().partitions.push(partition);
-        }
-        Ok(())
-    }
-
-    /// Asks until there is an answer, for as long as the broker would wait for it.
-    fn patiently<T>(&self, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
-        let end = Instant::now() + Duration::from_mins(1);
-        loop {
-            match ask() {
-                Err(error)
-                    if Instant::now() < end && !self.commands.closing.load(Ordering::SeqCst) =>
-                {
-                    tracing::debug!(%error, "asking again");
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                result => return result,
-            }
-        }
-    }
-
-    /// Lets partitions go: handlers finish what they run, then all that is finished is committed.
-    fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
-        let leaving = list.elements();
-        let leaving: Vec<_> =
-            leaving.iter().map(|element| (element.topic(), element.partition())).collect();
-        let ids: Vec<_> = self
-            .desk()
-            .partitions
-            .iter()
-            .filter(|partition| leaving.contains(&(&*partition.topic, partition.number)))
-            .map(|partition| partition.id)
-            .collect();
-        let is_lost = consumer.assignment_lost();
-        let mut commands = Vec::new();
-        if !is_lost {
-            self.commands.set_leaving(&ids);
-            let end = Instant::now() + HANDOVER;
-            loop {
-                self.commands.take(&mut commands);
-                let mut desk = self.desk();
-                desk.apply(&mut commands);
-                let busy =
-                    desk.partitions.iter().any(|known| ids.contains(&known.id) && known.out > 0);
-                drop(desk);
-                let closing = self.commands.closing.load(Ordering::SeqCst);
-                if !busy || closing || Instant::now() > end {
-                    break;
-                }
-                self.commands.sleep(Duration::from_millis(10), 1);
-            }
-        }
-        self.commands.revoke(&ids, &mut commands);
-        let mut desk = self.desk();
-        desk.apply(&mut commands);
-        let removed = desk.remove(&ids);
-        drop(desk);
-        if is_lost || removed.is_empty() {
-            return;
-        }
-        let positions = removed.iter().map(|partition| (partition, partition.last_position()));
-        let list = commits(positions);
-        let end = Instant::now() + Duration::from_secs(5);
-        while let Err(error) = consumer.commit(&list, CommitMode::Sync) {
-            // Without it the next owner repeats what was finished since the last commit.
-            tracing::debug!(%error, "the last commit of a partition failed");
-            let again = code(&error).is_some_and(|code| {
-                !matches!(
-                    code,
-                    RDKafkaErrorCode::IllegalGeneration
-                        | RDKafkaErrorCode::UnknownMemberId
-                        | RDKafkaErrorCode::FencedInstanceId
-                )
-            });
-            if !again || Instant::now() > end {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-impl ClientContext for GroupContext {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
-
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(level, facility, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the Kafka client reports an error");
-    }
-
-    fn generate_oauth_token(
-        &self,
-        _: Option<&str>,
-    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        oauth_token(self.token.as_ref())
-    }
-}
-
-impl ConsumerContext for GroupContext {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        event: RDKafkaRespErr,
-        list: &mut TopicPartitionList,
-    ) {
-        let changed = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            if list.count() == 0 && self.desk().partitions.is_empty() {
-                let group = &self.group.names.group;
-                tracing::warn!(
-                    group,
-                    "the group has more members than partitions: this one gets nothing until another leaves"
-                );
-            }
-            match self.assign(consumer, list) {
-                Ok(()) => consumer.incremental_assign(list),
-                Err(error) => {
-                    *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    return;
-                }
-            }
-        } else {
-            self.revoke(consumer, list);
-            consumer.incremental_unassign(list)
-        };
-        if let Err(error) = changed {
-            let error = failed("consume", "changing the assignment", error);
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::debug!(%error, group = self.group.names.group, "a commit failed");
-            self.uncommitted.store(true, Ordering::SeqCst);
         }
     }
 }

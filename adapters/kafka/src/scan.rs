@@ -1,5 +1,6 @@
 //! Reading a part of a topic without being a member of a group. It blocks.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anybroker_core::{ErrorKind, Result};
@@ -10,6 +11,7 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::client::{Clients, Context};
 use crate::error::{error_of, failed};
+use crate::topology::{ANSWER, patiently};
 
 /// What is to be read of one partition: from an offset to before another.
 #[derive(Clone, Debug)]
@@ -23,7 +25,7 @@ pub(crate) struct Range {
 /// How long nothing may come.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Reads the ranges in no particular order of partitions, until `visit` answers false.
+/// Reads the ranges, of one topic, in no particular order of partitions, until `visit` answers false.
 pub(crate) fn scan(
     clients: &Clients,
     group: &str,
@@ -50,17 +52,32 @@ pub(crate) fn scan(
         list.add_partition_offset(&range.topic, range.partition, from).map_err(failure)?;
     }
     reader.assign(&list).map_err(failure)?;
-    let mut ends = 0;
     let mut heard = Instant::now();
-    let count = ranges.len();
-    while !ranges.is_empty() && ends < count {
+    let mut asked = HashSet::new();
+    while !ranges.is_empty() {
+        if heard.elapsed() > PATIENCE {
+            let text = format!("the broker did not answer in {PATIENCE:?}");
+            return Err(error_of(ErrorKind::Unavailable, "read", text));
+        }
         match reader.poll(Duration::from_millis(100)) {
-            None if heard.elapsed() > PATIENCE => {
-                let text = format!("the broker did not answer in {PATIENCE:?}");
-                return Err(error_of(ErrorKind::Unavailable, "read", text));
+            None => {}
+            // What is left of the range is no message: transactions leave such offsets. But a new
+            // leader may not know the end yet; only one that knows it is believed.
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                let found = ranges.iter().position(|range| range.partition == partition);
+                let Some(index) = found else { continue };
+                if asked.contains(&partition) {
+                    ranges.swap_remove(index);
+                    continue;
+                }
+                let Range { topic, from, end, .. } = &ranges[index];
+                let ask = || reader.fetch_watermarks(topic, partition, ANSWER);
+                if patiently(ask).map_err(failure)?.1 >= *end {
+                    asked.insert(partition);
+                }
+                let from = Offset::Offset(*from);
+                reader.seek(topic, partition, from, ANSWER).map_err(failure)?;
             }
-            None => continue,
-            Some(Err(KafkaError::PartitionEOF(_))) => ends += 1,
             // The client mends what it can, and the patience ends the rest.
             Some(Err(error)) => tracing::debug!(%error, "reading failed; the client tries again"),
             Some(Ok(message)) => {
@@ -71,12 +88,13 @@ pub(crate) fn scan(
                 if message.offset() < ranges[index].end && !visit(&message)? {
                     return Ok(());
                 }
-                if message.offset() + 1 >= ranges[index].end {
+                ranges[index].from = message.offset() + 1;
+                if ranges[index].from >= ranges[index].end {
                     ranges.swap_remove(index);
                 }
+                heard = Instant::now();
             }
         }
-        heard = Instant::now();
     }
     Ok(())
 }

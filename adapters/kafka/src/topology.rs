@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use anybroker_core::{Declare, Destination, ErrorKind, Result, Start, Subscription};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
@@ -26,9 +27,8 @@ pub(crate) struct Topology {
 /// How long a question may take.
 pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 
-/// Messages that wait to be handled must outlast whatever a topic keeps by default.
-const FOR_EVER: [(&str, &str); 3] =
-    [("retention.ms", "-1"), ("retention.bytes", "-1"), ("cleanup.policy", "delete")];
+/// What a copy of a message may be larger than the message: its headers tell more.
+pub(crate) const COPY: usize = 1024 * 1024;
 
 /// A topic to be, and what it is to be created with.
 struct Wanted<'a> {
@@ -55,6 +55,11 @@ impl Topology {
 
     fn set_declared(&self, key: String) {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+
+    /// Looks again at what was found to be there.
+    pub(crate) fn forget(&self) {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Creates a destination or checks it; a queue with its group.
@@ -91,11 +96,22 @@ impl Topology {
         let start = subscription.start_position();
         let from_start = existed || !destination.is_topic() || start == Start::Earliest;
         self.position(&names.group, &names.topic, partitions, from_start).await?;
+        let largest = self.clients.settings.max_payload.saturating_add(COPY).to_string();
+        let options = [
+            // Messages that wait to be handled must outlast whatever a topic keeps by default.
+            ("retention.ms", "-1"),
+            ("retention.bytes", "-1"),
+            ("cleanup.policy", "delete"),
+            // What fitted into the group's topic must fit into these.
+            ("max.message.bytes", &*largest),
+        ];
         for name in [&names.retry, &names.dead_letters] {
-            let default = if *name == names.retry { partitions } else { 1 };
-            let wanted = Wanted { name, partitions: None, default, options: &FOR_EVER };
+            let retries = *name == names.retry;
+            // The dead letters are looked for in one partition.
+            let only = (!retries).then_some(1);
+            let wanted = Wanted { name, partitions: only, default: partitions, options: &options };
             let partitions = self.ensure(&wanted).await?;
-            if *name == names.retry {
+            if retries {
                 self.position(&names.group, name, partitions, true).await?;
             }
         }
@@ -296,6 +312,16 @@ fn is_live(error: &KafkaError) -> bool {
     code(error).is_some_and(|code| live.contains(&code))
 }
 
+/// The group's offsets, each of them answered: one that failed is not one that is missing.
+pub(crate) fn offsets<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    list: &TopicPartitionList,
+) -> Result<TopicPartitionList, KafkaError> {
+    let committed = consumer.committed_offsets(list.clone(), ANSWER)?;
+    committed.elements().iter().try_for_each(TopicPartitionListElem::error)?;
+    Ok(committed)
+}
+
 /// The group's positions in a topic; blocks.
 pub(crate) fn committed(
     observer: &BaseConsumer<Context>,
@@ -304,7 +330,7 @@ pub(crate) fn committed(
 ) -> Result<Vec<Option<Position>>, KafkaError> {
     let mut list = TopicPartitionList::new();
     list.add_partition_range(topic, 0, i32::try_from(partitions).unwrap_or(i32::MAX) - 1);
-    let committed = patiently(|| observer.committed_offsets(list.clone(), ANSWER))?;
+    let committed = patiently(|| offsets(observer, &list))?;
     let positions = committed.elements();
     let positions = positions.iter().map(|element| match element.offset() {
         Offset::Offset(offset) => Some(Position::read(offset, element.metadata())),
@@ -332,6 +358,7 @@ pub(crate) fn patiently<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T,
                                 | RDKafkaErrorCode::CoordinatorLoadInProgress
                                 | RDKafkaErrorCode::WaitingForCoordinator
                                 | RDKafkaErrorCode::BrokerTransportFailure
+                                | RDKafkaErrorCode::UnstableOffsetCommit
                         )
                     ) =>
             {

@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use anybroker_core::{
-    Broker, BrokerUrl, Envelope, ErrorKind, Outgoing, Queue, Subscription, Topic,
+    Broker, BrokerUrl, Envelope, ErrorKind, Outgoing, Queue, RetryClass, Subscription, Topic,
 };
 use anybroker_kafka::KafkaBroker;
 use support::{builder, connect, server, unique};
@@ -111,4 +111,26 @@ async fn nothing_shows_the_password() {
     let (_, text) = refusal(url).await;
     let builder = KafkaBroker::builder().url(url.parse().expect("a URL")).expect("options");
     assert!(!format!("{text} {builder:?}").contains("secret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_fails_for_good_is_replaced() {
+    use anybroker_kafka::rdkafka::mocking::MockCluster;
+    use anybroker_kafka::rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    let cluster = MockCluster::new(1).expect("a cluster");
+    cluster.create_topic("numbers", 1, 1).expect("a topic");
+    let url = format!("kafka://{}?declare=off", cluster.bootstrap_servers());
+    let url: BrokerUrl = url.parse().expect("a URL");
+    let broker = anybroker_kafka::connect(url).await.expect("a connection");
+    let send = || {
+        broker.producer().send(Outgoing::new(Topic::native("numbers"), Envelope::new("t", "{}")))
+    };
+    send().await.expect("a confirmed publish");
+    cluster.request_errors(
+        RDKafkaApiKey::Produce,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER],
+    );
+    let error = send().await.expect_err("its producer has failed");
+    assert_eq!(error.retry_class(), RetryClass::Ambiguous, "{error}");
+    send().await.expect("another producer has taken over");
 }

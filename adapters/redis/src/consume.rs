@@ -18,7 +18,7 @@ use crate::held::{Id, Source};
 use crate::line::Line;
 use crate::link::{Call, pause};
 use crate::message::read;
-use crate::reclaim::{Cursor, PAGE, is_suspect};
+use crate::reclaim::{Cursor, is_suspect};
 use crate::scripts::{Found, LEAVE, MOVE, TRIM};
 use crate::settle::{RedisSettler, Shared};
 use crate::topology::Topology;
@@ -31,10 +31,16 @@ const CLAIM_SHARE: u32 = 20;
 
 /// How often it removes what all groups have finished.
 const TRIM_EVERY: Duration = Duration::from_secs(2);
+/// The most entries that it removes from a stream in one step, and in how many steps on end.
+const TRIM_LOT: usize = 10_000;
+const TRIM_LOTS: usize = 50;
 
 /// The most entries and bytes of one read.
 const MOST: usize = 500;
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+
+/// The most bytes that become due in one step, during which the server does nothing else.
+const MOVED_BYTES: usize = 4 * 1024 * 1024;
 
 /// Consumers of crashed processes are deleted when they have had nothing pending for so long.
 const FORGOTTEN: Duration = Duration::from_hours(1);
@@ -312,10 +318,17 @@ impl Reader {
             if shared.group.ordered && self.owned[index].is_none() {
                 continue;
             }
-            let call = Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(PAGE);
-            let due: i64 = shared.link.run("move what is due", &call).await?;
-            if let Ok(due) = u64::try_from(due) {
-                next = next.min(Duration::from_millis(due + 1));
+            let call =
+                Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(MOVED_BYTES);
+            match shared.link.run::<i64>("move what is due", &call).await {
+                Ok(due) => {
+                    if let Ok(due) = u64::try_from(due) {
+                        next = next.min(Duration::from_millis(due + 1));
+                    }
+                }
+                Err(error) if error.retry_class() == RetryClass::Permanent => return Err(error),
+                // It stays where it is. What is below must go on, and may be what helps.
+                Err(error) => tracing::warn!(%error, "what is due could not be moved"),
             }
         }
         self.next_tick = Instant::now() + next;
@@ -331,7 +344,11 @@ impl Reader {
         }
         shared.renew(shared.held.to_renew(shared.lease())).await?;
         if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
-            self.trim().await?;
+            let trimmed = self.trim().await;
+            if !matches!(trimmed, Ok(true)) {
+                shared.settled.store(true, Ordering::Relaxed);
+            }
+            trimmed?;
         }
         Ok(())
     }
@@ -340,14 +357,24 @@ impl Reader {
         self.next_tick
     }
 
-    async fn trim(&mut self) -> Result<()> {
+    /// Removes what all groups have finished; answers whether that was all of it.
+    async fn trim(&mut self) -> Result<bool> {
         let shared = &self.shared;
+        let mut all = true;
         for source in 0..self.cursors.len() {
-            let call = Call::new(&TRIM).key(shared.group.stream(source));
-            let _: i64 = shared.link.run("trim", &call).await?;
+            let call = Call::new(&TRIM).key(shared.group.stream(source)).arg(TRIM_LOT);
+            let mut more = true;
+            for _ in 0..TRIM_LOTS {
+                // It stops where the next node would be too much.
+                more = shared.link.run::<usize>("trim", &call).await? >= TRIM_LOT / 2;
+                if !more {
+                    break;
+                }
+            }
+            all &= !more;
         }
         self.next_trim = Instant::now() + TRIM_EVERY;
-        Ok(())
+        Ok(all)
     }
 
     /// Gives back what no handler has seen, and stays for what handlers still hold.
@@ -362,6 +389,10 @@ impl Reader {
         // An ordered partition is owned until all of it is settled.
         let mut inbox = Some(inbox).filter(|_| shared.group.ordered);
         while !shared.held.is_empty() && !*closing.borrow() {
+            // Nobody receives them any more.
+            for holding in shared.held.take_waiting() {
+                drop(self.settler.give_back(holding, false));
+            }
             tokio::select! {
                 () = sleep(TICK / 5) => {}
                 () = shared.room.notified() => {}

@@ -49,6 +49,14 @@ pub(crate) fn is_answer(error: &RedisError) -> bool {
     matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension)
 }
 
+/// Whether the server is a replica, now or all along: it answers, and never does anything.
+pub(crate) fn is_replica(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        redis::ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
+    ) || error.detail().is_some_and(|text| text.contains("READONLY"))
+}
+
 fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
     use redis::ErrorKind as Native;
     const LOGIN: &str = ": the server refused the login; check user and password in the URL";
@@ -96,17 +104,19 @@ fn by_code(code: &str) -> (ErrorKind, &'static str) {
         "MISCONF" | "NOREPLICAS" | "BUSY" => (ErrorKind::Blocked, ""),
         "WRONGTYPE" => (ErrorKind::Mismatch, "; the name is taken by something else"),
         "NOGROUP" => (ErrorKind::NotFound, "; declare the subscription"),
-        "UNBLOCKED" => (ErrorKind::Unavailable, ""),
+        "UNBLOCKED" | "READONLY" => (ErrorKind::Unavailable, ""),
         _ => (ErrorKind::Broker, ""),
     }
 }
 
 /// The server puts what a script ran into after `ERR`, with its own code first or none.
 fn by_text(text: &str) -> (ErrorKind, &'static str) {
-    let known = ["OOM", "WRONGTYPE", "NOGROUP", "MISCONF", "NOREPLICAS"];
+    let known = ["OOM", "WRONGTYPE", "NOGROUP", "MISCONF", "NOREPLICAS", "READONLY"];
     let Some(code) = known.iter().find(|code| text.contains(**code)) else {
         return if text.contains("invalid DB index") || text.contains("DB index is out of range") {
             (ErrorKind::Config, "; write redis://host/0")
+        } else if text.contains("ACL failure") {
+            (ErrorKind::Denied, ": the user lacks the right; see the permissions in the docs")
         } else if text.contains("max number of clients") {
             (ErrorKind::Blocked, "; raise maxclients")
         } else {
@@ -140,7 +150,7 @@ mod tests {
     fn each_native_error_has_its_kind_and_class() {
         use redis::ErrorKind as Native;
         let server = |kind| known(Native::Server(kind), "");
-        let rows: [(RedisError, ErrorKind, RetryClass); 20] = [
+        let rows: [(RedisError, ErrorKind, RetryClass); 22] = [
             (answered("NOAUTH", ""), ErrorKind::Denied, Permanent),
             (answered("WRONGPASS", ""), ErrorKind::Denied, Permanent),
             (server(ServerErrorKind::NoPerm), ErrorKind::Denied, Permanent),
@@ -163,6 +173,16 @@ mod tests {
                 known(Native::Server(ServerErrorKind::ResponseError), "DB index is out of range"),
                 ErrorKind::Config,
                 Permanent,
+            ),
+            (
+                known(Native::Server(ServerErrorKind::ResponseError), "ACL failure in script: no"),
+                ErrorKind::Denied,
+                Permanent,
+            ),
+            (
+                known(Native::Server(ServerErrorKind::ResponseError), "READONLY a replica"),
+                ErrorKind::Unavailable,
+                Transient,
             ),
             (
                 known(Native::Server(ServerErrorKind::ResponseError), "odd"),

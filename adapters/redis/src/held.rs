@@ -207,6 +207,11 @@ impl Held {
         }
     }
 
+    /// Begins to settle what no handler can have seen, to be given back.
+    pub(crate) fn take_waiting(&self) -> Vec<Holding> {
+        self.lock().take_waiting(|_| true)
+    }
+
     /// Takes out everything for good: with whether a handler may have seen it.
     pub(crate) fn close(&self) -> Vec<(Holding, bool)> {
         let mut table = self.lock();
@@ -235,20 +240,10 @@ impl Held {
         if !table.shut.contains(&partition) {
             return Reopening::Open;
         }
-        let of_it = |entry: &&mut Entry| entry.holding.source / 2 == partition;
-        let mut waiting = Vec::new();
-        let mut busy = false;
-        for entry in table.entries.values_mut().filter(of_it) {
-            match entry.state {
-                State::Waiting => {
-                    entry.state = State::Settling;
-                    waiting.push(entry.holding);
-                }
-                State::Out | State::Settling => busy = true,
-            }
-        }
-        table.open -= waiting.len();
-        if busy || !waiting.is_empty() {
+        let of_it = |holding: &Holding| holding.source / 2 == partition;
+        let waiting = table.take_waiting(of_it);
+        // Those that wait are among them until the server has them.
+        if table.entries.values().any(|entry| of_it(&entry.holding)) {
             return Reopening::Not(waiting);
         }
         table.shut.retain(|shut| *shut != partition);
@@ -271,6 +266,20 @@ pub(crate) enum Reopening {
 }
 
 impl Table {
+    fn take_waiting(&mut self, meant: impl Fn(&Holding) -> bool) -> Vec<Holding> {
+        let waiting: Vec<_> = self
+            .entries
+            .values_mut()
+            .filter(|entry| entry.state == State::Waiting && meant(&entry.holding))
+            .map(|entry| {
+                entry.state = State::Settling;
+                entry.holding
+            })
+            .collect();
+        self.open -= waiting.len();
+        waiting
+    }
+
     fn remove(&mut self, tag: u64) {
         if let Some(entry) = self.entries.remove(&tag) {
             self.open -= usize::from(entry.state != State::Settling);
@@ -288,9 +297,11 @@ impl Table {
             self.remove(tag);
             return false;
         }
-        if entry.state == State::Waiting {
-            entry.state = State::Out;
+        if entry.state == State::Settling {
+            // On its way back, so that it comes again.
+            return false;
         }
+        entry.state = State::Out;
         true
     }
 

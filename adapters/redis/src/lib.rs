@@ -34,8 +34,9 @@
 //! makes that rarer, and nothing here rules it out.
 //!
 //! A retry, a delayed release and a dead letter are stored and the original acknowledged by one
-//! script, in that order: a server without memory refuses the first, and the second does not
-//! happen. Short of memory (`maxmemory`), a publish fails with `Blocked`, and acknowledgements go on.
+//! script, in that order: if the first fails, the second does not happen. Short of memory
+//! (`maxmemory`), a publish or a redrive fails with `Blocked`; consuming and settling go on, copies
+//! included, since only they make room.
 //!
 //! # Settlement
 //! `Ok` means that the server has done it, and that the delivery was still this consumer's: every

@@ -1,14 +1,16 @@
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anybroker_core::{ErrorKind, Result, RetryClass};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script};
+use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, Value};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::error::{closed, error_of, failed, is_answer, unanswered};
+use crate::error::{closed, error_of, failed, is_answer, is_replica, unanswered};
+use crate::scripts::text;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,7 +134,7 @@ impl Link {
         match answer {
             Some(Ok(answer)) => Ok(answer),
             Some(Err(error)) => {
-                if !is_answer(&error) {
+                if !is_answer(&error) || is_replica(&error) {
                     self.broken(epoch).await;
                 }
                 Err(unanswered(operation, "the server", error))
@@ -171,7 +173,14 @@ async fn answers(connection: &mut MultiplexedConnection) -> bool {
     matches!(answer, Ok(Ok(())))
 }
 
-/// Connects to the first host that answers.
+/// Whether it says so; a server that does not tell is taken for none.
+async fn is_a_replica(connection: &mut MultiplexedConnection) -> bool {
+    let hello = redis::cmd("HELLO").query_async::<HashMap<String, Value>>(connection).await;
+    let role = hello.ok().and_then(|mut hello| hello.remove("role")).and_then(text);
+    role.is_some_and(|role| role == "replica" || role == "slave")
+}
+
+/// Connects to the first host that answers and is no replica.
 pub(crate) async fn connect(clients: &[Client]) -> Result<MultiplexedConnection> {
     // Deadlines are the callers': a read that blocks has none, and one that timed out would leave
     // its entries pending unseen.
@@ -186,11 +195,16 @@ pub(crate) async fn connect(clients: &[Client]) -> Result<MultiplexedConnection>
                 client.get_multiplexed_async_connection_with_config(&config).await?;
             // A server that still loads its data accepts connections already.
             redis::cmd("PING").query_async::<()>(&mut connection).await?;
-            Ok(connection)
+            let replica = is_a_replica(&mut connection).await;
+            Ok((connection, replica))
         };
         let address = || format!("cannot connect to {}", client.get_connection_info().addr());
         match timeout(CONNECT_TIMEOUT, opened).await {
-            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Ok((connection, false))) => return Ok(connection),
+            Ok(Ok((_, true))) => {
+                let text = format!("{}: it is a replica", address());
+                last = Some(error_of(ErrorKind::Unavailable, "connect", text));
+            }
             Ok(Err(error)) => last = Some(failed("connect", &address(), error)),
             Err(_) => {
                 let text = format!("{} within {CONNECT_TIMEOUT:?}", address());

@@ -13,7 +13,7 @@ use crate::held::Reopening;
 use crate::line::Line;
 use crate::link::Call;
 use crate::reclaim::{Cursor, Waits};
-use crate::scripts::{LOCK, TAKE, array, streams, text};
+use crate::scripts::{LOCK, OWN, TAKE, array, streams, text};
 use crate::settle::millis;
 
 impl Reader {
@@ -31,16 +31,17 @@ impl Reader {
 
     async fn take_ownership(&mut self, index: usize) -> Result<bool> {
         let shared = &self.shared;
-        self.ownerships += 1;
         let token = format!("{}-{}", shared.consumer, self.ownerships);
         let begun = Instant::now();
-        let mut command = redis::cmd("SET");
-        command.arg(&shared.group.partitions[index].lock).arg(&token).arg("NX").arg("PX");
-        let owned: Value =
-            shared.link.query("own a partition", command.arg(millis(shared.lease()))).await?;
-        if owned == Value::Nil {
+        let call = Call::new(&OWN)
+            .key(&shared.group.partitions[index].lock)
+            .arg(&token)
+            .arg(millis(shared.lease()));
+        // Where the answer is lost, it is asked again with the same token.
+        if shared.link.run::<i64>("own a partition", &call).await? != 1 {
             return Ok(false);
         }
+        self.ownerships += 1;
         shared.set_token(index, token);
         self.owned[index] = Some(begun + shared.lease());
         self.begin_anew(index);

@@ -16,7 +16,7 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::error::{closed, error_of, failed, unanswered};
+use crate::error::{closed, error_of, failed, is_replica, unanswered};
 use crate::layout::Layout;
 use crate::link::Link;
 use crate::message::write;
@@ -255,7 +255,9 @@ impl Writer {
             let (epoch, mut connection) = connection;
             let sent = connection.req_packed_commands(&pipeline, 0, jobs.len());
             let answer = timeout_at(jobs[0].deadline, sent).await;
-            if !matches!(answer, Ok(Ok(_))) {
+            // A replica answers for ever, and takes nothing.
+            let of_use = |value: &Value| !matches!(value, Value::ServerError(error) if is_replica(&error.clone().into()));
+            if !matches!(&answer, Ok(Ok(values)) if values.iter().all(of_use)) {
                 link.broken(epoch).await;
             }
             settle(jobs, answer.ok());

@@ -10,7 +10,7 @@ use crate::scripts::{CLAIM, Found, array, integer, text};
 use crate::settle::millis;
 
 /// Pending entries taken over in one step; more would hold up the server's other clients.
-pub(crate) const PAGE: usize = 1000;
+const PAGE: usize = 1000;
 
 /// How many suspects a consumer holds: entries that were delivered twice and settled by nobody.
 /// One of them may be what ends its process, and so each is held without the others.

@@ -18,6 +18,7 @@ scripts! {
     CLAIM "claim"
     TAKE "take"
     MOVE "move"
+    OWN "own"
     LOCK "lock"
     TRIM "trim"
     LEAVE "leave"

@@ -208,6 +208,8 @@ async fn a_server_without_memory_refuses_and_loses_nothing() {
         let broker = connect(server.url()).await;
         let subscription = Subscription::queue("full");
         let mut consumer = broker.consume(&subscription, 8).await.expect("a consumer");
+        let ordered = Queue::new("full-in-order").ordered();
+        send(&broker, ordered.clone(), message("m").with_key("k")).await;
         let (producer, mut confirmed) = (broker.producer(), Vec::new());
         let mut refused = None;
         for number in 0..1000 {
@@ -224,20 +226,27 @@ async fn a_server_without_memory_refuses_and_loses_nothing() {
         let error = refused.expect("the memory is full");
         check(&error, ErrorKind::Blocked, "raise maxmemory");
         assert_eq!(error.retry_class(), RetryClass::Transient);
-        // What needs room is refused and stays; what frees room goes on.
+        // What frees room goes on: a group that exists is consumed, and its messages may fail.
+        consumer.close().await.expect("a close");
+        consumer = broker.consume(&subscription, 8).await.expect("a consumer");
+        let in_order = Subscription::queue(ordered);
+        let mut owner = broker.consume(&in_order, 8).await.expect("a consumer");
+        assert_eq!(ack_all(&mut owner, 1).await, ["m"]);
+        owner.close().await.expect("a close");
         let first = receive(&mut consumer).await;
-        let id = first.envelope().id.clone();
-        let refused = first.settle(Outcome::dead_letter("test", "no room")).await;
-        check(&refused.expect_err("no room"), ErrorKind::Blocked, "raise maxmemory");
-        let mut handled = Vec::new();
+        let mut handled = vec![first.envelope().id.clone()];
+        first.settle(Outcome::dead_letter("test", "broken")).await.expect("a dead letter");
+        let second = receive(&mut consumer).await;
+        let id = second.envelope().id.clone();
+        let later = Outcome::Retry { after: Duration::from_millis(10) };
+        second.settle(later).await.expect("a retry");
         while handled.len() < confirmed.len() {
             let delivery = receive(&mut consumer).await;
-            if delivery.envelope().id == id {
-                assert_eq!(delivery.attempt(), 2);
-            }
+            assert_eq!(delivery.attempt(), 1 + u32::from(delivery.envelope().id == id));
             handled.push(delivery.envelope().id.clone());
             delivery.settle(Outcome::Ack).await.expect("an acknowledgement");
         }
+        assert_eq!(broker.purge_dead_letters(&subscription).await.expect("a purge"), 1);
         handled.sort_unstable();
         confirmed.sort_unstable();
         assert_eq!(handled, confirmed);
@@ -278,5 +287,34 @@ async fn a_name_that_is_taken_says_so() {
     check(&error, ErrorKind::Mismatch, "taken by something else");
     let error = broker.consume(&Subscription::queue(name), 1).await.expect_err("it is no stream");
     check(&error, ErrorKind::Mismatch, "taken by something else");
+    broker.close().await.expect("a close");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_becomes_a_replica_is_left_for_the_next_host() {
+    let former = launch(Redis::new(RedisVersion::V8)).await;
+    let latter = launch(Redis::new(RedisVersion::V8)).await;
+    let address = |server: &Server| server.url().trim_start_matches("redis://").to_owned();
+    let (first, second) = (address(&former), address(&latter));
+    let broker = connect(&format!("redis://{first},{second}")).await;
+    let subscription = Subscription::queue("demoted");
+    let mut consumer = broker.consume(&subscription, 8).await.expect("a consumer");
+    send(&broker, Queue::new("demoted"), message("before")).await;
+    assert_eq!(ack_all(&mut consumer, 1).await, ["before"]);
+
+    let direct = connect(former.url()).await;
+    let (host, port) = second.split_once(':').expect("a host and a port");
+    let _: String = run(&direct, cmd("REPLICAOF").arg(host).arg(port)).await;
+    drop(direct);
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while let Err(error) =
+        broker.producer().send(Outgoing::new(Queue::new("demoted"), message("after"))).await
+    {
+        check(&error, ErrorKind::Unavailable, "");
+        assert!(tokio::time::Instant::now() < end, "it stays with the replica");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ack_all(&mut consumer, 1).await, ["after"]);
+    check(&refusal(former.url()).await, ErrorKind::Unavailable, "is a replica");
     broker.close().await.expect("a close");
 }

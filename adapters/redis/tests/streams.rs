@@ -282,3 +282,24 @@ async fn names_that_would_meet_when_joined_do_not() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_withheld_does_not_keep_an_ordered_consumer_from_closing() {
+    for url in servers() {
+        let broker = connect(&url).await;
+        let queue = Queue::new(unique("withheld")).ordered();
+        let subscription = Subscription::queue(queue.clone()).lease(2 * SECOND);
+        for id in ["0", "1", "2", "3", "4"] {
+            send(&broker, queue.clone(), message(id).with_key("k")).await;
+        }
+        let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+        drop(receive(&mut consumer).await);
+        // Looks once for the next, which must not pass the first.
+        drop(try_receive(&mut consumer, Duration::ZERO).await);
+        let closed = tokio::time::timeout(2 * SECOND, consumer.close()).await;
+        closed.expect("closed in time").expect("a close");
+        let mut other = broker.consume(&subscription, 10).await.expect("a consumer");
+        assert_eq!(ack_all(&mut other, 5).await, ["0", "1", "2", "3", "4"], "{url}");
+        broker.close().await.expect("a close");
+    }
+}

@@ -10,9 +10,9 @@ use anybroker_testkit::conformance::{self, Target};
 use tokio::task::spawn_blocking;
 
 /// Cases close often, and a close waits for the last receive.
-const OPTIONS: &str = "poll=1s";
+const OPTIONS: &str = "poll=2s";
 /// `ElasticMQ` knows no topics.
-const QUEUES: &str = "poll=1s&sns=off";
+const QUEUES: &str = "poll=2s&sns=off";
 
 fn main() -> ExitCode {
     conformance::main([queues(), target("sqs-ministack", "ANYBROKER_SNS_URL", OPTIONS)])

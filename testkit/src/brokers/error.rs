@@ -1,7 +1,6 @@
 use std::fmt;
 
-/// Why no server could be had, and what to do about it.
-#[derive(Debug)]
+/// Why no server, or no client of another language, could be had, and what to do about it.
 pub struct Error(String);
 
 impl Error {
@@ -18,6 +17,13 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// As text: it is what a test that unwraps it shows, logs and commands on lines of their own.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

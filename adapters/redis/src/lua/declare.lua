@@ -24,34 +24,34 @@ other = check('group:' .. group, ARGV[4])
 if other then
     return { 'group', other }
 end
+local function exists(stream)
+    if redis.call('EXISTS', stream) == 1 then
+        for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+            if info[2] == group then
+                return true
+            end
+        end
+    end
+    return false
+end
 for i = 2, #KEYS do
     local stream, retry = KEYS[i], i % 2 == 1
-    if create then
+    -- Looked for first: a server without memory refuses even to create what exists.
+    if not exists(stream) then
+        if not create then
+            return { 'missing', group .. ' of ' .. stream }
+        end
         -- A group that was deleted begins again where it began, not where it would miss something.
         local field = 'start:' .. group .. ':' .. i
         local start = retry and '0' or redis.call('HGET', meta, field) or ARGV[5]
-        local created = redis.pcall('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
-        if type(created) == 'table' and created.err then
-            if not string.find(created.err, 'BUSYGROUP') then
-                return created
-            end
-        elseif not retry and start == '$' then
+        redis.call('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
+        if not retry and start == '$' then
             local info = redis.call('XINFO', 'STREAM', stream)
             for f = 1, #info, 2 do
                 if info[f] == 'last-generated-id' then
                     redis.call('HSET', meta, field, info[f + 1])
                 end
             end
-        end
-    else
-        local exists = false
-        if redis.call('EXISTS', stream) == 1 then
-            for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-                exists = exists or info[2] == group
-            end
-        end
-        if not exists then
-            return { 'missing', group .. ' of ' .. stream }
         end
     end
 end

@@ -1,10 +1,18 @@
+#!lua flags=allow-oom
 -- Moves what is due to the group's own stream; answers in how many ms the next is due, or -1.
--- KEYS: delayed, retry. ARGV: the most to move.
-local time = redis.call('TIME')
+-- KEYS: delayed, retry. ARGV: the most bytes to move. A server without memory does it too: what is
+-- moved takes no more than before.
+local time, left = redis.call('TIME'), tonumber(ARGV[1])
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
+while left > 0 do
+    local member = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1)[1]
+    if not member then
+        break
+    end
     redis.call('XADD', KEYS[2], '*', unpack(cmsgpack.unpack(member), 2))
     redis.call('ZREM', KEYS[1], member)
+    -- Each costs time beside its bytes.
+    left = left - #member - 4096
 end
 local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 return next[2] and math.max(0, tonumber(next[2]) - now) or -1

@@ -1,5 +1,7 @@
+#!lua flags=allow-oom
 -- Stores a copy of each entry and acknowledges the original, in one step, while it is still this
--- consumer's. The copy comes first: when memory is short, that is the write that is refused.
+-- consumer's. The copy comes first: if it fails, the original stays. A server without memory does
+-- it too: what is acknowledged frees what the copy takes.
 -- KEYS: stream, lock, retry, delayed, dead letters. ARGV: group, consumer, token or '', then for
 -- each entry: id, count, where, delay in ms, unique text, number of fields, fields.
 local stream, group, consumer, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]

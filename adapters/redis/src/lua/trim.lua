@@ -1,4 +1,5 @@
 -- Removes what every group has finished; nothing while there is no group. KEYS: stream.
+-- ARGV: the most to remove. Answers how many were.
 if redis.call('EXISTS', KEYS[1]) == 0 then
     return 0
 end
@@ -22,4 +23,4 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     end
 end
 -- Whole nodes only, which is what makes it cheap.
-return floor and redis.call('XTRIM', KEYS[1], 'MINID', '~', floor) or 0
+return floor and redis.call('XTRIM', KEYS[1], 'MINID', '~', floor, 'LIMIT', ARGV[1]) or 0

@@ -1,0 +1,267 @@
+//! A process's membership in a group: what the client calls back on the reader's own thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anybroker_core::{Error, Hop, Result};
+use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Message, Offset, TopicPartitionList};
+
+use crate::client::{log, oauth_token};
+use crate::commands::Commands;
+use crate::desk::{Desk, commits};
+use crate::error::{code, failed};
+use crate::message::read;
+use crate::names::Names;
+use crate::options::TokenProvider;
+use crate::partition::Partition;
+use crate::position::Position;
+use crate::publish::Publisher;
+use crate::topology::{ANSWER, offsets};
+
+/// How long handlers may take to finish what they run when a partition goes to another process.
+const HANDOVER: Duration = Duration::from_secs(10);
+
+/// How long the end of a log is asked for that can be done without.
+const GLANCE: Duration = Duration::from_secs(2);
+
+/// What a group's thread is set up with.
+pub(crate) struct GroupSettings {
+    pub(crate) names: Arc<Names>,
+    pub(crate) default_type: String,
+    pub(crate) ordered: bool,
+    pub(crate) limit: Option<u32>,
+    /// To move on what would be waited for.
+    pub(crate) publisher: Arc<Publisher>,
+    /// See [`Desk`].
+    pub(crate) permit: Arc<AtomicBool>,
+}
+
+/// What the client calls back, on the reader's own thread.
+pub(crate) struct GroupContext {
+    pub(crate) group: GroupSettings,
+    pub(crate) desk: Mutex<Desk>,
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) next_assignment: AtomicU16,
+    pub(crate) failure: Mutex<Option<Error>>,
+    pub(crate) token: Option<TokenProvider>,
+}
+
+impl GroupContext {
+    pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<Error> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn read(&self, message: &BorrowedMessage<'_>) {
+        let (topic, number, offset) = (message.topic(), message.partition(), message.offset());
+        let (envelope, hop) = read(message, &self.group.default_type);
+        let hop = (hop != Hop::default()).then(|| Box::new(hop));
+        let mut desk = self.desk();
+        let partition = desk
+            .partitions
+            .iter_mut()
+            .find(|partition| partition.number == number && &*partition.topic == topic);
+        if let Some(partition) = partition {
+            // What another group delays is on the topic itself: the worker sees to it.
+            let keeps_delays = topic == self.group.names.retry;
+            partition.read(offset, (Arc::new(envelope), hop), keeps_delays);
+        }
+    }
+
+    /// Takes partitions over where their owners before left.
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<()> {
+        let asked = |error| failed("consume", "asking for the group's offsets", error);
+        let committed = self.patiently(|| offsets(consumer, list)).map_err(asked)?;
+        for element in committed.elements() {
+            let (topic, number) = (element.topic(), element.partition());
+            let watermarks = || consumer.fetch_watermarks(topic, number, ANSWER);
+            let (mut position, high) = match element.offset() {
+                Offset::Offset(offset) => {
+                    let position = Position::read(offset, element.metadata());
+                    // One partition without a leader must not keep the others from being read:
+                    // then all that was reserved may have been dispatched.
+                    let high = if position.open {
+                        let asked = consumer.fetch_watermarks(topic, number, GLANCE);
+                        asked.map_or(position.until, |(_, high)| high)
+                    } else {
+                        offset
+                    };
+                    (position, high)
+                }
+                // A partition that was added to the topic later: all of it is new to the group.
+                _ => {
+                    let (low, high) = self.patiently(watermarks).map_err(asked)?;
+                    (Position::at(low), high)
+                }
+            };
+            let mut id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
+            // After many rebalances the numbers begin anew.
+            while self.desk().partition(id).is_some() {
+                id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
+            }
+            let retry = topic == self.group.names.retry;
+            if retry && let Ok((low, _)) = consumer.fetch_watermarks(topic, number, GLANCE) {
+                // Only what was finished is deleted from there: a commit was lost that said so.
+                position.offset = position.offset.max(low);
+            }
+            let start = Offset::Offset(position.offset);
+            list.set_partition_offset(topic, number, start).map_err(asked)?;
+            let name = if retry { &self.group.names.retry } else { &self.group.names.topic };
+            let in_place = self.group.ordered && !retry;
+            let partition = Partition::new(
+                (name.as_str().into(), number, id),
+                position,
+                high,
+                (in_place, self.group.limit),
+            );
+            self.commands.assign(id);
+            self.desk().partitions.push(partition);
+        }
+        Ok(())
+    }
+
+    /// Asks until there is an answer, for as long as the broker would wait for it.
+    fn patiently<T>(&self, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+        let end = Instant::now() + Duration::from_mins(1);
+        loop {
+            match ask() {
+                Err(error)
+                    if Instant::now() < end && !self.commands.closing.load(Ordering::SeqCst) =>
+                {
+                    tracing::debug!(%error, "asking again");
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Lets partitions go: handlers finish what they run, then all that is finished is committed.
+    fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let leaving = list.elements();
+        let leaving: Vec<_> =
+            leaving.iter().map(|element| (element.topic(), element.partition())).collect();
+        let ids: Vec<_> = self
+            .desk()
+            .partitions
+            .iter()
+            .filter(|partition| leaving.contains(&(&*partition.topic, partition.number)))
+            .map(|partition| partition.id)
+            .collect();
+        let is_lost = consumer.assignment_lost();
+        let mut commands = Vec::new();
+        if !is_lost {
+            self.commands.set_leaving(&ids);
+            let end = Instant::now() + HANDOVER;
+            loop {
+                self.commands.take(&mut commands);
+                let mut desk = self.desk();
+                desk.apply(&mut commands);
+                let busy =
+                    desk.partitions.iter().any(|known| ids.contains(&known.id) && known.out > 0);
+                drop(desk);
+                let closing = self.commands.closing.load(Ordering::SeqCst);
+                if !busy || closing || Instant::now() > end {
+                    break;
+                }
+                self.commands.sleep(Duration::from_millis(10), 1);
+            }
+        }
+        self.commands.revoke(&ids, &mut commands);
+        let mut desk = self.desk();
+        desk.apply(&mut commands);
+        let removed = desk.remove(&ids);
+        drop(desk);
+        // The client would keep them paused when they come back.
+        let mut paused = TopicPartitionList::new();
+        for partition in removed.iter().filter(|partition| partition.paused) {
+            paused.add_partition(&partition.topic, partition.number);
+        }
+        // It fails only for what the client does not know, which is not paused either.
+        let _ = consumer.resume(&paused);
+        if is_lost || removed.is_empty() {
+            return;
+        }
+        let positions = removed.iter().map(|partition| (partition, partition.last_position()));
+        let list = commits(positions);
+        let end = Instant::now() + Duration::from_secs(5);
+        while let Err(error) = consumer.commit(&list, CommitMode::Sync) {
+            // Without it the next owner repeats what was finished since the last commit.
+            tracing::debug!(%error, "the last commit of a partition failed");
+            let again = code(&error).is_some_and(|code| {
+                !matches!(
+                    code,
+                    RDKafkaErrorCode::IllegalGeneration
+                        | RDKafkaErrorCode::UnknownMemberId
+                        | RDKafkaErrorCode::FencedInstanceId
+                )
+            });
+            if !again || Instant::now() > end {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl ClientContext for GroupContext {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the Kafka client reports an error");
+    }
+
+    fn generate_oauth_token(
+        &self,
+        _: Option<&str>,
+    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        oauth_token(self.token.as_ref())
+    }
+}
+
+impl ConsumerContext for GroupContext {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let changed = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            if list.count() == 0 && self.desk().partitions.is_empty() {
+                let group = &self.group.names.group;
+                tracing::warn!(
+                    group,
+                    "the group has more members than partitions: this one gets nothing until another leaves"
+                );
+            }
+            match self.assign(consumer, list) {
+                Ok(()) => consumer.incremental_assign(list),
+                Err(error) => {
+                    *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    return;
+                }
+            }
+        } else {
+            self.revoke(consumer, list);
+            consumer.incremental_unassign(list)
+        };
+        if let Err(error) = changed {
+            let error = failed("consume", "changing the assignment", error);
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    }
+}
