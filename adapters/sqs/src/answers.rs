@@ -68,7 +68,8 @@ pub(crate) async fn hide(
         let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
             .id(entries.len().to_string())
             .receipt_handle(receipt)
-            .visibility_timeout(i32::try_from(time.as_secs()).unwrap_or(i32::MAX));
+            // Rounded up: nothing comes early.
+            .visibility_timeout(i32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(i32::MAX));
         entries.extend(entry.build());
     }
     let mut answers = Answers::new(operation, entries.len());

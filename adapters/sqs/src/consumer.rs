@@ -158,8 +158,8 @@ struct Reader {
     wanted: usize,
 }
 
-/// What a receive has brought, and the places that are left.
-type Polled = (Result<Vec<Message>>, Vec<OwnedSemaphorePermit>);
+/// What a receive has brought, the places for it, and when it began.
+type Polled = (Result<Vec<Message>>, Vec<OwnedSemaphorePermit>, Instant);
 
 impl Reader {
     async fn run(mut self, mut closing: watch::Receiver<bool>) {
@@ -273,14 +273,15 @@ impl Reader {
             .message_attribute_names("All");
         let queue = Arc::clone(&self.queue);
         async move {
+            let began = Instant::now();
             match receive.send().await {
-                Ok(received) => (Ok(received.messages.unwrap_or_default()), places),
-                Err(error) => (Err(failed(RECEIVE, &queue, error)), places),
+                Ok(received) => (Ok(received.messages.unwrap_or_default()), places, began),
+                Err(error) => (Err(failed(RECEIVE, &queue, error)), places, began),
             }
         }
     }
 
-    fn take_in(&mut self, (received, mut places): Polled) -> Result<()> {
+    fn take_in(&mut self, (received, mut places, began): Polled) -> Result<()> {
         let asked = places.len();
         let messages = match received {
             Ok(messages) => messages,
@@ -297,14 +298,19 @@ impl Reader {
         };
         for message in messages {
             let Some(place) = places.pop() else { break };
-            let next = self.delivery(&message, place);
+            let next = self.delivery(&message, place, began);
             self.waiting.push_back(next);
         }
         Ok(())
     }
 
     /// A delivery, and whether it is suspected to end its process.
-    fn delivery(&self, message: &Message, place: OwnedSemaphorePermit) -> (Delivery, bool) {
+    fn delivery(
+        &self,
+        message: &Message,
+        place: OwnedSemaphorePermit,
+        began: Instant,
+    ) -> (Delivery, bool) {
         let (envelope, hop) = message::read(message, &self.default_type);
         let mut returned = message::receive_count(message).saturating_sub(1);
         if self.ordered {
@@ -317,7 +323,7 @@ impl Reader {
         let group = message::attribute(message, &Name::MessageGroupId);
         let group = group.filter(|_| self.ordered).map(ToOwned::to_owned);
         let receipt = message.receipt_handle().unwrap_or_default().into();
-        let tag = self.held.insert(receipt, group, place);
+        let tag = self.held.insert(receipt, group, place, began);
         let hop = (hop != Hop::default()).then(|| Box::new(hop));
         let envelope = Arc::new(envelope);
         let delivery = Delivery::new(envelope, hop, returned, tag, Arc::clone(&self.settler));

@@ -23,6 +23,9 @@ const HIDDEN: Duration = Duration::from_mins(2);
 /// A look goes no further than this.
 const MOST_SEEN: usize = 10_000;
 
+/// Nor past so many receives in a row that bring only what was seen.
+const MOST_REPEATS: usize = 20;
+
 /// Goes once through the dead-letter queue of a group.
 ///
 /// SQS has no cursor: what was seen stays hidden until the end, or it would come again. The dead
@@ -98,7 +101,8 @@ impl DeadLetters {
     pub(crate) async fn redrive(mut self, redrive: &Redrive, senders: &Senders) -> Result<u64> {
         let (mut redriven, now) = (0, now());
         let pause = redrive.interval().unwrap_or_default();
-        let hide = HIDDEN + pause * 10;
+        let publish_timeout = self.topology.settings.publish_timeout;
+        let hide = HIDDEN + publish_timeout + pause * 10;
         // A message that is given up again meanwhile is not sent back twice.
         let mut sent = HashSet::new();
         let done = 'done: loop {
@@ -124,8 +128,8 @@ impl DeadLetters {
                 if redriven > 0 {
                     sleep(pause).await;
                 }
-                if letter.deadline <= Instant::now() {
-                    // Somebody else may have it by now.
+                if letter.deadline <= Instant::now() + publish_timeout {
+                    // Somebody else may have it by the time it is sent.
                     continue;
                 }
                 let target = Target::Queue(self.subscription.clone());
@@ -171,8 +175,19 @@ impl DeadLetters {
         done.map(|()| purged)
     }
 
-    /// The next ones; none at the end.
+    /// The next ones; none at the end, which is where nothing comes at all.
     async fn receive(&mut self, hide: Duration) -> Result<Vec<Letter>> {
+        for _ in 0..MOST_REPEATS {
+            let (letters, count) = self.receive_once(hide).await?;
+            if !letters.is_empty() || count == 0 {
+                return Ok(letters);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// What is new of a receive, and how many it has brought.
+    async fn receive_once(&mut self, hide: Duration) -> Result<(Vec<Letter>, usize)> {
         let deadline = Instant::now() + hide;
         let received = self
             .topology
@@ -199,7 +214,7 @@ impl DeadLetters {
                 self.hidden.push(letter.receipt);
             }
         }
-        Ok(letters)
+        Ok((letters, received.messages().len()))
     }
 
     fn letter(&self, message: &Message, deadline: Instant) -> Letter {

@@ -1,15 +1,17 @@
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anybroker_core::{Confirmer, Delivery, Error, Result};
+use anybroker_core::{Confirmer, Delivery, Error, ErrorKind, Result};
 use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, DeleteMessageBatchResultEntry};
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::answers::{Answers, hide};
-use crate::error::{BROKER, failed};
+use crate::clients::CALL;
+use crate::error::{BROKER, error_of, failed};
 use crate::lane::{ENTRIES, Job};
 use crate::topology::Topology;
 
@@ -58,6 +60,8 @@ enum State {
     Waiting,
     HandedOut,
     Settling,
+    /// It is being given back.
+    Returning,
     /// It went back, or to somebody else.
     Lost,
 }
@@ -88,6 +92,23 @@ type Receipt = Arc<str>;
 impl Job for Delete {}
 impl Job for GiveBack {}
 
+impl Table {
+    fn lose_followers(&mut self, tag: u64) -> Vec<(u64, Receipt)> {
+        let Some(group) = self.entries.get(&tag).and_then(|entry| entry.group.clone()) else {
+            return Vec::new();
+        };
+        let mut lost = Vec::new();
+        for (later, entry) in &mut self.entries {
+            let follows = *later > tag && entry.group.as_ref() == Some(&group);
+            if follows && matches!(entry.state, State::Waiting | State::HandedOut) {
+                entry.state = State::Lost;
+                lost.push((*later, Arc::clone(&entry.receipt)));
+            }
+        }
+        lost
+    }
+}
+
 impl Held {
     pub(crate) fn new(topology: Arc<Topology>, queue: Arc<str>, lease: Duration) -> Self {
         let seconds = lease.as_secs() + u64::from(lease.subsec_nanos() > 0);
@@ -99,22 +120,28 @@ impl Held {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in what was received; answers its tag.
+    /// Takes in what a receive that began then has brought; answers its tag.
     pub(crate) fn insert(
         &self,
         receipt: Receipt,
         group: Option<String>,
         place: OwnedSemaphorePermit,
+        began: Instant,
     ) -> u64 {
-        let now = Instant::now();
-        // The answer was under way while the lease ran.
-        let margin = (self.visibility / 10).min(Duration::from_secs(2));
-        let deadline = now + self.visibility - margin;
+        let poll = self.topology.settings.poll;
+        let deadline = if self.visibility > poll * 2 {
+            began + self.visibility
+        } else {
+            // This process may have stood still since the answer came, which took as long as the
+            // poll at most; it was under way while the lease ran.
+            let answered = Instant::now().min(began + poll + Duration::from_secs(1));
+            answered + self.visibility - (self.visibility / 10).min(Duration::from_secs(2))
+        };
         let mut table = self.table();
         table.last += 1;
         let tag = table.last;
         let state = State::Waiting;
-        let entry = Entry { receipt, group, received: now, deadline, state, _place: place };
+        let entry = Entry { receipt, group, received: began, deadline, state, _place: place };
         table.entries.insert(tag, entry);
         tag
     }
@@ -124,10 +151,10 @@ impl Held {
     pub(crate) fn hand_out(&self, deliveries: &mut Vec<Delivery>, from: usize) {
         let mut lost = Vec::new();
         {
-            let mut table = self.table();
+            let (mut table, now) = (self.table(), Instant::now());
             for index in (from..deliveries.len()).rev() {
                 match table.entries.get_mut(&deliveries[index].tag()) {
-                    Some(entry) if entry.state == State::Waiting => {
+                    Some(entry) if entry.state == State::Waiting && entry.deadline > now => {
                         entry.state = State::HandedOut;
                     }
                     // Dropped without the lock, which that takes.
@@ -170,28 +197,31 @@ impl Held {
     /// Marks what came later in the group of this delivery as lost, and answers it: those must not
     /// pass the one that goes back.
     pub(crate) fn lose_followers(&self, tag: u64) -> Vec<(u64, Receipt)> {
-        let mut table = self.table();
-        let Some(group) = table.entries.get(&tag).and_then(|entry| entry.group.clone()) else {
-            return Vec::new();
-        };
-        let mut lost = Vec::new();
-        for (later, entry) in &mut table.entries {
-            let follows = *later > tag && entry.group.as_ref() == Some(&group);
-            if follows && matches!(entry.state, State::Waiting | State::HandedOut) {
-                entry.state = State::Lost;
-                lost.push((*later, Arc::clone(&entry.receipt)));
-            }
-        }
-        lost
+        self.table().lose_followers(tag)
     }
 
-    /// The receipt of a delivery, and how long it can still be hidden.
-    pub(crate) fn receipt(&self, tag: u64) -> Option<(Receipt, Duration)> {
+    /// Begins to give back what is being settled, and answers its receipt.
+    pub(crate) fn give_up(&self, tag: u64) -> Option<Receipt> {
+        let mut table = self.table();
+        let entry = table.entries.get_mut(&tag)?;
+        entry.state = State::Returning;
+        Some(Arc::clone(&entry.receipt))
+    }
+
+    /// How long a delivery can still be hidden.
+    pub(crate) fn longest(&self, tag: u64) -> Duration {
         let table = self.table();
-        let entry = table.entries.get(&tag)?;
-        // A second for the way there.
-        let held = entry.received.elapsed() + Duration::from_secs(1);
-        Some((Arc::clone(&entry.receipt), LONGEST_HOLD.saturating_sub(held)))
+        // Two seconds for the way there, and for a part of one that is rounded up.
+        let held = |entry: &Entry| entry.received.elapsed() + Duration::from_secs(2);
+        let held = table.entries.get(&tag).map_or(LONGEST_HOLD, held);
+        LONGEST_HOLD.saturating_sub(held)
+    }
+
+    /// Which of so many lanes deletes it: of a group in order always the same.
+    pub(crate) fn lane(&self, tag: u64, lanes: usize) -> usize {
+        let mut hasher = DefaultHasher::new();
+        self.table().entries.get(&tag).map(|entry| &entry.group).hash(&mut hasher);
+        usize::try_from(hasher.finish() % lanes as u64).unwrap_or_default()
     }
 
     /// Whether nothing is held.
@@ -210,7 +240,8 @@ impl Held {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if !self.table().entries.values().any(|entry| entry.state == State::Settling) {
+            let settles = |entry: &Entry| matches!(entry.state, State::Settling | State::Returning);
+            if !self.table().entries.values().any(settles) {
                 return;
             }
             changed.await;
@@ -222,9 +253,15 @@ impl Held {
         let held: Vec<_> = {
             let mut table = self.table();
             table.closed = true;
-            let hide =
-                |(tag, entry): (&u64, &Entry)| (*tag, Arc::clone(&entry.receipt), Duration::ZERO);
-            table.entries.iter().map(hide).collect()
+            let now = Instant::now();
+            // What ran out may be somebody else's by now, and the rest is on its way.
+            let held = |entry: &Entry| {
+                matches!(entry.state, State::Waiting | State::HandedOut) && entry.deadline > now
+            };
+            let hide = |(tag, entry): (&u64, &Entry)| {
+                held(entry).then(|| (*tag, Arc::clone(&entry.receipt), Duration::ZERO))
+            };
+            table.entries.iter().filter_map(hide).collect()
         };
         for (tag, result) in self.hide_all(held).await {
             if let Err(error) = result {
@@ -254,46 +291,74 @@ impl Held {
             let table = self.table();
             let hide = |tag: &u64| {
                 let entry = table.entries.get(tag);
-                // To renew what was given back would hide it from the others.
-                let entry = entry.filter(|entry| !table.closed && entry.state != State::Lost)?;
+                // To renew what goes back or ran out would hide it from the others.
+                let entry = entry.filter(|entry| {
+                    let goes_back = matches!(entry.state, State::Returning | State::Lost);
+                    !table.closed && !goes_back && entry.deadline > began
+                })?;
                 Some((*tag, Arc::clone(&entry.receipt), self.visibility))
             };
             tags.iter().filter_map(hide).collect()
         };
+        let mut followers = Vec::new();
         for (tag, result) in self.hide_all(all).await {
             let mut table = self.table();
             let Some(entry) = table.entries.get_mut(&tag) else { continue };
             match result {
                 Ok(()) => entry.deadline = began + self.visibility,
-                Err(error) if error.kind() == anybroker_core::ErrorKind::StaleDelivery => {
-                    if entry.state != State::Settling {
+                Err(error) if error.kind() == ErrorKind::StaleDelivery => {
+                    if matches!(entry.state, State::Waiting | State::HandedOut) {
                         entry.state = State::Lost;
+                        followers.extend(table.lose_followers(tag));
                     }
                 }
                 Err(error) => renewed = Err(error),
+            }
+        }
+        let followers = followers.into_iter();
+        let followers = followers.map(|(tag, receipt)| (tag, receipt, Duration::ZERO)).collect();
+        for (tag, result) in self.hide_all(followers).await {
+            if let Err(error) = result {
+                tracing::debug!(%error, tag, "a delivery comes back when its lease runs out");
             }
         }
         renewed
     }
 
     /// Hides deliveries for so long from now.
-    async fn hide_all<T: Copy>(&self, hide: Vec<(T, Receipt, Duration)>) -> Vec<(T, Result<()>)> {
+    async fn hide_all(&self, hide: Vec<(u64, Receipt, Duration)>) -> Vec<(u64, Result<()>)> {
         let batches = hide.chunks(ENTRIES).map(|batch| async move {
+            let until = self.earliest(batch.iter().map(|(tag, ..)| *tag));
             let hide = batch.iter().map(|(_, receipt, time)| (&**receipt, *time));
-            let answers = self.hide(hide).await;
+            let answers = self.hide(hide, until).await;
             batch.iter().map(|(tag, ..)| *tag).zip(answers).collect::<Vec<_>>()
         });
         stream::iter(batches.collect::<Vec<_>>()).buffer_unordered(CALLS).concat().await
     }
 
-    /// One call.
-    async fn hide(&self, batch: impl Iterator<Item = (&str, Duration)>) -> Vec<Result<()>> {
-        hide(&self.topology, &self.queue, SETTLE, batch).await
+    /// One call, until then: later it would be about what somebody else may have.
+    async fn hide(
+        &self,
+        batch: impl ExactSizeIterator<Item = (&str, Duration)>,
+        until: Instant,
+    ) -> Vec<Result<()>> {
+        let count = batch.len();
+        let hidden = hide(&self.topology, &self.queue, SETTLE, batch);
+        timeout_at(until, hidden).await.unwrap_or_else(|_| late(count))
+    }
+
+    /// When the first of these leases runs out.
+    fn earliest(&self, tags: impl Iterator<Item = u64>) -> Instant {
+        let table = self.table();
+        let deadlines = tags.filter_map(|tag| table.entries.get(&tag)).map(|entry| entry.deadline);
+        deadlines.min().unwrap_or_else(|| Instant::now() + CALL)
     }
 
     /// One call that gives back.
     pub(crate) async fn give_back(self: Arc<Self>, batch: Vec<GiveBack>) {
-        let answers = self.hide(batch.iter().map(|back| (&*back.receipt, back.after))).await;
+        let until = self.earliest(batch.iter().map(|back| back.tag));
+        let hide = batch.iter().map(|back| (&*back.receipt, back.after));
+        let answers = self.hide(hide, until).await;
         for (back, answer) in batch.into_iter().zip(answers) {
             match back.then {
                 Then::Nothing => {}
@@ -333,6 +398,7 @@ impl Held {
             }
         }
         for Delete(tag, confirmer) in stale {
+            drop(self.lose_followers(tag));
             self.end(tag);
             confirmer.confirm(Err(ran_out()));
         }
@@ -341,8 +407,10 @@ impl Held {
         }
         let mut answers = Answers::new(SETTLE, deleted.len());
         let delete = self.topology.clients.calls.delete_message_batch().queue_url(&*self.queue);
-        match delete.set_entries(Some(entries)).send().await {
-            Ok(sent) => {
+        let until = self.earliest(deleted.iter().map(|Delete(tag, _)| *tag));
+        match timeout_at(until, delete.set_entries(Some(entries)).send()).await {
+            Err(_) => answers.all = late(deleted.len()),
+            Ok(Ok(sent)) => {
                 let refused = sent.failed().iter();
                 answers.fill(
                     &self.queue,
@@ -350,7 +418,7 @@ impl Held {
                     refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
                 );
             }
-            Err(error) => answers.fail(&failed(SETTLE, &self.queue, error)),
+            Ok(Err(error)) => answers.fail(&failed(SETTLE, &self.queue, error)),
         }
         for (Delete(tag, confirmer), answer) in deleted.into_iter().zip(answers.all) {
             if answer.is_err() {
@@ -376,6 +444,12 @@ impl From<Stale> for Error {
     fn from(_: Stale) -> Self {
         ran_out()
     }
+}
+
+/// What was not answered before the first lease ran out.
+fn late(count: usize) -> Vec<Result<()>> {
+    let text = "no answer before the lease ran out";
+    (0..count).map(|_| Err(error_of(ErrorKind::Timeout, SETTLE, text))).collect()
 }
 
 fn ran_out() -> Error {

@@ -24,7 +24,8 @@ pub(crate) struct SqsSettler {
     subscription: Subscription,
     held: Arc<Held>,
     senders: Arc<Senders>,
-    deletes: Lane<Delete>,
+    /// In order several, with one call at a time; a message group has one.
+    deletes: Vec<Lane<Delete>>,
     returns: Lane<GiveBack>,
     /// What outlives a call runs here, also when the caller has left the runtime.
     runtime: Handle,
@@ -37,8 +38,13 @@ impl SqsSettler {
         senders: Arc<Senders>,
     ) -> Self {
         let deletes = {
-            let held = Arc::clone(&held);
-            Lane::start(CALLS, usize::MAX, (), move |batch| Arc::clone(&held).delete(batch))
+            // In order a later one must not be deleted before the one that goes first.
+            let (lanes, calls) = if subscription.is_ordered() { (CALLS, 1) } else { (1, CALLS) };
+            let lane = || {
+                let held = Arc::clone(&held);
+                Lane::start(calls, usize::MAX, (), move |batch| Arc::clone(&held).delete(batch))
+            };
+            (0..lanes).map(|_| lane()).collect()
         };
         let returns = {
             let held = Arc::clone(&held);
@@ -49,13 +55,17 @@ impl SqsSettler {
 
     fn delete(&self, tag: u64, confirmer: Confirmer) {
         // A lane that has ended drops the confirmer, which then says so.
-        let _ = self.deletes.push(Delete(tag, confirmer));
+        let _ = self.deletes_of(tag).push(Delete(tag, confirmer));
+    }
+
+    fn deletes_of(&self, tag: u64) -> &Lane<Delete> {
+        &self.deletes[self.held.lane(tag, self.deletes.len())]
     }
 
     fn give_back(&self, tag: u64, after: Duration, then: Then) {
         self.give_back_followers(tag);
-        if let Some((receipt, longest)) = self.held.receipt(tag) {
-            let after = after.min(longest);
+        let after = after.min(self.held.longest(tag));
+        if let Some(receipt) = self.held.give_up(tag) {
             let _ = self.returns.push(GiveBack { tag, receipt, after, then });
         }
     }
@@ -82,7 +92,7 @@ impl SqsSettler {
         let returns = matches!(target, Target::Queue(_));
         let (confirmer, confirmation) = Confirmation::channel();
         let (deletes, held, alive) =
-            (self.deletes.clone(), Arc::clone(&self.held), self.senders.alive());
+            (self.deletes_of(tag).clone(), Arc::clone(&self.held), self.senders.alive());
         self.runtime.spawn(async move {
             match stored.await {
                 Ok(()) => {
@@ -92,12 +102,15 @@ impl SqsSettler {
                 }
                 // Somebody else's message that is too large as an event: it goes back as it is.
                 Err(error) if error.kind() == ErrorKind::TooLarge && returns => {
-                    if let Some((receipt, longest)) = held.receipt(tag) {
-                        let (after, then) = (after.min(longest), Then::Confirm(confirmer));
+                    let after = after.min(held.longest(tag));
+                    if let Some(receipt) = held.give_up(tag) {
+                        let then = Then::Confirm(confirmer);
                         held.give_back(vec![GiveBack { tag, receipt, after, then }]).await;
                     }
                 }
                 Err(error) => {
+                    // It comes again: in order nothing may pass it.
+                    drop(held.lose_followers(tag));
                     held.end(tag);
                     confirmer.confirm(Err(error));
                 }
@@ -137,8 +150,10 @@ impl Settler for SqsSettler {
                 let target = Target::DeadLetters(self.subscription.clone());
                 self.store(&target, tag, envelope, &hop, Duration::ZERO)
             }
-            // A copy would lose its place.
-            Outcome::Retry { after } | Outcome::Release { after } if ordered => {
+            // A copy would lose its place, and is stored only where SQS cannot hide for so long.
+            Outcome::Retry { after } | Outcome::Release { after }
+                if ordered && after <= self.held.longest(tag) =>
+            {
                 let (confirmer, confirmation) = Confirmation::channel();
                 self.give_back(tag, after, Then::Confirm(confirmer));
                 confirmation
@@ -173,7 +188,10 @@ impl Settler for SqsSettler {
     fn abandon(&self, tag: u64) {
         match self.held.begin(tag) {
             Ok(()) => self.give_back(tag, Duration::ZERO, Then::End),
-            Err(_) => self.held.end(tag),
+            Err(_) => {
+                self.give_back_followers(tag);
+                self.held.end(tag);
+            }
         }
     }
 
