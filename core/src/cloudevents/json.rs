@@ -110,7 +110,7 @@ fn is_json(content_type: &str) -> bool {
 
 /// Whether these bytes come back as they are when they stand as a value in a JSON object.
 ///
-/// Two characters that JSON takes are none of XML, by which SQS judges a body.
+/// Two characters that JSON takes are none of XML, by which some brokers judge a text.
 fn is_one_value(payload: &[u8]) -> bool {
     serde_json::from_slice::<&RawValue>(payload).is_ok_and(|value| {
         let text = value.get();
