@@ -249,25 +249,6 @@ async fn a_message_past_max_deliveries_is_given_up_unseen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_gives_back_all_it_sees_does_not_run_hot() {
-    let broker = memory().await;
-    publish(&broker, numbered(1)).await;
-    let calls = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&calls);
-    let handler = service_fn(move |_: Message| {
-        count.fetch_add(1, Ordering::Relaxed);
-        async { Answer::Ok(Outcome::Release { after: Duration::ZERO }) }
-    });
-    let (stop, report) = stop_with(Worker::new(broker.clone()).subscribe(work(), handler)).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    stop.send(()).unwrap();
-    report.await;
-    let calls = calls.load(Ordering::Relaxed);
-    assert!((10..=21).contains(&calls), "{calls} calls in a second");
-    assert_eq!(broker.depth(&work()).await.unwrap().ready, Some(1));
-}
-
-#[tokio::test(start_paused = true)]
 async fn expired_messages_are_dead_lettered_or_discarded_as_the_subscription_says() {
     for (policy, discarded, dead) in [(Expired::DeadLetter, 0, 1), (Expired::Discard, 1, 0)] {
         let broker = memory().await;

@@ -155,3 +155,22 @@ async fn settlements_that_keep_failing_are_tried_less_and_less_often() {
     report.await.unwrap();
     feed.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_gives_back_all_it_sees_does_not_run_hot() {
+    let broker = memory().await;
+    publish(&broker, &["0"]).await;
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let handler = service_fn(move |_: Message| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async { Answer::Ok(Outcome::Release { after: Duration::ZERO }) }
+    });
+    let (stop, report) = stop_with(Worker::new(broker.clone()).subscribe(work(), handler)).await;
+    pass(Duration::from_secs(1)).await;
+    stop.send(()).unwrap();
+    report.await.unwrap();
+    let calls = calls.load(Ordering::Relaxed);
+    assert!((10..=21).contains(&calls), "{calls} calls in a second");
+    assert_eq!(broker.depth(&work()).await.unwrap().ready, Some(1));
+}
