@@ -310,7 +310,7 @@ impl Broker for KafkaBroker {
     async fn health(&self) -> Result<()> {
         self.check_open("health")?;
         let topology = Arc::clone(&self.topology);
-        blocking(move || check(&topology.reader, HEALTH_TIMEOUT, false)).await
+        blocking(move || check(topology.reader(), HEALTH_TIMEOUT, false)).await
     }
 
     async fn close(&self) -> Result<()> {
