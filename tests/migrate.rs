@@ -28,9 +28,9 @@ const PAIRS: &[[Side; 2]] = &[
     #[cfg(feature = "kafka")]
     [("ANYBROKER_RABBITMQ_43_URL", ""), ("ANYBROKER_KAFKA_URL", "&session-timeout=6s")],
     #[cfg(feature = "sqs")]
-    [("ANYBROKER_RABBITMQ_43_URL", ""), ("ANYBROKER_SNS_URL", "")],
+    [("ANYBROKER_RABBITMQ_43_URL", ""), ("ANYBROKER_SQS_URL", "")],
     #[cfg(all(feature = "redis", feature = "sqs"))]
-    [("ANYBROKER_SNS_URL", ""), ("ANYBROKER_REDIS_8_URL", "")],
+    [("ANYBROKER_SQS_URL", ""), ("ANYBROKER_REDIS_8_URL", "")],
 ];
 
 fn main() -> Checked<ExitCode> {

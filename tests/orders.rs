@@ -23,7 +23,7 @@ const BROKERS: &[&str] = &[
     #[cfg(feature = "kafka")]
     "ANYBROKER_KAFKA_URL",
     #[cfg(feature = "sqs")]
-    "ANYBROKER_SNS_URL",
+    "ANYBROKER_SQS_URL",
     #[cfg(feature = "redis")]
     "ANYBROKER_REDIS_70_URL",
     #[cfg(feature = "redis")]
