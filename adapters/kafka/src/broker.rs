@@ -67,6 +67,7 @@ impl KafkaBroker {
         let mut capabilities =
             Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
         capabilities.detects_unrouted = false;
+        capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
         let clients = Clients::new(settings);
         let reader = clients.reader(&[])?;
