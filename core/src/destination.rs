@@ -139,10 +139,11 @@ impl Destination {
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with the rule it breaks.
     pub fn validate(&self) -> Result<()> {
-        if self.is_native() {
-            return Ok(());
+        let what = if self.is_topic() { "topic" } else { "queue" };
+        match self.is_native() {
+            true => name::check_native(what, self.name()),
+            false => name::check(what, self.name()),
         }
-        name::check(if self.is_topic() { "topic" } else { "queue" }, self.name())
     }
 }
 
