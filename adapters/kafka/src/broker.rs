@@ -63,6 +63,7 @@ impl KafkaBroker {
         let wait = settings.options.wait;
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.detects_unrouted = false;
+        capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
         let clients = Clients::new(settings);
         let reader = clients.reader(&[])?;
@@ -299,7 +300,7 @@ impl Broker for KafkaBroker {
     async fn health(&self) -> Result<()> {
         self.check_open("health")?;
         let topology = Arc::clone(&self.topology);
-        blocking(move || check(&topology.reader, HEALTH_TIMEOUT, false)).await
+        blocking(move || check(topology.reader(), HEALTH_TIMEOUT, false)).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -71,6 +71,7 @@ impl RabbitmqBroker {
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.longest_hold = Some(LONGEST_HOLD);
         capabilities.start_earliest = false;
+        capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Written;
         let topology = Arc::new(Topology::new(settings, consuming));
         let (draining, drained) = watch::channel(false);

@@ -59,6 +59,7 @@ impl RedisBroker {
         judge(&Durability::of(&link).await?, settings.require_durability)?;
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.leased = true;
+        capabilities.ordered_delays = false;
         // A topic keeps what no group waits for.
         capabilities.detects_unrouted = false;
         let topology = Arc::new(Topology::new(link, settings));
