@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    Capabilities, Confirmation, DeadLetterFilter, Delivery, Depth, Destination, Envelope, Peek,
-    Redrive, Result, Settler, Subscription,
+    Capabilities, Confirmation, DeadLetterFilter, Delivery, Depth, Destination, Envelope, Error,
+    ErrorKind, Hop, Peek, Redrive, Result, Settler, Subscription,
 };
 
 /// A connection to a broker. Applications hold it as `Arc<dyn Broker>`.
@@ -145,6 +145,30 @@ impl Outgoing {
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
+    }
+
+    /// The hop that it is stored with.
+    pub fn hop(&self) -> Hop {
+        let delay = self.delay.filter(|delay| !delay.is_zero());
+        delay.map(Hop::delayed).unwrap_or_default()
+    }
+
+    /// Checks the envelope and the size of its payload; an adapter does so before each send, and
+    /// checks the destination where it looks it up.
+    ///
+    /// # Errors
+    /// `Invalid` and `TooLarge`.
+    pub fn check(&self, capabilities: &Capabilities) -> Result<()> {
+        self.envelope.validate()?;
+        let (size, most) = (self.envelope.payload.len(), capabilities.max_payload);
+        if size <= most {
+            return Ok(());
+        }
+        let text = format!(
+            "the payload has {size} bytes, at most {most} fit; store it elsewhere and send a reference, or raise what the broker takes"
+        );
+        let error = Error::new(ErrorKind::TooLarge, text);
+        Err(error.broker(capabilities.broker).operation("publish"))
     }
 }
 

@@ -134,6 +134,13 @@ impl Destination {
         self.stored().partitions.map(NonZeroU16::get)
     }
 
+    /// Its shape in words (`ordered queue with partitions: 4`).
+    pub fn shape(&self) -> String {
+        let ordered = if self.is_ordered() { "ordered" } else { "unordered" };
+        let kind = if self.is_topic() { "topic" } else { "queue" };
+        format!("{ordered} {kind} with partitions: {}", self.partition_count())
+    }
+
     /// Checks the name.
     ///
     /// # Errors

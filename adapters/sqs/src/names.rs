@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use anybroker_core::adapter::prefixed;
 use anybroker_core::{Destination, Envelope, ErrorKind, Hop, Result, Subscription};
 use sha2::{Digest, Sha256};
 
@@ -37,8 +38,8 @@ pub(crate) fn of_subscription(prefix: Option<&str>, subscription: &Subscription)
             ),
         ));
     }
-    let mut base = base(prefix, destination)?;
-    if destination.is_topic() {
+    let mut base = base(prefix, destination, &subscription.stored_name())?;
+    if destination.is_native() && destination.is_topic() {
         base = format!("{base}--{}", mapped(subscription.group_name()));
     }
     let end = if destination.is_ordered() { FIFO } else { "" };
@@ -57,7 +58,7 @@ pub(crate) fn of_subscription(prefix: Option<&str>, subscription: &Subscription)
 pub(crate) fn of_topic(prefix: Option<&str>, destination: &Destination) -> Result<String> {
     destination.validate()?;
     let end = if destination.is_ordered() { FIFO } else { "" };
-    Ok(format!("{}{end}", base(prefix, destination)?))
+    Ok(format!("{}{end}", base(prefix, destination, destination.name())?))
 }
 
 /// The same name in the other shape.
@@ -65,14 +66,12 @@ pub(crate) fn other_shape(name: &str) -> String {
     name.strip_suffix(FIFO).map_or_else(|| format!("{name}{FIFO}"), ToOwned::to_owned)
 }
 
-fn base(prefix: Option<&str>, destination: &Destination) -> Result<String> {
-    let name = destination.name();
+/// What the names derive from: `stored` with the prefix, but a native name without its ending.
+fn base(prefix: Option<&str>, destination: &Destination, stored: &str) -> Result<String> {
     if !destination.is_native() {
-        let name = mapped(name);
-        return Ok(
-            prefix.map_or_else(|| name.clone(), |prefix| format!("{}--{name}", mapped(prefix)))
-        );
+        return Ok(mapped(&prefixed(prefix, "--", destination, stored)?));
     }
+    let name = destination.name();
     let base = match (name.strip_suffix(FIFO), destination.is_ordered()) {
         (Some(base), true) => base,
         (None, false) => name,
