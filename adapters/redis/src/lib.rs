@@ -108,6 +108,7 @@ mod dead_letters;
 mod durability;
 mod error;
 mod held;
+mod id;
 mod idempotency;
 mod layout;
 mod line;
@@ -120,6 +121,7 @@ mod reclaim;
 mod scripts;
 mod settle;
 mod topology;
+mod upkeep;
 mod writer;
 
 use std::sync::Arc;

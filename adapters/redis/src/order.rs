@@ -141,7 +141,7 @@ impl Reader {
         if found_some {
             return Ok(());
         }
-        let wait = self.next_tick().saturating_duration_since(Instant::now());
+        let wait = self.next_tick.saturating_duration_since(Instant::now());
         if keys.is_empty() {
             let wait = wait.min(Duration::from_millis(50));
             tokio::select! {
