@@ -46,9 +46,13 @@ const ATTEMPTS: u32 = 3;
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, BoxError> {
-    LazyLock::force(&BEGUN);
     let url = std::env::var("ANYBROKER_URL").unwrap_or_else(|_| "memory://".to_owned());
-    let broker = connect(&url).await?;
+    run(&url).await
+}
+
+pub(crate) async fn run(url: &str) -> Result<ExitCode, BoxError> {
+    LazyLock::force(&BEGUN);
+    let broker = connect(url).await?;
     let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
     let queue = Queue::new(format!("order.place.{run}"));
     let topic = Topic::new(format!("order.placed.{run}"));

@@ -27,6 +27,10 @@ const PAIRS: &[[Side; 2]] = &[
     // A killed process is a member of its group for as long as its session.
     #[cfg(feature = "kafka")]
     [("ANYBROKER_RABBITMQ_43_URL", ""), ("ANYBROKER_KAFKA_URL", "&session-timeout=6s")],
+    #[cfg(feature = "sqs")]
+    [("ANYBROKER_RABBITMQ_43_URL", ""), ("ANYBROKER_SQS_URL", "")],
+    #[cfg(all(feature = "redis", feature = "sqs"))]
+    [("ANYBROKER_SQS_URL", ""), ("ANYBROKER_REDIS_8_URL", "")],
 ];
 
 fn main() -> Checked<ExitCode> {

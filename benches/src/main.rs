@@ -26,7 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 ///
 /// Servers are those that the environment names (`ANYBROKER_RABBITMQ_310_URL`,
 /// `ANYBROKER_RABBITMQ_43_URL`, `ANYBROKER_KAFKA_URL`, `ANYBROKER_REDIS_70_URL`,
-/// `ANYBROKER_REDIS_8_URL`, `ANYBROKER_SQS_URL`), else its own.
+/// `ANYBROKER_REDIS_8_URL`, `ANYBROKER_ELASTICMQ_URL`), else its own.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What to measure

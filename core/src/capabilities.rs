@@ -25,9 +25,10 @@ pub struct Capabilities {
     pub detects_unrouted: bool,
     /// Whether a delivery that comes back after a crash counts as an attempt.
     pub counts_crashes: bool,
-    /// Whether the broker's own counter also counts releases, so that attempts of a message that
-    /// was released before are an upper bound.
-    pub counts_releases: bool,
+    /// Whether a delivery of an ordered group that is given back to wait stays hidden for as long,
+    /// before the later ones of its key. Where not, a worker that drains waits for what becomes due
+    /// within its drain timeout; what has longer to wait is given back, and comes too early.
+    pub ordered_delays: bool,
     /// Whether looking at dead letters shows all of them, or a sample.
     pub complete_peek: bool,
     /// What an `Ok` settlement proves.
@@ -61,7 +62,7 @@ impl Capabilities {
             start_earliest: true,
             detects_unrouted: true,
             counts_crashes: true,
-            counts_releases: false,
+            ordered_delays: true,
             complete_peek: true,
             settlement: SettlementProof::Confirmed,
         }

@@ -45,6 +45,19 @@ impl Confirmation {
         }
     }
 
+    /// A confirmation that comes from a future which goes on in a task of its own.
+    pub(crate) fn spawn(future: impl Future<Output = Result<()>> + Send + 'static) -> Self {
+        let task = tokio::spawn(future);
+        Self::run(async move {
+            task.await.unwrap_or_else(|ended| match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(cancelled) => Err(Error::new(ErrorKind::Closed, "the runtime was shut down")
+                    .class(RetryClass::Ambiguous)
+                    .with_source(cancelled)),
+            })
+        })
+    }
+
     /// A confirmation that comes from a future. What the future does, it does only while polled: an
     /// adapter starts the operation before, and lets the future wait for the answer.
     pub fn run(future: impl Future<Output = Result<()>> + Send + 'static) -> Self {

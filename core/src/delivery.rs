@@ -16,6 +16,9 @@ pub struct Delivery {
 
 /// Settles the deliveries of one consumer; adapters implement it.
 ///
+/// The worker waits for an answer for a minute or two. Then it counts the settlement as failed and
+/// stops renewing the lease; the settlement itself may still take effect.
+///
 /// Calls take effect in their order, and at once: they run whether or not the confirmation is
 /// polled. What `Ok` means is a capability ([`SettlementProof`](crate::SettlementProof)).
 ///
@@ -25,8 +28,10 @@ pub struct Delivery {
 /// be stored, the delivery is not acknowledged, and comes back.
 ///
 /// # Ordering
-/// In an ordered subscription a retried or released delivery goes back to its place, before the
-/// later ones of its key; a copy stored anew would be overtaken.
+/// In an ordered subscription a released delivery goes back to its place, before the later ones of
+/// its key; a copy stored anew would be overtaken. A retried one does too, unless the broker has no
+/// [`ordered_delays`](crate::Capabilities::ordered_delays): there the worker retries only what has
+/// longer to wait than a delivery can be held.
 pub trait Settler: Send + Sync + fmt::Debug {
     /// Settles a delivery. Whatever new copy the outcome needs is stored, with the broker's
     /// confirmation, before the delivery is acknowledged.

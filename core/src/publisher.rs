@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt, TryFutureExt, join_all};
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt};
 
@@ -47,6 +47,10 @@ impl Publisher {
     /// Publishes a typed message to its own destination, unless told otherwise with
     /// [`to`](Publish::to). Resolves when the broker has it durably.
     ///
+    /// # Cancel safety
+    /// As [`Producer::send`]: once awaited or [started](Publish::start) it goes on, through all
+    /// layers, whether or not anybody waits for the answer.
+    ///
     /// # Errors
     /// As [`Producer::send`], and `Invalid` when the message cannot be encoded.
     pub fn publish<T: TypedMessage>(&self, message: &T) -> Publish<'_> {
@@ -69,7 +73,6 @@ impl Publisher {
         &self,
         messages: impl IntoIterator<Item = &'a T>,
     ) -> Vec<Result<()>> {
-        // Polled together: a layered publish starts when it is first polled.
         join_all(messages.into_iter().map(|message| self.publish(message).start())).await
     }
 
@@ -78,15 +81,21 @@ impl Publisher {
         match &self.0 {
             Target::Direct(producer) => producer.send(outgoing),
             Target::Layered(service) => {
-                let sent = service.clone().oneshot(outgoing);
-                Confirmation::run(async move { sent.await.map_err(into_error) })
+                let mut sent = Box::pin(service.clone().oneshot(outgoing).map_err(into_error));
+                // At once, so that what the layers pass on at once is sent in the order of the calls.
+                match (&mut sent).now_or_never() {
+                    Some(result) => Confirmation::ready(result),
+                    None => Confirmation::spawn(sent),
+                }
             }
         }
     }
 
     /// Puts a layer around every publish, the last one outermost: to encrypt, to trace, to check.
     ///
-    /// A layered publish starts when it is first polled.
+    /// # Ordering
+    /// Messages of one key are stored in the order of the calls as long as no layer waits before it
+    /// passes them on.
     pub fn layer<L>(self, layer: L) -> Self
     where
         L: Layer<Self>,

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-const ADAPTERS: [&str; 2] = ["memory", "rabbitmq"];
+const ADAPTERS: [&str; 5] = ["memory", "rabbitmq", "kafka", "sqs", "redis"];
 /// Brokers and what gives them away, but for `memory`, which is a word of its own.
 const BROKER_WORDS: [&str; 7] = ["rabbit", "amqp", "lapin", "kafka", "redis", "sqs", "sns"];
 
@@ -58,6 +59,34 @@ fn imports_run_downward_only() {
         assert_eq!(dependencies(&format!("adapters/{adapter}")), ["anybroker-core"], "{adapter}");
     }
     assert_eq!(dependencies("testkit"), ["anybroker-core"]);
+}
+
+#[test]
+fn every_adapter_is_held_to_this() {
+    let folders = fs::read_dir(Path::new(ROOT).join("adapters")).unwrap();
+    let mut folders: Vec<_> =
+        folders.map(|folder| folder.unwrap().file_name().into_string().unwrap()).collect();
+    let mut known = ADAPTERS;
+    folders.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(folders, known);
+}
+
+#[test]
+fn the_default_build_has_no_driver() {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--package=anybroker", "--edges=no-dev", "--prefix=none"])
+        .current_dir(ROOT)
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    assert!(tree.contains("anybroker-memory "), "{tree}");
+    for package in tree.lines().map(|line| line.split(' ').next().unwrap_or_default()) {
+        let is_driver = BROKER_WORDS.iter().any(|word| package.contains(word));
+        // What compiles C, or the clients' shared ground.
+        let is_native = package.ends_with("-sys") || ["cc", "ring", "rustls"].contains(&package);
+        assert!(!is_driver && !is_native, "{package} in\n{tree}");
+    }
 }
 
 #[test]

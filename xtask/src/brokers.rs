@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Subcommand;
 
 use crate::containers;
-use crate::servers::{Broker, KINDS, Kind, kind};
+use crate::servers::{Broker, KINDS, Kind, current, of_version};
 use crate::started::{List, Started};
 
 #[derive(Debug, Subcommand)]
@@ -17,7 +17,8 @@ pub(crate) enum Action {
     Up {
         /// All of them, unless some are named
         brokers: Vec<Broker>,
-        /// Of a single broker: rabbitmq 4.3 or 3.10; redis 8, 7.0 or valkey-9; kafka 4.3 or 3.9
+        /// Of a single broker: rabbitmq 4.3 or 3.10; redis 8, 7.0 or valkey-9; kafka 4.3 or 3.9;
+        /// sqs ministack or elasticmq, which are both started unless one is named
         #[arg(long)]
         version: Option<String>,
     },
@@ -30,8 +31,6 @@ pub(crate) enum Action {
     Status,
 }
 
-const ALL: &[Broker] = &[Broker::Rabbitmq, Broker::Redis, Broker::Kafka, Broker::Sqs, Broker::Sns];
-
 pub(crate) fn run(action: &Action) -> Result<ExitCode, Box<dyn Error>> {
     match action {
         Action::Up { brokers, version } => up(brokers, version.as_deref()),
@@ -41,12 +40,11 @@ pub(crate) fn run(action: &Action) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn up(brokers: &[Broker], version: Option<&str>) -> Result<ExitCode, Box<dyn Error>> {
-    if version.is_some() && brokers.len() != 1 {
-        return Err("--version goes with the name of one broker".into());
-    }
-    let brokers = if brokers.is_empty() { ALL } else { brokers };
-    let kinds: Vec<_> =
-        brokers.iter().map(|broker| kind(*broker, version)).collect::<Result<_, _>>()?;
+    let kinds = match (brokers, version) {
+        (brokers, None) => current(brokers),
+        ([broker], Some(version)) => vec![of_version(*broker, version)?],
+        _ => return Err("--version goes with the name of one broker".into()),
+    };
     if let Some(code) = containers::reenter()? {
         return Ok(code);
     }

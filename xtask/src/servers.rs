@@ -10,8 +10,9 @@ pub(crate) enum Broker {
     Rabbitmq,
     Redis,
     Kafka,
+    /// SNS too
+    #[value(alias = "sns")]
     Sqs,
-    Sns,
 }
 
 impl Broker {
@@ -21,7 +22,7 @@ impl Broker {
             Self::Rabbitmq => "rabbitmq",
             Self::Redis => "redis",
             Self::Kafka => "kafka",
-            Self::Sqs | Self::Sns => "sqs",
+            Self::Sqs => "sqs",
         }
     }
 }
@@ -41,7 +42,7 @@ pub(crate) struct Kind {
     pub(crate) find: fn() -> Result<Server, Error>,
 }
 
-/// All of them. The first of a broker is the one that is meant where no version is given.
+/// All of them. Those of a broker that share a variable are its versions.
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
         broker: Broker::Rabbitmq,
@@ -101,44 +102,58 @@ pub(crate) const KINDS: &[Kind] = &[
     },
     Kind {
         broker: Broker::Sqs,
-        name: "elasticmq-1.7",
-        version: "elasticmq",
-        variables: &["ANYBROKER_SQS_URL"],
-        is_tested: true,
-        find: || ElasticMq::new().find(),
-    },
-    Kind {
-        broker: Broker::Sns,
         name: "ministack-1.5",
         version: "ministack",
-        variables: &["ANYBROKER_SNS_URL"],
+        variables: &["ANYBROKER_SQS_URL", "ANYBROKER_SNS_URL"],
         is_tested: true,
         find: || Sns::new().find(),
     },
+    Kind {
+        broker: Broker::Sqs,
+        name: "elasticmq-1.7",
+        version: "elasticmq",
+        variables: &["ANYBROKER_ELASTICMQ_URL"],
+        is_tested: true,
+        find: || ElasticMq::new().find(),
+    },
 ];
 
+/// The servers that are meant by the names of brokers, by none all, in their first version.
+pub(crate) fn current(brokers: &[Broker]) -> Vec<&'static Kind> {
+    let mut meant = Vec::<&Kind>::new();
+    for kind in KINDS {
+        let is_named = brokers.is_empty() || brokers.contains(&kind.broker);
+        if is_named && meant.iter().all(|one| one.variables[0] != kind.variables[0]) {
+            meant.push(kind);
+        }
+    }
+    meant
+}
+
 /// The server that is meant by a broker's name and a version.
-pub(crate) fn kind(broker: Broker, version: Option<&str>) -> Result<&'static Kind, String> {
+pub(crate) fn of_version(broker: Broker, version: &str) -> Result<&'static Kind, String> {
     let mut all = KINDS.iter().filter(|kind| kind.broker == broker);
-    all.clone().find(|kind| version.is_none_or(|version| kind.version == version)).ok_or_else(
-        || {
-            let first = all.next().map_or_else(String::new, |kind| kind.version.to_owned());
-            let known = all.fold(first, |known, kind| known + " or " + kind.version);
-            format!("no such version to start: write {known}")
-        },
-    )
+    all.clone().find(|kind| kind.version == version).ok_or_else(|| {
+        let first = all.next().map_or_else(String::new, |kind| kind.version.to_owned());
+        let known = all.fold(first, |known, kind| known + " or " + kind.version);
+        format!("no such version to start: write {known}")
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Broker, kind};
+    use super::{Broker, current, of_version};
 
     #[test]
     fn version_is_the_current_one_unless_given() {
-        let name = |broker, version| kind(broker, version).map(|kind| kind.name);
-        assert_eq!(name(Broker::Redis, None), Ok("redis-8"));
-        assert_eq!(name(Broker::Redis, Some("valkey-9")), Ok("valkey-9"));
-        let refused = name(Broker::Rabbitmq, Some("5")).unwrap_err();
+        let names = |brokers| current(brokers).into_iter().map(|kind| kind.name);
+        assert!(names(&[Broker::Redis]).eq(["redis-8"]));
+        assert!(names(&[Broker::Sqs, Broker::Sqs]).eq(["ministack-1.5", "elasticmq-1.7"]));
+        let all = ["rabbitmq-4.3", "redis-8", "kafka-4.3", "ministack-1.5", "elasticmq-1.7"];
+        assert!(names(&[]).eq(all));
+        let name = |broker, version| of_version(broker, version).map(|kind| kind.name);
+        assert_eq!(name(Broker::Redis, "valkey-9"), Ok("valkey-9"));
+        let refused = name(Broker::Rabbitmq, "5").unwrap_err();
         assert_eq!(refused, "no such version to start: write 4.3 or 3.10");
     }
 }

@@ -67,6 +67,7 @@ impl KafkaBroker {
         let mut capabilities =
             Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
         capabilities.detects_unrouted = false;
+        capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
         let clients = Clients::new(settings);
         let reader = clients.reader(&[])?;
@@ -310,7 +311,7 @@ impl Broker for KafkaBroker {
     async fn health(&self) -> Result<()> {
         self.check_open("health")?;
         let topology = Arc::clone(&self.topology);
-        blocking(move || check(&topology.reader, HEALTH_TIMEOUT, false)).await
+        blocking(move || check(topology.reader(), HEALTH_TIMEOUT, false)).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -1,8 +1,9 @@
 //! The client's handles, and what they are told.
 
 use std::error::Error as StdError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anybroker_core::{ErrorKind, Result};
 use rdkafka::ClientConfig;
@@ -10,7 +11,7 @@ use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{DeliveryResult, ProducerContext};
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
 use crate::error::{code, error_of, failed};
 use crate::options::{GroupProtocol, Sasl, Settings, TokenProvider};
@@ -25,8 +26,14 @@ pub(crate) struct Clients {
 /// What the client calls back; notes the last failure, which its error codes do not tell.
 pub(crate) struct Context {
     token: Option<TokenProvider>,
+    /// Whether the client has been given its first token, or told that there is none.
+    answered: AtomicBool,
     failure: Mutex<String>,
 }
+
+/// How long a handle waits for its first token, and how long at once.
+const TOKEN_TIME: Duration = Duration::from_secs(5);
+const TOKEN_STEP: Duration = Duration::from_millis(20);
 
 impl Clients {
     pub(crate) fn new(settings: Settings) -> Self {
@@ -86,7 +93,11 @@ impl Clients {
     }
 
     pub(crate) fn context(&self) -> Context {
-        Context { token: self.settings.token.clone(), failure: Mutex::default() }
+        Context {
+            token: self.settings.token.clone(),
+            answered: AtomicBool::new(false),
+            failure: Mutex::default(),
+        }
     }
 
     /// A handle of any kind: its own options over the common ones, the application's over both.
@@ -113,7 +124,17 @@ impl Clients {
         // It is no member for whose life anybody waits; but the client compares this with
         // `max.poll.interval.ms`.
         let options = [&[("session.timeout.ms", "6000")], options].concat();
-        self.create(&options, self.context(), "connect")
+        let reader: BaseConsumer<Context> = self.create(&options, self.context(), "connect")?;
+        // What it says before it has a token is of no interest.
+        reader.context().give_token(|| drop(reader.poll(TOKEN_STEP)));
+        Ok(reader)
+    }
+
+    /// A handle that writes in transactions.
+    pub(crate) fn transactor(&self, options: &[(&str, &str)]) -> Result<BaseProducer<Context>> {
+        let producer: BaseProducer<Context> = self.create(options, self.context(), "redrive")?;
+        producer.context().give_token(|| producer.poll(TOKEN_STEP));
+        Ok(producer)
     }
 
     /// A handle that reads and writes a group's position without being a member.
@@ -160,13 +181,13 @@ pub(crate) fn check(reader: &BaseConsumer<Context>, time: Duration, wait: bool) 
     /// Whatever topic: it is the answer that counts.
     const TOPIC: Option<&str> = Some("__consumer_offsets");
     const STEP: Duration = Duration::from_millis(250);
-    let end = std::time::Instant::now() + time;
+    let end = Instant::now() + time;
     loop {
         let Err(error) = reader.fetch_metadata(TOPIC, STEP) else { return Ok(()) };
         let reported = std::iter::from_fn(|| reader.poll(Duration::ZERO))
             .filter_map(Result::err)
             .find(|error| is_final(error, wait));
-        let given_up = !wait && std::time::Instant::now() > end;
+        let given_up = !wait && Instant::now() > end;
         if let Some(error) = reported.or_else(|| given_up.then_some(error)) {
             let hosts = "reaching the cluster";
             let said = reader.context().failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,6 +211,16 @@ fn is_final(error: &KafkaError, wait: bool) -> bool {
 }
 
 impl Context {
+    /// Polls until the client has its first token, which it asks for when it is polled, and waits
+    /// for in all else.
+    fn give_token(&self, poll: impl Fn()) {
+        let end = Instant::now() + TOKEN_TIME;
+        let waits = || self.token.is_some() && !self.answered.load(Ordering::SeqCst);
+        while waits() && Instant::now() < end {
+            poll();
+        }
+    }
+
     fn note(&self, text: &str) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         // "[thrd:…]: host:port/bootstrap: what failed (after 0ms in state CONNECT)"
@@ -214,7 +245,12 @@ impl ClientContext for Context {
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        oauth_token(self.token.as_ref())
+        let token = oauth_token(self.token.as_ref());
+        if let Err(error) = &token {
+            self.note(&format!("no token: {error}"));
+        }
+        self.answered.store(true, Ordering::SeqCst);
+        token
     }
 }
 

@@ -57,7 +57,7 @@ impl DeadLetters {
     /// The first and the last offset of the topic, which has one partition.
     fn whole(&self) -> Result<Range> {
         let topic = self.names.dead_letters.clone();
-        let ask = || self.topology.reader.fetch_watermarks(&topic, 0, ANSWER);
+        let ask = || self.topology.reader().fetch_watermarks(&topic, 0, ANSWER);
         let (from, end) = patiently(ask).map_err(|error| self.failed("looking at", error))?;
         Ok(Range { topic, partition: 0, from, end })
     }
@@ -165,8 +165,7 @@ impl DeadLetters {
             ("transaction.timeout.ms", "30000"),
             ("partitioner", "murmur2_random"),
         ];
-        let producer: BaseProducer<Context> =
-            clients.create(&options, clients.context(), "redrive")?;
+        let producer = clients.transactor(&options)?;
         producer.init_transactions(ANSWER)?;
         // Read only now: nobody before changes anything any more.
         let range = self.whole()?;
@@ -256,7 +255,7 @@ impl DeadLetters {
             Ok(true)
         })?;
         if range.from < range.end {
-            self.delete_before(range.end).map_err(|error| self.failed("emptying", error))?;
+            self.delete_before(range.end)?;
         }
         Ok(removed)
     }
@@ -269,13 +268,16 @@ impl DeadLetters {
         }
     }
 
-    fn delete_before(&self, offset: i64) -> Result<(), KafkaError> {
+    fn delete_before(&self, offset: i64) -> Result<()> {
+        let failed = |error| self.failed("emptying", error);
         let mut list = TopicPartitionList::new();
         let offset = Offset::Offset(offset);
-        list.add_partition_offset(&self.names.dead_letters, 0, offset)?;
+        list.add_partition_offset(&self.names.dead_letters, 0, offset).map_err(failed)?;
         let options = AdminOptions::new().request_timeout(Some(ANSWER));
-        let deleted = self.runtime.block_on(self.topology.admin.delete_records(&list, &options))?;
-        deleted.elements().iter().try_for_each(TopicPartitionListElem::error)
+        let admin = self.topology.admin("purge")?;
+        let deleted = self.runtime.block_on(admin.delete_records(&list, &options));
+        let deleted = deleted.map_err(failed)?;
+        deleted.elements().iter().try_for_each(TopicPartitionListElem::error).map_err(failed)
     }
 }
 

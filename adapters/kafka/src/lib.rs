@@ -79,7 +79,7 @@
 //! | `kafka+ssl://` | | TLS; needs the feature `tls`, which is on by default |
 //! | `user:password@` | `credentials` | by SASL |
 //! | `sasl=plain` | `sasl` | or `scram-sha-256`, `scram-sha-512` |
-//! | | `oauth_token` | by `OAUTHBEARER`, with tokens of yours |
+//! | | `oauth_token` | by `OAUTHBEARER`, with tokens of yours; topics must exist |
 //! | `ca=/path` | `ca` | trusted instead of the system's authorities |
 //! | `cert=/path&key=/path` | `client_certificate` | what the broker is shown |
 //! | `prefix=dev` | `prefix` | put before each name, with a dot |

@@ -262,6 +262,11 @@ impl KafkaBuilder {
 
     /// Authenticates by `OAUTHBEARER` with the tokens that this answers; it is asked again before
     /// one expires.
+    ///
+    /// The client library gives its administrative handle no token. So topics have to be there
+    /// (the destination's, and `NAME--GROUP--retry` and `NAME--GROUP--dlq` of each group), and what
+    /// would create one, or empty a dead-letter queue, answers
+    /// [`Unsupported`](anybroker_core::ErrorKind::Unsupported).
     pub fn oauth_token<F>(mut self, token: F) -> Self
     where
         F: Fn() -> Result<OAuthToken, BoxError> + Send + Sync + 'static,

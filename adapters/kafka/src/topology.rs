@@ -19,8 +19,8 @@ use crate::position::Position;
 /// Creates topics and positions groups.
 pub(crate) struct Topology {
     pub(crate) clients: Clients,
-    pub(crate) reader: BaseConsumer<Context>,
-    pub(crate) admin: AdminClient<Context>,
+    reader: BaseConsumer<Context>,
+    admin: Option<AdminClient<Context>>,
     declared: Mutex<HashSet<String>>,
 }
 
@@ -41,8 +41,27 @@ struct Wanted<'a> {
 
 impl Topology {
     pub(crate) fn new(clients: Clients, reader: BaseConsumer<Context>) -> Result<Self> {
-        let admin = clients.create(&[], clients.context(), "connect")?;
+        let create = || clients.create(&[], clients.context(), "connect");
+        let admin = clients.settings.token.is_none().then(create).transpose()?;
         Ok(Self { clients, reader, admin, declared: Mutex::default() })
+    }
+
+    /// To ask questions with.
+    pub(crate) fn reader(&self) -> &BaseConsumer<Context> {
+        // Gives the client the token that it may be waiting for.
+        drop(self.reader.poll(Duration::ZERO));
+        &self.reader
+    }
+
+    /// To create topics and delete records with.
+    ///
+    /// # Errors
+    /// `Unsupported` with OAUTHBEARER: the client never asks for a token for this handle.
+    pub(crate) fn admin(&self, operation: &'static str) -> Result<&AdminClient<Context>> {
+        self.admin.as_ref().ok_or_else(|| {
+            let text = "with OAUTHBEARER the client can neither create topics nor delete records: do it by other means, or connect as a user with a password";
+            error_of(ErrorKind::Unsupported, operation, text)
+        })
     }
 
     pub(crate) fn prefix(&self) -> Option<&str> {
@@ -165,7 +184,8 @@ impl Topology {
         let options =
             AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER));
         let refused = |error| failed("declare", &format!("creating topic {name:?}"), error);
-        let created = self.admin.create_topics([&topic], &options).await.map_err(refused)?;
+        let admin = self.admin("declare")?;
+        let created = admin.create_topics([&topic], &options).await.map_err(refused)?;
         for result in created {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -191,7 +211,7 @@ impl Topology {
         blocking(move || {
             let end = Instant::now() + ANSWER;
             loop {
-                let error = match this.reader.fetch_metadata(Some(&name), ANSWER) {
+                let error = match this.reader().fetch_metadata(Some(&name), ANSWER) {
                     Ok(metadata) => {
                         let topic = metadata.topics().first();
                         let error =
@@ -247,7 +267,7 @@ impl Topology {
             .await?;
             if list.count() > 0 {
                 let options = AdminOptions::new().request_timeout(Some(ANSWER));
-                self.admin.delete_records(&list, &options).await.map_err(asked)?;
+                self.admin("trim")?.delete_records(&list, &options).await.map_err(asked)?;
             }
             Ok::<_, anybroker_core::Error>(())
         };
@@ -273,7 +293,7 @@ impl Topology {
             // later, and what is published after that has a higher offset.
             let mut watermarks = Vec::new();
             for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
-                let ask = || this.reader.fetch_watermarks(&topic, partition, ANSWER);
+                let ask = || this.reader().fetch_watermarks(&topic, partition, ANSWER);
                 watermarks.push((partition, patiently(ask).map_err(asked)?));
             }
             let observer = this.clients.observer(&group)?;

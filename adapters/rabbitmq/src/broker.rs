@@ -75,6 +75,7 @@ impl RabbitmqBroker {
             Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
         capabilities.longest_hold = Some(LONGEST_HOLD);
         capabilities.start_earliest = false;
+        capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Written;
         let topology = Arc::new(Topology::new(settings, consuming));
         let (draining, drained) = watch::channel(false);

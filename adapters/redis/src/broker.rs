@@ -63,6 +63,7 @@ impl RedisBroker {
         let mut capabilities =
             Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
         capabilities.leased = true;
+        capabilities.ordered_delays = false;
         // A topic keeps what no group waits for.
         capabilities.detects_unrouted = false;
         let topology = Arc::new(Topology::new(link, settings));

@@ -15,14 +15,14 @@ const OPTIONS: &str = "poll=2s";
 const QUEUES: &str = "poll=2s&sns=off";
 
 fn main() -> ExitCode {
-    conformance::main([queues(), target("sqs-ministack", "ANYBROKER_SNS_URL", OPTIONS)])
+    conformance::main([queues(), target("sqs-ministack", "ANYBROKER_SQS_URL", OPTIONS)])
 }
 
 fn queues() -> Target {
     // Nobody else uses the server that is killed. It is started when first asked for.
     let server = Arc::new(Mutex::new(None));
     let again = server.clone();
-    target("sqs-elasticmq", "ANYBROKER_SQS_URL", QUEUES).killed(
+    target("sqs-elasticmq", "ANYBROKER_ELASTICMQ_URL", QUEUES).killed(
         move || {
             let server = server.clone();
             async move {

@@ -8,7 +8,7 @@ use anybroker_testkit::interchange::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn queues_hold_what_python_and_we_understand() {
-    for variable in ["ANYBROKER_SQS_URL", "ANYBROKER_SNS_URL"] {
+    for variable in ["ANYBROKER_ELASTICMQ_URL", "ANYBROKER_SQS_URL"] {
         let (theirs, ours) = (unique_name(), unique_name());
         let subscription = Subscription::queue(theirs.clone());
         python_to_us(variable, &subscription, &format!("queue:{theirs}")).await;
@@ -21,9 +21,9 @@ async fn queues_hold_what_python_and_we_understand() {
 async fn topics_carry_what_python_and_we_understand() {
     let (theirs, ours) = (unique_name(), unique_name());
     let subscription = Subscription::topic(theirs.clone()).group("we");
-    python_to_us("ANYBROKER_SNS_URL", &subscription, &format!("topic:{theirs}")).await;
+    python_to_us("ANYBROKER_SQS_URL", &subscription, &format!("topic:{theirs}")).await;
     let subscription = Subscription::topic(ours.clone()).group("python");
-    us_to_python("ANYBROKER_SNS_URL", &subscription, &format!("queue:{ours}--python")).await;
+    us_to_python("ANYBROKER_SQS_URL", &subscription, &format!("queue:{ours}--python")).await;
 }
 
 async fn python_to_us(variable: &str, subscription: &Subscription, place: &str) {
@@ -54,7 +54,7 @@ async fn open(variable: &str) -> (Client, std::sync::Arc<anybroker_sqs::SqsBroke
     });
     let python = Client::new(Library::Boto3, &url).expect("a Python client");
     // ElasticMQ knows no topics.
-    let sns = if variable == "ANYBROKER_SQS_URL" { "?sns=off" } else { "" };
+    let sns = if variable == "ANYBROKER_ELASTICMQ_URL" { "?sns=off" } else { "" };
     let url = format!("{url}{sns}").parse().expect("a URL");
     (python, anybroker_sqs::connect(url).await.expect("SQS"))
 }

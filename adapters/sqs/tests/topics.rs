@@ -32,7 +32,7 @@ async fn a_group_that_is_not_subscribed_is_not_found() {
     let topic = Topic::new(unique("unsubscribed"));
     let subscription = Subscription::topic(topic.clone()).group("g");
     broker.declare(&subscription).await.expect("declared");
-    let url = std::env::var("ANYBROKER_SNS_URL").expect("the server's URL");
+    let url = std::env::var("ANYBROKER_SQS_URL").expect("the server's URL");
     let verifying = format!("{url}?declare=verify");
     connect(&verifying).await.declare(&subscription).await.expect("it is subscribed");
 

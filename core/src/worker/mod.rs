@@ -48,7 +48,8 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 ///
 /// # Ordering
 /// An ordered subscription handles messages of one key one after the other. A retry or a release
-/// waits in the process and holds its key back, as long as the worker runs.
+/// waits in the process and holds its key back. A drain waits for it too, within its timeout, where
+/// the broker would forget the rest ([`ordered_delays`](crate::Capabilities::ordered_delays)).
 ///
 /// # Defaults
 /// 64 handlers at once for each subscription; 30 s to drain. An error that no retry layer judged
@@ -98,8 +99,8 @@ impl Worker {
         self
     }
 
-    /// Sets how long running handlers may take to finish at shutdown, before they are cut off and
-    /// their messages given back; 30 s unless set.
+    /// Sets how long running handlers, and ordered retries that wait, may take to finish at
+    /// shutdown, before they are cut off and their messages given back; 30 s unless set.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
         self

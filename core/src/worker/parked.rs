@@ -49,6 +49,11 @@ impl Parked {
         self.heap.peek().map(|entry| entry.due.0.0)
     }
 
+    /// Whether any is due by then; one that is early knows its time wherever it waits.
+    pub(super) fn is_any_due_by(&self, end: Instant) -> bool {
+        self.heap.iter().any(|entry| entry.due.0.0 <= end && entry.wait != Wait::Early)
+    }
+
     pub(super) fn drain(&mut self) -> impl Iterator<Item = (Instant, Held, Wait)> {
         self.heap.drain().map(|entry| (entry.due.0.0, entry.held, entry.wait))
     }

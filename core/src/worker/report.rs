@@ -17,7 +17,7 @@ pub struct Report {
     pub discarded: u64,
     /// Settlements that came too late: the message was or will be delivered once more.
     pub stale: u64,
-    /// Settlements that failed otherwise: the message comes back.
+    /// Settlements that failed otherwise, or were not answered: the message comes back.
     pub unsettled: u64,
 }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, Sleep};
 use tower::Service;
 
@@ -18,7 +17,7 @@ use super::leases::{LeaseSlot, Leases};
 use super::parked::{Parked, Wait};
 use super::policy;
 use super::report::Report;
-use super::settling::{Kind, Settling};
+use super::settling::{Kind, Settlements};
 use super::slots::{Answer, Slots};
 use super::source::Source;
 use crate::handler::{caught, panicked};
@@ -35,8 +34,8 @@ const LONGEST_PARKED: Duration = Duration::from_secs(5);
 /// otherwise a handler that gives back all it sees would do so at full speed.
 const SHORTEST_RELEASE: Duration = Duration::from_millis(50);
 
-/// Where the broker sets no limit: the clock has one.
-const LONGEST_ORDERED_WAIT: Duration = Duration::from_hours(24 * 365 * 30);
+/// Where neither the broker nor the user sets a limit: the clock has one.
+const LONGEST_WAIT: Duration = Duration::from_hours(24 * 365 * 30);
 
 /// One of a subscription's loops: takes deliveries, runs them through the service, settles them.
 ///
@@ -53,7 +52,7 @@ pub(super) struct Shard<S: Service<Message>> {
     lanes: Option<Lanes<Held>>,
     parked: Parked,
     leases: Leases,
-    settling: FuturesUnordered<Settling>,
+    settling: Settlements,
     received: Vec<Delivery>,
     /// Whether the consumer was asked last and had nothing, so that it waits for more.
     awaiting: bool,
@@ -70,6 +69,8 @@ pub(super) struct Shard<S: Service<Message>> {
     receive_failures: u32,
     timer: Option<Pin<Box<Sleep>>>,
     draining: bool,
+    /// Whether the broker keeps what is left of a wait that the drain cuts off.
+    keeps_waits: bool,
     report: Report,
 }
 
@@ -93,8 +94,10 @@ where
         let window = concurrency + parked_limit;
         // Twice the window: what is being settled keeps its lease until the broker has answered.
         let leases = Leases::start(source.lease(), 2 * window);
+        let capabilities = source.capabilities();
         let longest_ordered_wait =
-            source.longest_hold().map_or(LONGEST_ORDERED_WAIT, |hold| hold / 4 * 3);
+            capabilities.longest_hold.map_or(LONGEST_WAIT, |hold| hold / 4 * 3);
+        let keeps_waits = capabilities.ordered_delays || !subscription.is_ordered();
         Self {
             spare: service.clone(),
             service,
@@ -105,7 +108,7 @@ where
             queue: VecDeque::new(),
             parked: Parked::default(),
             leases,
-            settling: FuturesUnordered::new(),
+            settling: Settlements::new(),
             received: Vec::new(),
             awaiting: false,
             window,
@@ -116,6 +119,7 @@ where
             receive_failures: 0,
             timer: None,
             draining: false,
+            keeps_waits,
             report: Report::default(),
         }
     }
@@ -295,20 +299,21 @@ where
     }
 
     fn parks(&self, after: Duration) -> bool {
-        let (longest, room) = match self.lanes {
-            Some(_) => (self.longest_ordered_wait, true),
-            None => (LONGEST_PARKED, self.parked.len() < self.parked_limit),
-        };
-        !self.draining && room && after <= longest
+        match self.lanes {
+            _ if self.draining && self.keeps_waits => false,
+            Some(_) => after <= self.longest_ordered_wait,
+            None => after <= LONGEST_PARKED && self.parked.len() < self.parked_limit,
+        }
     }
 
     /// Settles a delivery and answers the next one of its lane.
     fn settle(&mut self, held: Held, outcome: Outcome, kind: Kind) -> Option<Held> {
-        let envelope = self.lanes.is_some().then(|| Arc::clone(held.delivery.envelope()));
+        let keep = self.lanes.is_some() || self.settling.are_awaited();
+        let envelope = keep.then(|| Arc::clone(held.delivery.envelope()));
         let mut confirmation = held.delivery.settle(outcome);
         match confirmation.take_ready() {
             Some(result) => self.settled(kind, held.lease, result),
-            None => self.settling.push(Settling::new(kind, held.lease, confirmation)),
+            None => self.settling.push(kind, held.lease, confirmation, envelope.clone()),
         }
         let key = envelope.as_ref()?.key.as_deref()?;
         self.lanes.as_mut()?.leave(key)
@@ -327,7 +332,7 @@ where
 
     fn poll_settling(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while let Poll::Ready(Some((kind, lease, result))) = self.settling.poll_next_unpin(cx) {
+        while let Poll::Ready((kind, lease, result)) = self.settling.poll_next(cx) {
             self.settled(kind, lease, result);
             progress = true;
         }

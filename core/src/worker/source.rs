@@ -4,7 +4,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::policy;
-use crate::{Broker, Consumer, Delivery, ErrorKind, Result, RetryClass, Settler, Subscription};
+use crate::{
+    Broker, Capabilities, Consumer, Delivery, ErrorKind, Result, RetryClass, Settler, Subscription,
+};
 
 /// Where a shard's deliveries come from: a consumer, and another one when that has ended.
 pub(super) struct Source {
@@ -53,8 +55,8 @@ impl Source {
         }
     }
 
-    pub(super) fn longest_hold(&self) -> Option<Duration> {
-        self.broker.capabilities().longest_hold
+    pub(super) fn capabilities(&self) -> &Capabilities {
+        self.broker.capabilities()
     }
 
     /// Receives up to `max` deliveries, and stops waiting for them where that is 0.

@@ -54,7 +54,7 @@ impl Recipe for ElasticMq {
     }
 
     fn variables(&self) -> &'static [&'static str] {
-        &["ANYBROKER_SQS_URL"]
+        &["ANYBROKER_ELASTICMQ_URL"]
     }
 
     fn example_url(&self) -> &'static str {

@@ -44,8 +44,8 @@ impl Kafka {
         self
     }
 
-    /// Clients have to log in, by PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Name and password are of
-    /// letters and digits.
+    /// Clients have to log in, by PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, or OAUTHBEARER with an unsigned
+    /// token. Name and password are of letters and digits.
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.user = Some((name.to_owned(), password.to_owned()));
         self
@@ -116,9 +116,11 @@ impl Kafka {
         let Some((user, password)) = &self.user else { return String::new() };
         let modules = "org.apache.kafka.common.security";
         let mut logins = format!(
-            "listener.name.{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n\
+            "listener.name.{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n\
              listener.name.{listener}.plain.sasl.jaas.config=\
-             {modules}.plain.PlainLoginModule required user_{user}=\"{password}\";\n"
+             {modules}.plain.PlainLoginModule required user_{user}=\"{password}\";\n\
+             listener.name.{listener}.oauthbearer.sasl.jaas.config=\
+             {modules}.oauthbearer.OAuthBearerLoginModule required;\n"
         );
         for bits in ["256", "512"] {
             let _ = writeln!(

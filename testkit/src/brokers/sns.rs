@@ -39,15 +39,17 @@ impl Recipe for Sns {
     }
 
     fn variables(&self) -> &'static [&'static str] {
-        &["ANYBROKER_SNS_URL"]
+        // AWS itself may be behind the general one: then a server of our own is started, so that
+        // nothing is tested on somebody's account unasked.
+        &["ANYBROKER_SNS_URL", "ANYBROKER_SQS_URL"]
     }
 
     fn example_url(&self) -> &'static str {
         "sqs+http://127.0.0.1:4566"
     }
 
-    fn accepts(&self, _: &str) -> bool {
-        true
+    fn accepts(&self, version: &str) -> bool {
+        version != query::AWS
     }
 
     fn probe(&self, url: &str) -> Result<String, Error> {

@@ -25,8 +25,15 @@ pub(crate) struct Double {
 impl Double {
     /// The first consumer is handed out first.
     pub(crate) fn broker(consumers: Vec<Box<dyn Consumer>>) -> Arc<dyn Broker> {
+        Self::with(Capabilities::new("double", 1024), consumers)
+    }
+
+    pub(crate) fn with(
+        capabilities: Capabilities,
+        consumers: Vec<Box<dyn Consumer>>,
+    ) -> Arc<dyn Broker> {
         let consumers = Mutex::new(consumers.into_iter().rev().collect());
-        Arc::new(Self { capabilities: Capabilities::new("double", 1024), consumers })
+        Arc::new(Self { capabilities, consumers })
     }
 }
 

@@ -4,7 +4,10 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{Inbox, Message, Outcome, Outgoing, Queue, Subscription, Worker};
+use anybroker_core::{
+    Capabilities, Inbox, Message, Outcome, Outgoing, Queue, Subscription, Worker,
+};
+use tokio::time::Instant;
 use tower::service_fn;
 
 use crate::double::{Answer, Double, Recorder, envelope, memory, pass, stop_with, work};
@@ -45,6 +48,48 @@ async fn an_ordered_drain_gives_back_each_key_in_order() {
     let outcome = |tag| settled.iter().find(|(of, ..)| *of == tag).map(|(_, outcome, _)| outcome);
     assert_eq!(outcome(0), Some(&Outcome::Ack));
     assert!(matches!(outcome(1), Some(Outcome::Retry { .. })));
+}
+
+/// A wait is not cut short where the broker would forget the rest of it, as long as the drain lasts.
+#[tokio::test(start_paused = true)]
+async fn an_ordered_drain_waits_for_what_the_broker_would_forget() {
+    let recorder = Recorder::new();
+    let (sender, inbox) = Inbox::channel(64);
+    for (tag, key) in [(0, "retry"), (1, "release"), (2, "longer"), (3, "late"), (4, "retry")] {
+        sender.deliver(recorder.deliver(tag, envelope().with_key(key))).await.unwrap();
+    }
+    let handler = service_fn(|message: Message| async move {
+        let after = Duration::from_secs(10);
+        match message.envelope().key.as_deref() {
+            Some("retry") => return Answer::Ok(Outcome::Retry { after }),
+            Some("release") => return Ok(Outcome::Release { after }),
+            Some("longer") => return Ok(Outcome::Retry { after: 6 * after }),
+            _ => tokio::time::sleep(Duration::from_secs(5)).await,
+        }
+        Ok(Outcome::Retry { after })
+    });
+    let subscription = Subscription::queue(Queue::new("keyed").ordered());
+    let mut capabilities = Capabilities::new("double", 1024);
+    capabilities.ordered_delays = false;
+    let broker = Double::with(capabilities, vec![Box::new(inbox)]);
+    let worker = Worker::new(broker).subscribe(subscription, handler);
+    let (stop, report) = stop_with(worker.drain_timeout(Duration::from_secs(20))).await;
+    pass(Duration::from_secs(1)).await;
+    let begun = Instant::now() - Duration::from_secs(1);
+    stop.send(()).unwrap();
+    sender.closed().await;
+    drop(sender);
+    let report = report.await.unwrap();
+    assert_eq!((report.retried, report.released), (3, 2));
+    let settled = recorder.settled.lock().unwrap();
+    let times: Vec<_> = settled
+        .iter()
+        .map(|(tag, outcome, at)| {
+            assert_eq!(outcome, &Outcome::Release { after: Duration::ZERO }, "it keeps its place");
+            (*tag, (*at - begun).as_secs())
+        })
+        .collect();
+    assert_eq!(times, [(0, 10), (1, 10), (3, 15), (2, 15), (4, 15)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,4 +7,5 @@ mod drain;
 mod failures;
 mod fairness;
 mod intake;
+mod silence;
 mod threads;

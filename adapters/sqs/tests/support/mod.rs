@@ -27,12 +27,12 @@ pub(crate) async fn both() -> [Arc<SqsBroker>; 2] {
 
 /// Queues alone, with AWS's limits.
 pub(crate) async fn elasticmq() -> Arc<SqsBroker> {
-    connect(&server("ANYBROKER_SQS_URL", "&sns=off")).await
+    connect(&server("ANYBROKER_ELASTICMQ_URL", "&sns=off")).await
 }
 
 /// Queues and topics.
 pub(crate) async fn ministack() -> Arc<SqsBroker> {
-    connect(&server("ANYBROKER_SNS_URL", "")).await
+    connect(&server("ANYBROKER_SQS_URL", "")).await
 }
 
 pub(crate) async fn connect(url: &str) -> Arc<SqsBroker> {

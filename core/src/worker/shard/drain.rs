@@ -9,7 +9,7 @@ use futures_util::future::{Either, select};
 use tokio::time::{Instant, timeout, timeout_at};
 use tower::Service;
 
-use super::Shard;
+use super::{Held, LONGEST_WAIT, Shard};
 use crate::worker::FLUSH_TIMEOUT;
 use crate::worker::parked::Wait;
 use crate::worker::settling::Kind;
@@ -23,9 +23,10 @@ where
 {
     /// The consumer closes while handlers finish, so that others of the group get what comes.
     pub(super) async fn drain(&mut self, drain_timeout: Duration) {
+        let end = Instant::now() + drain_timeout.min(LONGEST_WAIT);
         self.draining = true;
         let closing = self.source.close();
-        let closed = match select(closing, pin!(self.finish_all(drain_timeout))).await {
+        let closed = match select(closing, pin!(self.finish_all(end))).await {
             Either::Left((closed, finishing)) => {
                 finishing.await;
                 Ok(closed)
@@ -39,8 +40,7 @@ where
         }
     }
 
-    async fn finish_all(&mut self, drain_timeout: Duration) {
-        let deadline = Instant::now() + drain_timeout;
+    async fn finish_all(&mut self, end: Instant) {
         // In order, what waits for its key follows what runs: brokers hand out again in the order
         // in which they get back.
         if self.lanes.is_none() {
@@ -48,10 +48,19 @@ where
         }
         let finished = poll_fn(|cx| {
             self.slots.register(cx.waker());
-            while self.poll_finished() || self.poll_settling(cx) {}
-            if self.slots.running() == 0 { Poll::Ready(()) } else { Poll::Pending }
+            loop {
+                let now = Instant::now();
+                self.resume(Some(now));
+                let progress = self.poll_finished() | self.poll_settling(cx) | self.end_waits(now);
+                if self.slots.running() == 0 && !self.awaits_wait(end) {
+                    return Poll::Ready(());
+                }
+                if !progress && self.poll_timer(cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
         });
-        if timeout_at(deadline, finished).await.is_err() {
+        if timeout_at(end, finished).await.is_err() {
             let cut = self.slots.cancel_all();
             tracing::warn!(
                 handlers = cut.len(),
@@ -65,7 +74,7 @@ where
         self.give_back();
         let settled = poll_fn(|cx| {
             self.poll_settling(cx);
-            if self.settling.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            if self.settling.len() == 0 { Poll::Ready(()) } else { Poll::Pending }
         });
         if timeout(FLUSH_TIMEOUT, settled).await.is_err() {
             let open = self.settling.len() as u64;
@@ -74,21 +83,46 @@ where
         }
     }
 
+    /// Whether something waits until before the drain's end for what the broker would forget.
+    fn awaits_wait(&self, end: Instant) -> bool {
+        !self.keeps_waits && self.parked.is_any_due_by(end)
+    }
+
+    /// Gives back what has waited long enough.
+    fn end_waits(&mut self, now: Instant) -> bool {
+        let mut progress = false;
+        while let Some((held, wait)) = self.parked.pop_due(now) {
+            self.end_wait(held, wait, Duration::ZERO);
+            progress = true;
+        }
+        progress
+    }
+
+    /// Gives back what was to wait for so much longer.
+    fn end_wait(&mut self, mut held: Held, wait: Wait, after: Duration) {
+        // What the handler answered was counted in the report when it was parked.
+        let (outcome, kind) = match wait {
+            Wait::Retry if self.keeps_waits => (Outcome::Retry { after }, Kind::Delayed),
+            // A copy for the retry would lose its place.
+            Wait::Retry => {
+                held.delivery.count_attempt();
+                (AT_ONCE, Kind::Delayed)
+            }
+            Wait::Release if self.keeps_waits => (Outcome::Release { after }, Kind::Delayed),
+            Wait::Release => (AT_ONCE, Kind::Delayed),
+            Wait::Early if self.keeps_waits => (Outcome::Release { after }, Kind::Released),
+            Wait::Early | Wait::GiveBack => (AT_ONCE, Kind::Released),
+        };
+        let next = self.settle(held, outcome, kind);
+        self.admit(next);
+    }
+
     /// Gives back what no handler is running.
     fn give_back(&mut self) {
         let now = Instant::now();
         let parked: Vec<_> = self.parked.drain().collect();
         for (due, held, wait) in parked {
-            let after = due.saturating_duration_since(now);
-            let (outcome, kind) = match wait {
-                // What the handler answered was counted in the report when it was parked.
-                Wait::Retry => (Outcome::Retry { after }, Kind::Delayed),
-                Wait::Release => (Outcome::Release { after }, Kind::Delayed),
-                Wait::GiveBack => (AT_ONCE, Kind::Released),
-                Wait::Early => (Outcome::Release { after }, Kind::Released),
-            };
-            let next = self.settle(held, outcome, kind);
-            self.admit(next);
+            self.end_wait(held, wait, due.saturating_duration_since(now));
         }
         // What follows in a lane is queued when the one before it is settled.
         while let Some(held) = self.queue.pop_front() {

@@ -1,4 +1,5 @@
 use crate::brokers::address::Address;
+use crate::brokers::find::in_environment;
 use crate::brokers::{ElasticMq, Sns, query};
 
 #[test]
@@ -22,4 +23,12 @@ fn fan_out_server_answers_for_queues_and_topics() {
     let mut server = Sns::new().launch().unwrap();
     server.restart().unwrap();
     query::probe(server.url(), "ListTopics").unwrap();
+}
+
+#[test]
+fn account_at_aws_is_not_tested_on_unless_named_for_it() {
+    let only = |name| move |asked: &str| (asked == name).then(|| "sqs://eu-central-1".to_owned());
+    assert!(in_environment(&Sns::new(), only("ANYBROKER_SQS_URL")).unwrap().is_none());
+    let error = in_environment(&Sns::new(), only("ANYBROKER_SNS_URL")).unwrap_err().to_string();
+    assert!(error.ends_with("AWS answers there instead of MiniStack 1.5"), "{error}");
 }
