@@ -52,7 +52,7 @@ pub(crate) struct RedisConsumer {
 pub(crate) struct Reader {
     pub(crate) shared: Arc<Shared>,
     pub(crate) settler: Arc<RedisSettler>,
-    topology: Arc<Topology>,
+    pub(crate) topology: Arc<Topology>,
     clients: Arc<[Client]>,
     pub(crate) prefetch: usize,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
@@ -62,6 +62,8 @@ pub(crate) struct Reader {
     pub(crate) cursors: Vec<Cursor>,
     /// Until when each ordered partition is owned.
     pub(crate) owned: Vec<Option<Instant>>,
+    /// Those of them that are given up once all of them that was handed out is settled.
+    pub(crate) leaving: Vec<bool>,
     /// What names the next ownership apart from all before.
     pub(crate) ownerships: u64,
     pub(crate) next_tick: Instant,
@@ -85,7 +87,7 @@ pub(crate) async fn consume(
     let group = topology.group(subscription)?;
     topology.declare_group(&group, subscription.start_position()).await?;
     // Nobody else's: what is pending under a name that two share could be taken from both.
-    let consumer = format!("{:032x}", fastrand::u128(..));
+    let consumer = format!("{}{:016x}", topology.process, fastrand::u64(..));
     let partitions = group.partitions.len();
     let link = Arc::clone(&topology.link);
     let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer));
@@ -101,6 +103,7 @@ pub(crate) async fn consume(
         surplus: VecDeque::new(),
         cursors: vec![Cursor::start(); 2 * partitions],
         owned: vec![None; partitions],
+        leaving: vec![false; partitions],
         ownerships: 0,
         next_tick: Instant::now(),
         next_trim: Instant::now() + TRIM_EVERY,
@@ -358,6 +361,13 @@ impl Reader {
 
     async fn leave(&mut self) -> Result<()> {
         self.disown().await?;
+        let shared = &self.shared;
+        if shared.group.ordered {
+            // Others of this process say that they are here with their next tick.
+            let mut forget = redis::cmd("ZREM");
+            forget.arg(&shared.group.members).arg(&self.topology.process);
+            shared.link.query::<i64>("leave", &forget).await?;
+        }
         self.sweep().await
     }
 
