@@ -23,7 +23,7 @@ const LEASE: Duration = Duration::from_secs(10);
 /// The child's prefetch; that of the one that goes on has room beside what it takes over.
 const PREFETCH: usize = 8;
 /// How long the child holds what it takes, and how long both consume before and after the stop.
-const HOLD: Duration = Duration::from_millis(300);
+const HOLD: Duration = Duration::from_secs(1);
 const TOGETHER: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -129,6 +129,10 @@ impl Other {
     /// Stops it while it holds something; answers what.
     async fn stop(&mut self) -> Result<HashSet<String>, BoxError> {
         loop {
+            // Soon after it took something, so that it has not settled it yet.
+            while !self.taken.is_empty() {
+                self.follow().await?;
+            }
             while self.taken.is_empty() {
                 self.follow().await?;
             }
@@ -235,15 +239,16 @@ async fn soak(broker: &dyn Broker, stop: Duration) -> Result<(), BoxError> {
     println!("stopped for {stop:?}, with {} messages in its hands", theirs.len());
     ours.consume(&mut other, stop, &theirs).await?;
     let kept: HashSet<_> = ours.kept.iter().map(|kept| kept.envelope().id.clone()).collect();
-    check(kept == theirs, "what it held was not taken over")?;
+    check(!kept.is_empty(), "nothing of what it held was taken over")?;
 
     other.signal("-CONT")?;
     let patience = Instant::now() + PATIENCE;
-    while !theirs.is_subset(&other.stale) {
-        check(theirs.is_disjoint(&other.acknowledged), "a stale settlement was accepted")?;
+    // What it had acknowledged when it was stopped, and could not say any more, is not in our hands.
+    while !theirs.is_subset(&(&other.stale | &other.acknowledged)) {
         check(Instant::now() < patience, "it did not settle what it held")?;
         ours.consume(&mut other, HOLD, &theirs).await?;
     }
+    check(kept.is_subset(&other.stale), "a stale settlement was accepted")?;
     for delivery in std::mem::take(&mut ours.kept) {
         let id = delivery.envelope().id.clone();
         // An error here means that it was taken away.
