@@ -147,9 +147,10 @@ impl Destination {
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with the rule it breaks.
     pub fn validate(&self) -> Result<()> {
         let what = if self.is_topic() { "topic" } else { "queue" };
-        match self.is_native() {
-            true => name::check_native(what, self.name()),
-            false => name::check(what, self.name()),
+        if self.is_native() {
+            name::check_native(what, self.name())
+        } else {
+            name::check(what, self.name())
         }
     }
 }
