@@ -125,7 +125,7 @@ impl FolderSettler {
     }
 
     /// Stores the new copy, durably, and then removes the old one.
-    fn finish(&self, folder: &Folder, delivery: &Delivery, outcome: Outcome) -> io::Result<()> {
+    fn finish(&self, folder: &Folder, delivery: &Delivery, outcome: &Outcome) -> io::Result<()> {
         let late = "its lease ran out or the broker was closed, and it was given back";
         let late = || refused(ErrorKind::StaleDelivery, late);
         let (_, name) = folder.held().remove(&delivery.tag()).ok_or_else(late)?;
@@ -133,7 +133,7 @@ impl FolderSettler {
         if !group.has(name) {
             return Err(late());
         }
-        let Some(hop) = Hop::after(delivery, &outcome, &self.subscription) else {
+        let Some(hop) = Hop::after(delivery, outcome, &self.subscription) else {
             return group.remove(name);
         };
         let state = if hop.failure.is_some() { DEAD } else { FREE };
@@ -163,7 +163,7 @@ impl FolderSettler {
 impl Settler for FolderSettler {
     fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
         let settler = self.clone();
-        let finish = move |folder: &Folder| settler.finish(folder, &delivery, outcome);
+        let finish = move |folder: &Folder| settler.finish(folder, &delivery, &outcome);
         Confirmation::run(self.broker.in_turn("settle", finish))
     }
 
