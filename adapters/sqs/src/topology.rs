@@ -27,8 +27,8 @@ const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
 /// its counter counts releases too, and it is the most that SQS takes.
 const MOST_RECEIVES: u32 = 1000;
 
-/// How many destinations and groups are declared at once. SNS answers 30 to 100 such calls a second
-/// of an account; a process that starts with a thousand groups is not alone.
+/// How many destinations and groups are declared at once. SNS limits such calls of an account
+/// by the second, and a process that starts with a thousand groups is not alone.
 /// <https://docs.aws.amazon.com/general/latest/gr/sns.html>
 const DECLARATIONS: usize = 4;
 
