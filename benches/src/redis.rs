@@ -132,9 +132,9 @@ impl Bench {
             let found: Value = read.arg(&name).arg(">").query_async(&mut connection).await?;
             let mut ack = redis::cmd("XACK");
             ack.arg(&name).arg(GROUP);
-            left -= read_all(found, |id, payload| {
-                std::hint::black_box(payload.len());
-                ack.arg(id);
+            left -= read_all(found, |entry, event| {
+                std::hint::black_box((&event.id, &event.r#type, event.payload.len()));
+                ack.arg(entry);
             });
             // The next read does not wait for it.
             let mut connection = connection.clone();
@@ -249,8 +249,17 @@ async fn bare_publish_all(
     Ok(rate(messages, started))
 }
 
-/// Calls `each` with the id and the payload of all that a read answered; says how many those were.
-fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Vec<u8>)) -> usize {
+/// What an application looks at in any case: which message it is, and of what type.
+#[derive(Default)]
+struct Event {
+    id: String,
+    r#type: String,
+    payload: Vec<u8>,
+}
+
+/// Calls `each` with the entry's id and the event of all that a read answered; says how many those
+/// were.
+fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Event)) -> usize {
     let array = |value| match value {
         Value::Array(members) => members,
         _ => Vec::new(),
@@ -264,16 +273,20 @@ fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Vec<u8>)) -> usize {
         else {
             continue;
         };
-        let mut payload = Vec::new();
+        let mut event = Event::default();
+        let text = |value| String::from_utf8(value).unwrap_or_default();
         let mut fields = fields.into_iter();
         while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) =
             (fields.next(), fields.next())
         {
-            if name == b"data" {
-                payload = value;
+            match &*name {
+                b"ce_id" => event.id = text(value),
+                b"ce_type" => event.r#type = text(value),
+                b"data" => event.payload = value,
+                _ => {}
             }
         }
-        each(id, payload);
+        each(id, event);
         count += 1;
     }
     count
