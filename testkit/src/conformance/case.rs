@@ -31,6 +31,8 @@ pub(super) enum Need {
     Assuming,
     /// A broker that other processes reach.
     Processes,
+    /// The same, with topics.
+    ProcessesOnTopics,
     /// A broker that may be killed.
     Restart,
 }
@@ -42,6 +44,9 @@ impl Need {
     /// The reason to ignore the case.
     pub(super) fn missing(self, target: &Target, capabilities: &Capabilities) -> Option<String> {
         match self {
+            Self::ProcessesOnTopics => Self::Processes
+                .missing(target, capabilities)
+                .or_else(|| Self::TOPICS.missing(target, capabilities)),
             Self::Of(can, reason) if !can(capabilities) => {
                 Some(format!("{}: {reason}", capabilities.broker))
             }
