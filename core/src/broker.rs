@@ -7,15 +7,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    Capabilities, Confirmation, DeadLetterFilter, Delivery, Depth, Destination, Envelope, Peek,
-    Redrive, Result, Settler, Subscription,
+    Capabilities, Confirmation, DeadLetterFilter, Delivery, Depth, Destination, Envelope, Error,
+    ErrorKind, Hop, Peek, Redrive, Result, Settler, Subscription,
 };
 
 /// A connection to a broker. Applications hold it as `Arc<dyn Broker>`.
 ///
 /// Everything it declares, it declares idempotently and durably. It validates what it is given:
-/// envelopes, destinations and subscriptions. A native name is valid whatever it holds: a broker
-/// that it could harm checks it, or answers [`Unsupported`](crate::ErrorKind::Unsupported).
+/// envelopes, destinations and subscriptions. A native name that is not empty and has no NUL is
+/// valid whatever it holds: a broker that it could harm checks it, or answers
+/// [`Unsupported`](crate::ErrorKind::Unsupported).
 #[async_trait]
 pub trait Broker: Any + Send + Sync + fmt::Debug {
     /// What this broker can do, and with what limits.
@@ -24,8 +25,8 @@ pub trait Broker: Any + Send + Sync + fmt::Debug {
     /// A handle to publish with; cheap.
     fn producer(&self) -> Arc<dyn Producer>;
 
-    /// Creates the destination, or checks that it exists in this shape, as the `declare` option
-    /// says.
+    /// Creates the destination, or checks that it exists, as the `declare` option says; and that it
+    /// has this shape, where the broker can tell.
     async fn declare_destination(&self, destination: &Destination) -> Result<()>;
 
     /// Creates destination, group and dead-letter queue, or checks them. Messages published from
@@ -144,6 +145,30 @@ impl Outgoing {
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
+    }
+
+    /// The hop that it is stored with.
+    pub fn hop(&self) -> Hop {
+        let delay = self.delay.filter(|delay| !delay.is_zero());
+        delay.map(Hop::delayed).unwrap_or_default()
+    }
+
+    /// Checks the envelope and the size of its payload; an adapter does so before each send, and
+    /// checks the destination where it looks it up.
+    ///
+    /// # Errors
+    /// `Invalid` and `TooLarge`.
+    pub fn check(&self, capabilities: &Capabilities) -> Result<()> {
+        self.envelope.validate()?;
+        let (size, most) = (self.envelope.payload.len(), capabilities.max_payload);
+        if size <= most {
+            return Ok(());
+        }
+        let text = format!(
+            "the payload has {size} bytes, at most {most} fit; store it elsewhere and send a reference, or raise what the broker takes"
+        );
+        let error = Error::new(ErrorKind::TooLarge, text);
+        Err(error.broker(capabilities.broker).operation("publish"))
     }
 }
 

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use crate::{Error, ErrorKind, Result, Start, Subscription};
+
 /// What a broker can do natively, and with what limits, as data.
 ///
 /// [`Capabilities::new`] states the broker that can do everything the library offers; an adapter
@@ -66,6 +68,21 @@ impl Capabilities {
             complete_peek: true,
             settlement: SettlementProof::Confirmed,
         }
+    }
+
+    /// Checks a subscription before it is declared or consumed.
+    ///
+    /// # Errors
+    /// `Invalid` for what is wrong everywhere, `Unsupported` for what this broker cannot do.
+    pub fn check(&self, subscription: &Subscription) -> Result<()> {
+        subscription.validate()?;
+        let is_earliest = subscription.start_position() == Start::Earliest;
+        if self.start_earliest || !subscription.destination().is_topic() || !is_earliest {
+            return Ok(());
+        }
+        let text = "a topic keeps nothing here for groups to come: drop .start(Start::Earliest)";
+        let error = Error::new(ErrorKind::Unsupported, text);
+        Err(error.broker(self.broker).operation("subscribe"))
     }
 }
 

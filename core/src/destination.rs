@@ -134,15 +134,23 @@ impl Destination {
         self.stored().partitions.map(NonZeroU16::get)
     }
 
+    /// Its shape in words (`ordered queue with partitions: 4`).
+    pub fn shape(&self) -> String {
+        let ordered = if self.is_ordered() { "ordered" } else { "unordered" };
+        let kind = if self.is_topic() { "topic" } else { "queue" };
+        format!("{ordered} {kind} with partitions: {}", self.partition_count())
+    }
+
     /// Checks the name.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with the rule it breaks.
     pub fn validate(&self) -> Result<()> {
-        if self.is_native() {
-            return Ok(());
+        let what = if self.is_topic() { "topic" } else { "queue" };
+        match self.is_native() {
+            true => name::check_native(what, self.name()),
+            false => name::check(what, self.name()),
         }
-        name::check(if self.is_topic() { "topic" } else { "queue" }, self.name())
     }
 }
 

@@ -114,6 +114,21 @@ impl Error {
         Self::new(ErrorKind::StaleDelivery, context)
     }
 
+    /// Shorthand for what was declared in another shape, of which it shows both.
+    pub fn mismatch(what: &str, found: &str, asked: &str) -> Self {
+        let text = format!(
+            "{what} is declared as {found}, not as {asked}; use the same on all sides, or delete it"
+        );
+        Self::new(ErrorKind::Mismatch, text).operation("declare")
+    }
+
+    /// The same error once more, for another who waits for the same; without its source.
+    pub fn again(&self) -> Self {
+        let (kind, class, context) = (self.0.kind, self.0.class, self.0.context.clone());
+        let (broker, operation) = (self.0.broker, self.0.operation);
+        Self(Box::new(Inner { kind, class, context, broker, operation, source: None }))
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -202,6 +217,10 @@ mod tests {
         assert_eq!(error.operation_name(), Some("connect"));
         assert_eq!(Error::stale("the lease ran out").to_string(), "the lease ran out");
         assert!(Error::stale("the lease ran out").source().is_none());
+        assert_eq!(
+            (error.again().to_string(), error.again().kind()),
+            (error.to_string(), error.kind())
+        );
     }
 
     #[test]

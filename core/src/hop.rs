@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use crate::envelope::new_id;
-use crate::{Delivery, Reason, Subscription, now};
+use crate::{Delivery, Outcome, Reason, Subscription, now};
 
 /// What travels beside an envelope from one stored copy to the next: the envelope itself stays as
 /// it was published, whatever happens to it.
@@ -55,6 +55,22 @@ impl Hop {
     /// The hop of a message published to be handled no earlier than `delay` from now.
     pub fn delayed(delay: Duration) -> Self {
         Self { not_before: Some(later(now(), delay)), ..Self::default() }
+    }
+
+    /// The hop of the copy that is stored for an outcome; none for `Ack`, which needs no copy.
+    pub fn after(
+        delivery: &Delivery,
+        outcome: &Outcome,
+        subscription: &Subscription,
+    ) -> Option<Self> {
+        match outcome {
+            Outcome::Ack => None,
+            Outcome::Retry { after } => Some(Self::retry(delivery, *after)),
+            Outcome::Release { after } => Some(Self::release(delivery, *after)),
+            Outcome::DeadLetter { reason } => {
+                Some(Self::dead_letter(delivery, reason, subscription))
+            }
+        }
     }
 
     /// The hop of the copy that is stored for `Retry { after }`: this attempt counts.
@@ -115,7 +131,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{Confirmation, Envelope, Outcome, Settler};
+    use crate::{Confirmation, Envelope, Settler};
 
     #[derive(Debug)]
     struct Ignored;
@@ -199,6 +215,19 @@ mod tests {
         assert_eq!((&*failure.reason, &*failure.error), ("exhausted", "no answer"));
         assert_eq!((&*failure.origin, &*failure.group), ("order.created", "email"));
         assert!(now().duration_since(failure.at).expect("not later") < Duration::from_mins(1));
+    }
+
+    #[test]
+    fn an_outcome_says_which_copy_is_stored() {
+        let subscription = Subscription::queue("q");
+        let after = Duration::from_mins(1);
+        let hop = |outcome| Hop::after(&delivery(failed_before(), 0), &outcome, &subscription);
+        assert_eq!(hop(Outcome::Ack), None);
+        let attempts = |outcome| hop(outcome).map(|hop| (hop.attempts, hop.failure.is_some()));
+        assert_eq!(attempts(Outcome::Retry { after }), Some((4, false)));
+        assert_eq!(attempts(Outcome::Release { after }), Some((3, false)));
+        let reason = Reason::new(Reason::EXHAUSTED, "no answer");
+        assert_eq!(attempts(Outcome::DeadLetter { reason }), Some((4, true)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! Applications use the facade crate `anybroker`; adapters depend on this one.
 
+pub mod adapter;
 mod batch;
 mod broker;
 mod capabilities;

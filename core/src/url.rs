@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 /// let mut url: BrokerUrl = "mine://app:secret@mq.local/%2F?prefix=dev".parse()?;
 /// assert_eq!(url.hosts(5672)?, [("mq.local".to_owned(), 5672)]);
 /// assert_eq!(url.option::<String>("prefix", "a name such as dev")?.as_deref(), Some("dev"));
-/// url.finish(&["prefix"])?;
+/// url.finish()?;
 /// assert!(!format!("{url:?}").contains("secret"));
 /// # Ok::<(), anybroker_core::Error>(())
 /// ```
@@ -28,6 +28,8 @@ pub struct BrokerUrl {
     hosts: Vec<(String, Option<u16>)>,
     path: String,
     options: Vec<(String, String)>,
+    /// The names that were asked for.
+    known: Vec<String>,
 }
 
 /// Who creates what is used: the option `declare`.
@@ -84,15 +86,14 @@ impl BrokerUrl {
     /// # Errors
     /// [`ErrorKind::Config`] when the value does not parse.
     pub fn option<T: FromStr>(&mut self, name: &str, expected: &str) -> Result<Option<T>> {
-        let Some(index) = self.options.iter().position(|(known, _)| known == name) else {
+        self.known.push(name.to_owned());
+        let Some(index) = self.options.iter().position(|(given, _)| given == name) else {
             return Ok(None);
         };
         let (_, value) = self.options.remove(index);
         match value.parse() {
             Ok(value) => Ok(Some(value)),
-            Err(_) => {
-                Err(config(format!("option {name}={value} is not understood: write {expected}")))
-            }
+            Err(_) => Err(not_understood(name, &value, expected)),
         }
     }
 
@@ -105,21 +106,36 @@ impl BrokerUrl {
         Ok(time.map(|Time(duration)| duration))
     }
 
+    /// Takes an option out that is one of a few words, and answers what the word stands for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for another word, with those that are known.
+    pub fn choice<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Result<Option<T>> {
+        let expected = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or ");
+        let Some(given) = self.option::<String>(name, &expected)? else { return Ok(None) };
+        match words.iter().find(|(word, _)| *word == given) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => Err(not_understood(name, &given, &expected)),
+        }
+    }
+
     /// Takes the option `declare` out.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when it is not one of `create`, `verify` and `off`.
-    pub fn declare(&mut self) -> Result<Declare> {
-        Ok(self.option("declare", "create, verify or off")?.unwrap_or_default())
+    pub fn declare(&mut self) -> Result<Option<Declare>> {
+        let words =
+            [("create", Declare::Create), ("verify", Declare::Verify), ("off", Declare::Off)];
+        self.choice("declare", &words)
     }
 
-    /// Ends the reading of options.
+    /// Ends the reading of options: those that were asked for are the known ones.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for an option that was not taken, naming the nearest `known` one.
-    pub fn finish(&self, known: &[&str]) -> Result<()> {
-        let Some((name, _)) = self.options.first() else { return Ok(()) };
-        if known.contains(&name.as_str()) {
+    /// [`ErrorKind::Config`] for an option that was not taken, naming the nearest known one.
+    pub fn finish(&self) -> Result<()> {
+        let (Some((name, _)), known) = (self.options.first(), &self.known) else { return Ok(()) };
+        if known.contains(name) {
             return Err(config(format!("option {name:?} is given twice")));
         }
         let hint = match known.iter().find(|known| is_near(known, name)) {
@@ -165,19 +181,6 @@ impl FromStr for Time {
     }
 }
 
-impl FromStr for Declare {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "create" => Ok(Self::Create),
-            "verify" => Ok(Self::Verify),
-            "off" => Ok(Self::Off),
-            _ => Err(()),
-        }
-    }
-}
-
 impl FromStr for BrokerUrl {
     type Err = Error;
 
@@ -217,6 +220,7 @@ impl FromStr for BrokerUrl {
             hosts: hosts.collect::<Result<_>>()?,
             path: decode(path)?,
             options,
+            known: Vec::new(),
         })
     }
 }
@@ -257,6 +261,10 @@ fn decode(text: &str) -> Result<String> {
 
 fn non_empty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
+}
+
+fn not_understood(name: &str, value: &str, expected: &str) -> Error {
+    config(format!("option {name}={value} is not understood: write {expected}"))
 }
 
 fn config(context: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -310,7 +318,7 @@ mod tests {
         assert_eq!(hosts, [("a.local".to_owned(), 5671), ("b.local".to_owned(), 5672)]);
         assert_eq!(url.option("x", "").expect("a text"), Some("1&2".to_owned()));
         assert_eq!(url.option::<String>("x", "").expect("no error"), None);
-        url.finish(&["x"]).expect("nothing is left over");
+        url.finish().expect("nothing is left over");
 
         assert_eq!(parse("redis://:secret@h").password(), Some("secret"));
         assert_eq!(parse("redis://:secret@h").user(), None);
@@ -380,7 +388,7 @@ mod tests {
                     Ok(url) => {
                         assert!(!leaks(&format!("{url} {url:?}")), "{url} {url:?}");
                         assert_eq!(url.hosts(1).expect("a host")[0].0, "mq.local");
-                        assert!(!url.finish(&[]).is_err_and(|e| leaks(&format!("{e} {e:?}"))));
+                        assert!(!url.finish().is_err_and(|e| leaks(&format!("{e} {e:?}"))));
                     }
                     Err(error) => assert!(!leaks(&format!("{error} {error:?}")), "{error:?}"),
                 }
@@ -414,18 +422,21 @@ mod tests {
             ("tls", "did you mean \"tls_ca\"?"),
             ("heartbeat", "known are prefix, declare, publish_timeout, tls_ca"),
         ] {
-            let url = parse(&format!("amqp://h?{given}=1"));
-            let error = url.finish(&known).expect_err(given).to_string();
+            let mut url = parse(&format!("amqp://h?{given}=1"));
+            for name in known {
+                assert_eq!(url.option::<String>(name, "").expect("no error"), None);
+            }
+            let error = url.finish().expect_err(given).to_string();
             let expected = format!("connect: unknown option {given:?} for amqp://: {hint}");
             assert_eq!(error, expected);
         }
-        let error = parse("memory://?a=1").finish(&[]).expect_err("unknown").to_string();
+        let error = parse("memory://?a=1").finish().expect_err("unknown").to_string();
         assert!(error.ends_with("there are none"), "{error}");
         assert!(refusal("amqp://h?prefix").ends_with("write prefix=value"));
 
         let mut url = parse("amqp://h?prefix=a&prefix=b");
         url.option::<String>("prefix", "").expect("the first");
-        let error = url.finish(&known).expect_err("there is another").to_string();
+        let error = url.finish().expect_err("there is another").to_string();
         assert_eq!(error, "connect: option \"prefix\" is given twice");
     }
 
@@ -459,15 +470,15 @@ mod tests {
     }
 
     #[test]
-    fn declare_is_create_unless_said_otherwise() {
+    fn a_choice_is_one_of_a_few_words() {
         let declare = |text: &str| parse(text).declare();
-        assert_eq!(declare("amqp://h").expect("the default"), Declare::Create);
-        assert_eq!(declare("amqp://h?declare=verify").expect("known"), Declare::Verify);
-        assert_eq!(declare("amqp://h?declare=off").expect("known"), Declare::Off);
+        assert_eq!(declare("amqp://h").expect("unset"), None);
+        assert_eq!(declare("amqp://h?declare=verify").expect("known"), Some(Declare::Verify));
+        assert_eq!(declare("amqp://h?declare=off").expect("known"), Some(Declare::Off));
         let error = declare("amqp://h?declare=no").expect_err("unknown").to_string();
         assert_eq!(
             error,
-            "connect: option declare=no is not understood: write create, verify or off"
+            "connect: option declare=no is not understood: write create or verify or off"
         );
     }
 }

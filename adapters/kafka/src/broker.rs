@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anybroker_core::{
     Broker, Capabilities, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind, Inbox, Peek,
-    Producer, Redrive, Result, RetryClass, SettlementProof, Subscription,
+    Producer, Redrive, Result, SettlementProof, Subscription,
 };
 use async_trait::async_trait;
 use rdkafka::ClientConfig;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use crate::client::{Clients, check};
 use crate::commands::{Commands, Seat};
@@ -28,9 +28,6 @@ use crate::reader;
 use crate::route::KafkaProducer;
 use crate::settle::GroupSettler;
 use crate::topology::{Topology, blocking};
-
-/// What retry and dead-lettering may add to a message.
-const KEPT_BACK: usize = 64 * 1024;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,9 +60,8 @@ impl KafkaBroker {
     }
 
     pub(crate) async fn open(settings: Settings) -> Result<Arc<Self>> {
-        let wait = settings.wait;
-        let mut capabilities =
-            Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
+        let wait = settings.options.wait;
+        let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.detects_unrouted = false;
         capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
@@ -78,7 +74,7 @@ impl KafkaBroker {
         let producer = Arc::new(KafkaProducer::new(
             Arc::clone(&topology),
             Arc::clone(&publisher),
-            capabilities.max_payload,
+            capabilities.clone(),
         ));
         Ok(Arc::new(Self {
             capabilities,
@@ -103,26 +99,19 @@ impl KafkaBroker {
         if self.closed.load(Ordering::SeqCst) { Err(closed(operation)) } else { Ok(()) }
     }
 
-    /// Runs an operation while the broker is open, again for as long as a publish may take when it
-    /// was cut off.
-    async fn patiently<T, F: Future<Output = Result<T>>>(
+    /// Runs an operation while the broker is open, for no longer than a publish may take, and
+    /// again when it was cut off.
+    async fn within<T, F: Future<Output = Result<T>>>(
         &self,
         operation: &'static str,
         run: impl Fn() -> F,
     ) -> Result<T> {
-        let end = Instant::now() + self.topology.clients.settings.publish_timeout;
-        loop {
+        let run = async || {
             self.check_open(operation)?;
-            match run().await {
-                Err(error)
-                    if error.retry_class() == RetryClass::Transient && Instant::now() < end =>
-                {
-                    tracing::debug!(%error, "trying again");
-                    sleep(Duration::from_millis(200)).await;
-                }
-                result => return result,
-            }
-        }
+            run().await
+        };
+        let options = &self.topology.clients.settings.options;
+        options.within(operation, run).await.map_err(|error| error.broker(BROKER))
     }
 
     fn names(&self, subscription: &Subscription) -> Result<Arc<Names>> {
@@ -135,7 +124,7 @@ impl KafkaBroker {
         subscription: &Subscription,
         run: impl FnOnce(&DeadLetters) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.patiently("dead letters", || self.topology.declare(subscription)).await?;
+        self.within("dead letters", || self.topology.declare(subscription)).await?;
         let letters = DeadLetters {
             topology: Arc::clone(&self.topology),
             names: self.names(subscription)?,
@@ -248,11 +237,11 @@ impl Broker for KafkaBroker {
     }
 
     async fn declare_destination(&self, destination: &Destination) -> Result<()> {
-        self.patiently("declare", || self.topology.declare_destination(destination)).await
+        self.within("declare", || self.topology.declare_destination(destination)).await
     }
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
-        self.patiently("declare", || self.topology.declare(subscription)).await
+        self.within("declare", || self.topology.declare(subscription)).await
     }
 
     async fn consume(
@@ -260,7 +249,7 @@ impl Broker for KafkaBroker {
         subscription: &Subscription,
         prefetch: usize,
     ) -> Result<Box<dyn Consumer>> {
-        self.patiently("consume", || self.topology.declare(subscription)).await?;
+        self.within("consume", || self.topology.declare(subscription)).await?;
         Ok(Box::new(self.join(subscription, prefetch).await?))
     }
 
@@ -342,8 +331,8 @@ impl fmt::Debug for KafkaBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = &self.topology.clients.settings;
         f.debug_struct("KafkaBroker")
-            .field("hosts", &settings.hosts)
-            .field("prefix", &settings.prefix)
+            .field("server", &settings.server)
+            .field("options", &settings.options)
             .finish_non_exhaustive()
     }
 }

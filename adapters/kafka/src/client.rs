@@ -39,6 +39,7 @@ impl Clients {
     pub(crate) fn new(settings: Settings) -> Self {
         let mut config = ClientConfig::new();
         let hosts: Vec<_> = settings
+            .server
             .hosts
             .iter()
             .map(|(host, port)| {
@@ -58,10 +59,10 @@ impl Clients {
             .set("allow.auto.create.topics", "false")
             // Idle metadata must not age beyond what a new topic's consumer can wait for.
             .set("topic.metadata.refresh.interval.ms", "60000");
-        let sasl = settings.credentials.is_some() || settings.token.is_some();
+        let sasl = settings.server.user.is_some() || settings.token.is_some();
         config.set(
             "security.protocol",
-            match (settings.tls, sasl) {
+            match (settings.server.tls, sasl) {
                 (false, false) => "plaintext",
                 (false, true) => "sasl_plaintext",
                 (true, false) => "ssl",
@@ -70,7 +71,8 @@ impl Clients {
         );
         if settings.token.is_some() {
             config.set("sasl.mechanisms", "OAUTHBEARER");
-        } else if let Some((user, password)) = &settings.credentials {
+        } else if let Some(user) = &settings.server.user {
+            let password = settings.server.password.as_deref().unwrap_or_default();
             let mechanism = match settings.sasl {
                 Sasl::Plain => "PLAIN",
                 Sasl::ScramSha256 => "SCRAM-SHA-256",
@@ -81,10 +83,10 @@ impl Clients {
                 .set("sasl.username", user)
                 .set("sasl.password", password);
         }
-        if let Some(ca) = &settings.ca {
+        if let Some(ca) = &settings.server.ca {
             config.set("ssl.ca.location", ca.to_string_lossy());
         }
-        if let Some((certificate, key)) = &settings.identity {
+        if let Some((certificate, key)) = &settings.server.identity {
             config
                 .set("ssl.certificate.location", certificate.to_string_lossy())
                 .set("ssl.key.location", key.to_string_lossy());

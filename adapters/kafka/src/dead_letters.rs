@@ -157,7 +157,7 @@ impl DeadLetters {
     /// Whoever begins later fences this one off, so that no two send the same letter.
     fn redrive_once(&self, redrive: &Redrive, sent: &mut u64) -> Result<i64, Stopped> {
         let clients = &self.topology.clients;
-        let [largest, batch] = sizes(clients.settings.max_payload);
+        let [largest, batch] = sizes(clients.settings.server.max_payload);
         let options = [
             ("message.max.bytes", &*largest),
             ("batch.size", &*batch),

@@ -60,13 +60,6 @@ pub(crate) fn stale() -> Error {
         .operation("settle")
 }
 
-/// The same error once more, for each of those who wait for one answer.
-pub(crate) fn again(error: &Error, operation: &'static str) -> Error {
-    let text = error.to_string();
-    let text = text.strip_prefix("kafka: ").unwrap_or(&text).to_owned();
-    error_of(error.kind(), operation, text).class(error.retry_class())
-}
-
 fn meaning(code: Code) -> (ErrorKind, &'static str) {
     match code {
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
@@ -189,14 +182,5 @@ mod tests {
         ] {
             assert_eq!(failed("test", "testing", error).kind(), ErrorKind::Config);
         }
-    }
-
-    #[test]
-    fn an_answer_for_many_keeps_kind_class_and_text() {
-        let error =
-            failed("declare", "topic \"t\"", KafkaError::AdminOp(Code::TopicAuthorizationFailed));
-        let copy = again(&error, "publish");
-        assert_eq!((copy.kind(), copy.retry_class()), (error.kind(), error.retry_class()));
-        assert!(copy.to_string().starts_with("kafka: publish: declare: topic \"t\""), "{copy}");
     }
 }

@@ -1,3 +1,4 @@
+use anybroker_core::adapter::prefixed;
 use anybroker_core::{Destination, Result, Subscription};
 
 /// The names of a group's topics, and its own.
@@ -15,12 +16,12 @@ impl Names {
     pub(crate) fn new(subscription: &Subscription, prefix: Option<&str>) -> Result<Self> {
         subscription.validate()?;
         let destination = subscription.destination();
-        let own = |name: &str| prefixed(name, destination.is_native(), prefix);
+        let stored = prefixed(prefix, ".", destination, &subscription.stored_name())?;
         Ok(Self {
-            group: own(&subscription.stored_name()),
-            topic: own(destination.name()),
-            retry: own(&subscription.derived_name("retry")),
-            dead_letters: own(&subscription.derived_name("dlq")),
+            topic: prefixed(prefix, ".", destination, destination.name())?,
+            retry: format!("{stored}--retry"),
+            dead_letters: format!("{stored}--dlq"),
+            group: stored,
         })
     }
 }
@@ -28,12 +29,5 @@ impl Names {
 /// The topic of a destination.
 pub(crate) fn topic(destination: &Destination, prefix: Option<&str>) -> Result<String> {
     destination.validate()?;
-    Ok(prefixed(destination.name(), destination.is_native(), prefix))
-}
-
-fn prefixed(name: &str, native: bool, prefix: Option<&str>) -> String {
-    match prefix {
-        Some(prefix) if !native => [prefix, ".", name].concat(),
-        _ => name.to_owned(),
-    }
+    prefixed(prefix, ".", destination, destination.name())
 }

@@ -104,7 +104,7 @@ impl Publisher {
     pub(crate) fn new(clients: &Clients) -> Result<Self> {
         let overflow = Arc::new(Overflow::default());
         let producer = RwLock::new(Arc::new(create(clients, &overflow)?));
-        let timeout = clients.settings.publish_timeout;
+        let timeout = clients.settings.options.publish_timeout;
         let runtime = Handle::current();
         Ok(Self { clients: clients.clone(), producer, overflow, timeout, runtime })
     }
@@ -234,8 +234,8 @@ impl Overflow {
 }
 
 fn create(clients: &Clients, overflow: &Arc<Overflow>) -> Result<ThreadedProducer<Reports>> {
-    let deadline = clients.settings.publish_timeout.as_millis().max(1).to_string();
-    let [largest, batch] = sizes(clients.settings.max_payload);
+    let deadline = clients.settings.options.publish_timeout.as_millis().max(1).to_string();
+    let [largest, batch] = sizes(clients.settings.server.max_payload);
     let options = [
         ("enable.idempotence", "true"),
         ("acks", "all"),

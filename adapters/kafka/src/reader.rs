@@ -87,7 +87,7 @@ impl Reader {
         let mut desk = context.desk();
         if let Some(error) = failure {
             for seat in &desk.seats {
-                let told = std::pin::pin!(seat.inbox.fail(crate::error::again(&error, "consume")));
+                let told = std::pin::pin!(seat.inbox.fail(error.again().operation("consume")));
                 // An inbox has places left for this.
                 let _ = told.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
             }

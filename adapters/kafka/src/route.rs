@@ -4,12 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anybroker_core::{
-    Confirmation, Destination, ErrorKind, Hop, Outgoing, Producer, Result, RetryClass, Subscription,
+    Capabilities, Confirmation, Destination, Outgoing, Producer, Result, Subscription,
 };
 use tokio::runtime::Handle;
-use tokio::time::{Duration, Instant, sleep};
 
-use crate::error::{again, closed, error_of};
+use crate::error::closed;
 use crate::names::{self, Names};
 use crate::publish::{Publisher, Record, Waiting};
 use crate::topology::Topology;
@@ -19,7 +18,7 @@ pub(crate) struct KafkaProducer {
     pub(crate) topology: Arc<Topology>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) open: AtomicBool,
-    pub(crate) max_payload: usize,
+    pub(crate) capabilities: Capabilities,
     runtime: Handle,
     routes: RwLock<HashMap<Destination, Arc<Route>>>,
 }
@@ -38,10 +37,10 @@ impl KafkaProducer {
     pub(crate) fn new(
         topology: Arc<Topology>,
         publisher: Arc<Publisher>,
-        max_payload: usize,
+        capabilities: Capabilities,
     ) -> Self {
         let (runtime, routes) = (Handle::current(), RwLock::default());
-        Self { topology, publisher, open: AtomicBool::new(true), max_payload, runtime, routes }
+        Self { topology, publisher, open: AtomicBool::new(true), capabilities, runtime, routes }
     }
 
     fn route(&self, destination: &Destination) -> Result<Arc<Route>> {
@@ -73,15 +72,7 @@ impl KafkaProducer {
         if !self.open.load(Ordering::Relaxed) {
             return Err(closed("publish"));
         }
-        outgoing.envelope.validate()?;
-        let size = outgoing.envelope.payload.len();
-        if size > self.max_payload {
-            let text = format!(
-                "the payload has {size} bytes, the broker takes {}; store it elsewhere and send a reference, or raise max-payload with the topic's max.message.bytes",
-                self.max_payload
-            );
-            return Err(error_of(ErrorKind::TooLarge, "publish", text));
-        }
+        outgoing.check(&self.capabilities)?;
         self.route(&outgoing.destination)
     }
 
@@ -103,18 +94,8 @@ impl KafkaProducer {
 impl Route {
     /// Declares the destination, then sends what waits for it, in its order.
     async fn open(self: Arc<Self>, topology: Arc<Topology>, publisher: Arc<Publisher>) {
-        let end = Instant::now() + topology.clients.settings.publish_timeout;
-        let declared = loop {
-            match topology.declare_destination(&self.destination).await {
-                Err(error)
-                    if error.retry_class() == RetryClass::Transient && Instant::now() < end =>
-                {
-                    tracing::debug!(%error, "declaring again");
-                    sleep(Duration::from_millis(200)).await;
-                }
-                result => break result,
-            }
-        };
+        let declare = || topology.declare_destination(&self.destination);
+        let declared = topology.clients.settings.options.within("publish", declare).await;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let records = waiting.take().unwrap_or_default();
         match declared {
@@ -127,7 +108,7 @@ impl Route {
             Err(error) => {
                 drop(waiting);
                 for record in records {
-                    record.waiting.answer(Err(again(&error, "publish")));
+                    record.waiting.answer(Err(error.again().operation("publish")));
                 }
             }
         }
@@ -141,10 +122,8 @@ impl Producer for KafkaProducer {
             Err(error) => return Confirmation::ready(Err(error)),
         };
         let (confirmer, confirmation) = Confirmation::channel();
-        let (topic, hop) = match outgoing.delay {
-            Some(delay) if !delay.is_zero() => (&route.later, Hop::delayed(delay)),
-            _ => (&route.topic, Hop::default()),
-        };
+        let hop = outgoing.hop();
+        let topic = if hop.not_before.is_some() { &route.later } else { &route.topic };
         let waiting = Waiting::Publisher(confirmer);
         let envelope = Arc::new(outgoing.envelope);
         let record = Record::new(Arc::clone(topic), envelope, hop, waiting);

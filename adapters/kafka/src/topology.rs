@@ -65,7 +65,7 @@ impl Topology {
     }
 
     pub(crate) fn prefix(&self) -> Option<&str> {
-        self.clients.settings.prefix.as_deref()
+        self.clients.settings.options.prefix.as_deref()
     }
 
     fn is_declared(&self, key: &str) -> bool {
@@ -91,7 +91,7 @@ impl Topology {
         }
         let name = names::topic(destination, self.prefix())?;
         let key = format!("{destination:?}");
-        if self.clients.settings.declare == Declare::Off || self.is_declared(&key) {
+        if self.clients.settings.options.declare == Declare::Off || self.is_declared(&key) {
             return Ok(());
         }
         self.ensure(&self.wanted(&name, destination)).await?;
@@ -104,7 +104,7 @@ impl Topology {
         let names = Names::new(subscription, self.prefix())?;
         let destination = subscription.destination();
         let key = format!("{destination:?} {}", names.group);
-        if self.clients.settings.declare == Declare::Off || self.is_declared(&key) {
+        if self.clients.settings.options.declare == Declare::Off || self.is_declared(&key) {
             return Ok(());
         }
         // Looked at first: whoever made it had positioned the group before.
@@ -115,7 +115,7 @@ impl Topology {
         let start = subscription.start_position();
         let from_start = existed || !destination.is_topic() || start == Start::Earliest;
         self.position(&names.group, &names.topic, partitions, from_start).await?;
-        let largest = self.clients.settings.max_payload.saturating_add(COPY).to_string();
+        let largest = self.clients.settings.server.max_payload.saturating_add(COPY).to_string();
         let options = [
             // Messages that wait to be handled must outlast whatever a topic keeps by default.
             ("retention.ms", "-1"),
@@ -152,7 +152,7 @@ impl Topology {
         let name = wanted.name;
         let count = match self.partitions(name).await? {
             Some(count) => count,
-            None if self.clients.settings.declare == Declare::Verify => {
+            None if self.clients.settings.options.declare == Declare::Verify => {
                 let text = format!(
                     "topic {name:?} does not exist; create it, or connect with declare=create"
                 );

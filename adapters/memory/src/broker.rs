@@ -2,14 +2,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use anybroker_core::{
-    Broker, BrokerUrl, Capabilities, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind,
-    Peek, Producer, Redrive, Result, Start, Subscription, now,
+    Broker, BrokerUrl, Capabilities, Consumer, DeadLetterFilter, Depth, Destination, Peek,
+    Producer, Redrive, Result, Subscription, now,
 };
 use async_trait::async_trait;
 use tokio::time::{Instant, sleep};
 
 use crate::config::{Config, MemoryBrokerBuilder};
-use crate::connection::{Connection, error};
+use crate::connection::Connection;
 use crate::consumer::MemoryConsumer;
 use crate::destination::StoredDestination;
 use crate::producer::MemoryProducer;
@@ -27,7 +27,7 @@ pub struct MemoryBroker {
 /// Connects to the broker that a `memory://` URL names.
 ///
 /// # Errors
-/// [`Config`](ErrorKind::Config) for a URL or option that is not understood.
+/// `Config` for a URL or option that is not understood.
 pub async fn connect(url: BrokerUrl) -> Result<Arc<MemoryBroker>> {
     Ok(MemoryBrokerBuilder::from_url(url)?.build())
 }
@@ -48,14 +48,8 @@ impl MemoryBroker {
 
     /// Declares a subscription; answers where its group stands.
     fn declared(&self, subscription: &Subscription) -> Result<(Arc<StoredDestination>, usize)> {
-        subscription.validate()?;
+        self.capabilities.check(subscription)?;
         let destination = subscription.destination();
-        if destination.is_topic() && subscription.start_position() == Start::Earliest {
-            return Err(error(
-                ErrorKind::Unsupported,
-                "a topic in memory keeps no earlier messages: drop .start(Start::Earliest)",
-            ));
-        }
         let stored = self.connection.declare(destination)?;
         let group = stored.declare_group(subscription, &self.connection)?;
         Ok((stored, group))
@@ -78,7 +72,10 @@ impl Broker for MemoryBroker {
     }
 
     fn producer(&self) -> Arc<dyn Producer> {
-        Arc::new(MemoryProducer(self.connection.clone()))
+        Arc::new(MemoryProducer {
+            connection: self.connection.clone(),
+            capabilities: self.capabilities.clone(),
+        })
     }
 
     async fn declare_destination(&self, destination: &Destination) -> Result<()> {

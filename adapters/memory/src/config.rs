@@ -93,11 +93,13 @@ impl MemoryBrokerBuilder {
         if let Some(timeout) = url.duration("publish-timeout")? {
             config.publish_timeout = timeout;
         }
-        config.declare = url.declare()?;
+        if let Some(declare) = url.declare()? {
+            config.declare = declare;
+        }
         if let Some(bytes) = url.option::<NonZeroUsize>("max-payload", "a number of bytes")? {
             config.max_payload = bytes.get();
         }
-        url.finish(&["capacity", "publish-timeout", "declare", "max-payload"])?;
+        url.finish()?;
         Ok(builder)
     }
 }

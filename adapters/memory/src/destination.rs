@@ -65,21 +65,8 @@ impl StoredDestination {
     }
 
     fn mismatch(&self, asked: &Destination) -> Result<()> {
-        let describe = |destination: &Destination| {
-            let kind = if destination.is_topic() { "a topic" } else { "a queue" };
-            let partitions = destination.partition_count();
-            let shape = Shape { ordered: destination.is_ordered(), partitions };
-            format!("{kind} ({shape})")
-        };
-        Err(error(
-            ErrorKind::Mismatch,
-            format!(
-                "{:?} was declared as {} and is used as {}: use the same on both sides",
-                self.declared.name(),
-                describe(&self.declared),
-                describe(asked)
-            ),
-        ))
+        let name = format!("{:?}", self.declared.name());
+        Err(Error::mismatch(&name, &self.declared.shape(), &asked.shape()))
     }
 
     /// Where the subscription's group stands, added to a topic where `connection` may do so.
@@ -100,13 +87,8 @@ impl StoredDestination {
         };
         let declared = groups.groups[index].shape();
         if declared != asked {
-            return Err(error(
-                ErrorKind::Mismatch,
-                format!(
-                    "group {name:?} of {:?} was declared as {declared} and is used as {asked}: use the same in all consumers",
-                    self.declared.name()
-                ),
-            ));
+            let what = format!("group {name:?} of {:?}", self.declared.name());
+            return Err(Error::mismatch(&what, &declared.to_string(), &asked.to_string()));
         }
         Ok(index)
     }

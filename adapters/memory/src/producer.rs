@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use anybroker_core::{Confirmation, ErrorKind, Outgoing, Producer, Result};
+use anybroker_core::{Capabilities, Confirmation, ErrorKind, Outgoing, Producer, Result};
 use tokio::time::Instant;
 
 use crate::blocked::{self, BlockedSend};
@@ -10,7 +10,10 @@ use crate::entry::due;
 use crate::signals::Signals;
 
 /// Publishes at once, or waits its turn where a group is full.
-pub(crate) struct MemoryProducer(pub(crate) Arc<Connection>);
+pub(crate) struct MemoryProducer {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) capabilities: Capabilities,
+}
 
 impl Producer for MemoryProducer {
     fn send(&self, outgoing: Outgoing) -> Confirmation {
@@ -22,18 +25,8 @@ impl Producer for MemoryProducer {
 
 impl MemoryProducer {
     fn publish(&self, outgoing: Outgoing) -> Result<Confirmation> {
-        let (connection, config) = (&self.0, &self.0.config);
-        outgoing.envelope.validate()?;
-        let size = outgoing.envelope.payload.len();
-        if size > config.max_payload {
-            return Err(error(
-                ErrorKind::TooLarge,
-                format!(
-                    "the payload has {size} bytes and may have {}: raise max-payload or store it elsewhere",
-                    config.max_payload
-                ),
-            ));
-        }
+        let (connection, config) = (&self.connection, &self.connection.config);
+        outgoing.check(&self.capabilities)?;
         let destination = connection.declare(&outgoing.destination)?;
         let since = Instant::now();
         let due = due(since, outgoing.delay.unwrap_or_default());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anybroker_core::{
     Broker, Capabilities, Confirmation, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind,
-    Hop, Outgoing, Peek, Producer, Redrive, Result, RetryClass, SettlementProof, Subscription,
+    Outgoing, Peek, Producer, Redrive, Result, SettlementProof, Subscription,
 };
 use async_trait::async_trait;
 use lapin::Channel;
@@ -19,15 +19,12 @@ use crate::consume::consume;
 use crate::dead_letters::DeadLetters;
 use crate::error::{BROKER, closed, error_of};
 use crate::group::{Group, LAST_TIER, tier};
-use crate::link::{Link, Supervisor, pause};
+use crate::link::{Link, Supervisor};
 use crate::message::property;
 use crate::options::Settings;
 use crate::publish::{Publishers, Target};
 use crate::settle::delayed;
 use crate::topology::{Needs, Place, Topology};
-
-/// What retry and dead-lettering may add to a message.
-const KEPT_BACK: usize = 64 * 1024;
 
 /// How many connections publish. Apart from the one that consumes, since the broker stops reading
 /// from a connection that it blocks, acknowledgements included.
@@ -71,8 +68,7 @@ impl RabbitmqBroker {
             publishing.push(link);
             supervisors.push(supervisor);
         }
-        let mut capabilities =
-            Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
+        let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.longest_hold = Some(LONGEST_HOLD);
         capabilities.start_earliest = false;
         capabilities.ordered_delays = false;
@@ -112,24 +108,8 @@ impl RabbitmqBroker {
         if *self.closing.borrow() {
             return Err(closed(operation));
         }
-        let patiently = async {
-            let mut attempt = 0;
-            loop {
-                match run().await {
-                    Err(error) if error.retry_class() == RetryClass::Transient => {
-                        tracing::debug!(%error, "trying again");
-                        pause(attempt).await;
-                        attempt += 1;
-                    }
-                    result => return result,
-                }
-            }
-        };
-        let limit = self.topology.settings.publish_timeout;
-        timeout(limit, patiently).await.unwrap_or_else(|_| {
-            let text = "the broker did not answer within the publish timeout";
-            Err(error_of(ErrorKind::Timeout, operation, text))
-        })
+        let options = &self.topology.settings.options;
+        options.within(operation, run).await.map_err(|error| error.broker(BROKER))
     }
 
     async fn dead_letter_queue(&self, subscription: &Subscription) -> Result<DeadLetters> {
@@ -167,7 +147,7 @@ impl Broker for RabbitmqBroker {
     fn producer(&self) -> Arc<dyn Producer> {
         Arc::new(RabbitmqProducer {
             open: Arc::clone(&self.open),
-            max_payload: self.capabilities.max_payload,
+            capabilities: self.capabilities.clone(),
             topology: Arc::clone(&self.topology),
             publishers: Arc::clone(&self.publishers),
         })
@@ -181,6 +161,7 @@ impl Broker for RabbitmqBroker {
     }
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
+        self.capabilities.check(subscription)?;
         let place = Place::Group(self.topology.group(subscription)?);
         self.within("declare", || self.topology.ensure_place(&place)).await?;
         self.topology.outlives_a_kill().await;
@@ -192,6 +173,7 @@ impl Broker for RabbitmqBroker {
         subscription: &Subscription,
         prefetch: usize,
     ) -> Result<Box<dyn Consumer>> {
+        self.capabilities.check(subscription)?;
         self.consumed.store(true, Ordering::Relaxed);
         let open = || {
             let (topology, publishers) = (Arc::clone(&self.topology), Arc::clone(&self.publishers));
@@ -244,7 +226,7 @@ impl Broker for RabbitmqBroker {
         }
         self.open.store(false, Ordering::Relaxed);
         // Readers and lanes hold a receiver each until they are done. A lane is by its deadlines.
-        let limit = self.topology.settings.publish_timeout + Duration::from_secs(1);
+        let limit = self.topology.settings.options.publish_timeout + Duration::from_secs(1);
         let flushed = timeout(limit, async {
             self.closing.closed().await;
             self.draining.send_replace(true);
@@ -266,18 +248,13 @@ impl Broker for RabbitmqBroker {
 
 impl fmt::Debug for RabbitmqBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let settings = &self.topology.settings;
-        f.debug_struct("RabbitmqBroker")
-            .field("hosts", &settings.hosts)
-            .field("vhost", &settings.vhost)
-            .field("prefix", &settings.prefix)
-            .finish_non_exhaustive()
+        f.debug_tuple("RabbitmqBroker").field(&self.topology.settings).finish()
     }
 }
 
 struct RabbitmqProducer {
     open: Arc<AtomicBool>,
-    max_payload: usize,
+    capabilities: Capabilities,
     topology: Arc<Topology>,
     publishers: Arc<Publishers>,
 }
@@ -287,16 +264,8 @@ impl RabbitmqProducer {
         if !self.open.load(Ordering::Relaxed) {
             return Err(closed("publish"));
         }
+        outgoing.check(&self.capabilities)?;
         let Outgoing { destination, envelope, delay, allow_unrouted } = outgoing;
-        envelope.validate()?;
-        let size = envelope.payload.len();
-        if size > self.max_payload {
-            let text = format!(
-                "the payload has {size} bytes, the broker takes {}; store it elsewhere and send a reference, or raise max-payload with the broker's max_message_size",
-                self.max_payload
-            );
-            return Err(error_of(ErrorKind::TooLarge, "publish", text));
-        }
         match self.topology.destination(destination)? {
             Place::Topic(topic) => Ok(Target {
                 exchange: topic.exchange.clone(),
@@ -311,7 +280,7 @@ impl RabbitmqProducer {
 
 impl Producer for RabbitmqProducer {
     fn send(&self, outgoing: Outgoing) -> Confirmation {
-        let hop = outgoing.delay.map(Hop::delayed).unwrap_or_default();
+        let hop = outgoing.hop();
         match self.target(&outgoing) {
             Ok(target) => self.publishers.send(target, outgoing.envelope, hop),
             Err(error) => Confirmation::ready(Err(error)),

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use anybroker_core::adapter::pause;
 use anybroker_core::{
     Consumer, Delivery, Error, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
     Subscription,
@@ -17,7 +18,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::failed;
-use crate::link::pause;
 use crate::message::{property, read};
 use crate::publish::Publishers;
 use crate::settle::{ChannelSettler, Released, Source};

@@ -1,6 +1,7 @@
 use std::sync::atomic::AtomicU64;
 
-use anybroker_core::{Destination, Error, ErrorKind, Result, Start, Subscription};
+use anybroker_core::adapter::{partition, prefixed};
+use anybroker_core::{Destination, Error, ErrorKind, Result, Subscription};
 
 use crate::error::error_of;
 
@@ -29,15 +30,11 @@ pub(crate) const UNDECLARED: u64 = u64::MAX;
 
 impl Group {
     /// # Errors
-    /// `Invalid` for a name, `Unsupported` for a start that a topic does not have here.
+    /// `Invalid` for a name.
     pub(crate) fn new(subscription: &Subscription, prefix: Option<&str>) -> Result<Self> {
         subscription.validate()?;
         let destination = subscription.destination();
-        if destination.is_topic() && subscription.start_position() == Start::Earliest {
-            let text = "a topic on RabbitMQ keeps nothing for groups to come: drop .start(..)";
-            return Err(error_of(ErrorKind::Unsupported, "subscribe", text));
-        }
-        let stored = prefixed(destination, prefix, &subscription.stored_name());
+        let stored = prefixed(prefix, ".", destination, &subscription.stored_name())?;
         let name = subscription.group_name().to_owned();
         Self::make(destination, name, stored, subscription.is_ordered())
     }
@@ -45,7 +42,7 @@ impl Group {
     /// The one group of a queue.
     pub(crate) fn of_queue(queue: &Destination, prefix: Option<&str>) -> Result<Self> {
         queue.validate()?;
-        let stored = prefixed(queue, prefix, queue.name());
+        let stored = prefixed(prefix, ".", queue, queue.name())?;
         Self::make(queue, queue.name().to_owned(), stored, queue.is_ordered())
     }
 
@@ -56,12 +53,8 @@ impl Group {
         ordered: bool,
     ) -> Result<Self> {
         // AMQP takes 255, of which derived names need some.
-        let limit = if destination.is_native() { 200 } else { 64 + "--".len() };
-        if stored.len() > limit {
-            let text = format!(
-                "{stored:?} takes {} bytes: prefix, destination and group together may take {limit}",
-                stored.len()
-            );
+        if stored.len() > 200 {
+            let text = format!("{stored:?} takes {} bytes of 200", stored.len());
             return Err(invalid(text));
         }
         let queues = match destination.partition_count() {
@@ -75,14 +68,7 @@ impl Group {
 
     /// The queue for messages of this key; those without one are spread by their id.
     pub(crate) fn queue_for(&self, key: Option<&str>, id: &str) -> &str {
-        match &*self.queues {
-            [only] => only,
-            queues => {
-                let count = u64::try_from(queues.len()).unwrap_or(1);
-                let index = stable_hash(key.unwrap_or(id)) % count;
-                &queues[usize::try_from(index).unwrap_or(0)]
-            }
-        }
+        &self.queues[partition(self.queues.len(), key, id)]
     }
 
     pub(crate) fn dead_letters(&self) -> String {
@@ -90,23 +76,9 @@ impl Group {
     }
 }
 
-pub(crate) fn prefixed(destination: &Destination, prefix: Option<&str>, name: &str) -> String {
-    match prefix {
-        Some(prefix) if !destination.is_native() => format!("{prefix}.{name}"),
-        _ => name.to_owned(),
-    }
-}
-
 /// The queue that gives messages to `target` after 2^`power` seconds.
 pub(crate) fn tier(target: &str, power: u32) -> String {
     format!("{target}--delay-{}s", 1_u64 << power)
-}
-
-/// FNV-1a: publishers and consumers of all versions must agree on it.
-pub(crate) fn stable_hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 pub(crate) fn invalid(text: String) -> Error {
@@ -134,18 +106,5 @@ mod tests {
         let native = Subscription::queue(Queue::native("Old_Queue"));
         assert_eq!(Group::new(&native, Some("dev"))?.queues, ["Old_Queue"]);
         Ok(())
-    }
-
-    #[test]
-    fn a_topic_has_nothing_for_groups_to_come() {
-        let earliest = Subscription::topic("order.created").group("email").start(Start::Earliest);
-        let error = Group::new(&earliest, None).expect_err("an error");
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-    }
-
-    #[test]
-    fn keys_keep_their_partition_for_ever() {
-        assert_eq!(stable_hash(""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(stable_hash("a"), 0xaf63_dc4c_8601_ec8c);
     }
 }

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anybroker_core::adapter::pause;
 use anybroker_core::{ErrorKind, Result};
 use futures_util::StreamExt;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -8,7 +9,7 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, interval, timeout};
 
 use crate::error::{closed, error_of, failed};
 use crate::options::Settings;
@@ -45,18 +46,7 @@ impl Link {
         settings: Arc<Settings>,
         name: &'static str,
     ) -> Result<(Self, Supervisor)> {
-        let mut attempt = 0;
-        let first = loop {
-            match connect(&settings, name).await {
-                Ok(connection) => break connection,
-                Err(error) if settings.wait && error.kind() == ErrorKind::Unavailable => {
-                    tracing::warn!(%error, "waiting for the broker");
-                    attempt += 1;
-                    pause(attempt).await;
-                }
-                Err(error) => return Err(error),
-            }
-        };
+        let first = settings.options.connect(|| connect(&settings, name)).await?;
         let (state, link) = watch::channel(State::default());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(supervise(settings, name, first, state, stopped));
@@ -174,8 +164,8 @@ async fn supervise(
         if since.elapsed() > LONGEST_BACKOFF {
             attempt = 0;
         }
-        pause(attempt).await;
         attempt += 1;
+        pause(attempt).await;
     }
     state.send_replace(State { closed: true, epoch, ..State::default() });
 }
@@ -202,33 +192,15 @@ async fn watch(connection: &Connection, blocked: impl Fn(bool)) {
     }
 }
 
-/// 50 % to 150 % of 100 ms · 2^attempt, at most 10 s.
-fn backoff(attempt: u32) -> Duration {
-    let base = Duration::from_millis(100).saturating_mul(1 << attempt.min(10));
-    base.min(LONGEST_BACKOFF).mul_f64(0.5 + fastrand::f64())
-}
-
-/// Waits before another attempt.
-pub(crate) async fn pause(attempt: u32) {
-    sleep(backoff(attempt)).await;
-}
-
 /// Tries each host once.
 async fn connect(settings: &Settings, name: &str) -> Result<Connection> {
     let tls = tls(settings).await?;
     let mut result = Err(error_of(ErrorKind::Config, "connect", "there is no host to connect to"));
-    for (host, port) in &settings.hosts {
-        let scheme = if settings.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP };
+    for (host, port) in &settings.server.hosts {
+        let scheme = if settings.server.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP };
         let uri = AMQPUri {
             scheme,
-            authority: AMQPAuthority {
-                userinfo: AMQPUserInfo {
-                    username: settings.user.clone(),
-                    password: settings.password.clone(),
-                },
-                host: host.clone(),
-                port: *port,
-            },
+            authority: AMQPAuthority { userinfo: login(settings), host: host.clone(), port: *port },
             vhost: settings.vhost.clone(),
             query: AMQPQueryString {
                 heartbeat: Some(HEARTBEAT_SECONDS),
@@ -243,7 +215,7 @@ async fn connect(settings: &Settings, name: &str) -> Result<Connection> {
         result = match timeout(CONNECT_TIMEOUT, connected).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => {
-                let scheme = if settings.tls { "amqps" } else { "amqp" };
+                let scheme = if settings.server.tls { "amqps" } else { "amqp" };
                 Err(failed("connect", &format!("connecting to {scheme}://{host}:{port}"), error))
             }
             Err(_) => {
@@ -255,15 +227,23 @@ async fn connect(settings: &Settings, name: &str) -> Result<Connection> {
     result
 }
 
+fn login(settings: &Settings) -> AMQPUserInfo {
+    let (user, password) = match &settings.server.user {
+        Some(user) => (user.as_str(), settings.server.password.as_deref().unwrap_or_default()),
+        None => ("guest", "guest"),
+    };
+    AMQPUserInfo { username: user.to_owned(), password: password.to_owned() }
+}
+
 async fn tls(settings: &Settings) -> Result<OwnedTLSConfig> {
     let mut config = OwnedTLSConfig::default();
-    if !settings.tls {
+    if !settings.server.tls {
         return Ok(config);
     }
-    if let Some(ca) = &settings.ca {
+    if let Some(ca) = &settings.server.ca {
         config.cert_chain = Some(String::from_utf8_lossy(&read(ca).await?).into_owned());
     }
-    if let Some((certificate, key)) = &settings.identity {
+    if let Some((certificate, key)) = &settings.server.identity {
         config.identity =
             Some(OwnedIdentity::PKCS8 { pem: read(certificate).await?, key: read(key).await? });
     }

@@ -1,13 +1,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anybroker_core::adapter::stable_hash;
 use anybroker_core::{Confirmation, Confirmer, Envelope, ErrorKind, Hop, Result};
 use lapin::types::ShortString;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::error::{closed, error_of};
-use crate::group::{Group, stable_hash};
+use crate::group::Group;
 use crate::lane::Lane;
 use crate::link::Link;
 use crate::topology::{Needs, Place, Topology, short};
@@ -88,7 +89,7 @@ impl Publishers {
             target,
             envelope,
             hop,
-            deadline: Instant::now() + self.topology.settings.publish_timeout,
+            deadline: Instant::now() + self.topology.settings.options.publish_timeout,
             confirmer: Some(confirmer),
             refused: false,
             waiting: Arc::clone(&self.waiting),

@@ -166,18 +166,12 @@ impl ChannelSettler {
             return confirmer.confirm(Err(stale()));
         }
         let (source, envelope) = (&self.source, delivery.envelope());
-        let (target, hop) = match outcome {
-            Outcome::Retry { after } => {
-                (delayed(&source.group, envelope, *after), Hop::retry(delivery, *after))
+        let Some(hop) = Hop::after(delivery, outcome, &source.subscription) else { return };
+        let target = match outcome {
+            Outcome::Retry { after } | Outcome::Release { after } => {
+                delayed(&source.group, envelope, *after)
             }
-            Outcome::DeadLetter { reason } => (
-                Target::queue(&source.group, &source.group.dead_letters()),
-                Hop::dead_letter(delivery, reason, &source.subscription),
-            ),
-            Outcome::Release { after } => {
-                (delayed(&source.group, envelope, *after), Hop::release(delivery, *after))
-            }
-            Outcome::Ack => return,
+            _ => Target::queue(&source.group, &source.group.dead_letters()),
         };
         let stored = match target {
             Ok(target) => source.publishers.send(target, Envelope::clone(envelope), hop),

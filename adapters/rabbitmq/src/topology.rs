@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use anybroker_core::adapter::prefixed;
 use anybroker_core::{Declare, Destination, ErrorKind, Result, Subscription};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -12,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
-use crate::group::{Group, UNDECLARED, invalid, prefixed, tier};
+use crate::group::{Group, UNDECLARED, invalid, tier};
 use crate::link::Link;
 use crate::options::{Binding, Settings};
 
@@ -82,7 +83,7 @@ impl Topology {
     }
 
     fn prefix(&self) -> Option<&str> {
-        self.settings.prefix.as_deref()
+        self.settings.options.prefix.as_deref()
     }
 
     /// Where messages to a destination go.
@@ -95,7 +96,7 @@ impl Topology {
                 return Ok(Place::Group(Arc::new(Group::of_queue(destination, self.prefix())?)));
             }
             destination.validate()?;
-            let exchange = short(&prefixed(destination, self.prefix(), destination.name()))?;
+            let exchange = short(&prefixed(self.prefix(), ".", destination, destination.name())?)?;
             let declared = AtomicU64::new(UNDECLARED);
             Ok(Place::Topic(Arc::new(Topic {
                 destination: destination.clone(),
@@ -132,7 +133,7 @@ impl Topology {
 
     pub(crate) fn is_declared(&self, needs: &Needs) -> bool {
         let epoch = self.epoch();
-        self.settings.declare == Declare::Off
+        self.settings.options.declare == Declare::Off
             || needs.place.declared().load(Ordering::Relaxed) == epoch
                 && needs.tier.as_ref().is_none_or(|(target, power)| {
                     let tiers = self.tiers.read().unwrap_or_else(PoisonError::into_inner);
@@ -166,7 +167,7 @@ impl Topology {
 
     async fn declare(&self, place: &Place) -> Result<()> {
         let epoch = self.epoch();
-        if self.settings.declare == Declare::Off
+        if self.settings.options.declare == Declare::Off
             || place.declared().load(Ordering::Relaxed) == epoch
         {
             return Ok(());
@@ -189,7 +190,7 @@ impl Topology {
         let kind = self.exchange_kind(destination);
         let options = ExchangeDeclareOptions {
             durable: true,
-            passive: self.settings.declare == Declare::Verify,
+            passive: self.settings.options.declare == Declare::Verify,
             ..ExchangeDeclareOptions::default()
         };
         let channel = self.link.channel("declare").await?;
@@ -212,7 +213,7 @@ impl Topology {
         }
         self.declare_queue(&group.dead_letters(), Shape::DeadLetters).await?;
         // Bound last: no message comes that could not be dead-lettered.
-        if topic && self.settings.declare == Declare::Create {
+        if topic && self.settings.options.declare == Declare::Create {
             // RabbitMQ 4 may not see for a moment, on another channel, the exchange just declared.
             let mut attempt = 0;
             while let Err(error) = self.bind(group).await {
@@ -227,7 +228,7 @@ impl Topology {
     }
 
     async fn bind(&self, group: &Group) -> Result<()> {
-        let exchange = prefixed(&group.destination, self.prefix(), group.destination.name());
+        let exchange = prefixed(self.prefix(), ".", &group.destination, group.destination.name())?;
         let key = (group.destination.name().to_owned(), group.name.clone());
         let all = [match self.exchange_kind(&group.destination) {
             ExchangeKind::Headers => Binding::all_headers([]),
@@ -273,7 +274,7 @@ impl Topology {
     async fn declare_queue(&self, name: &str, shape: Shape<'_>) -> Result<()> {
         let options = QueueDeclareOptions {
             durable: true,
-            passive: self.settings.declare == Declare::Verify,
+            passive: self.settings.options.declare == Declare::Verify,
             ..QueueDeclareOptions::default()
         };
         let is_new = !options.passive && self.count(name).await?.is_none();

@@ -20,14 +20,11 @@ use crate::durability::{Durability, judge};
 use crate::error::{BROKER, closed, error_of};
 use crate::idempotency::RedisIdempotencyStore;
 use crate::layout::Group;
-use crate::link::{Call, Link, pause};
+use crate::link::{Call, Link};
 use crate::options::{RedisBuilder, Settings};
 use crate::publish::{Job, RedisProducer, Writer};
 use crate::scripts::{DEPTH, array, integer};
 use crate::topology::Topology;
-
-/// What retry and dead-lettering may add to a message.
-const KEPT_BACK: usize = 64 * 1024;
 
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -58,10 +55,9 @@ impl RedisBroker {
         let clients: Arc<[Client]> = settings.clients()?.into();
         // Apart, so that settlements do not wait behind large messages.
         let [link, publishing] = [(); 2].map(|()| Arc::new(Link::new(Arc::clone(&clients))));
-        link.connected(settings.wait).await?;
+        settings.options.connect(|| link.get()).await?;
         judge(&Durability::of(&link).await?, settings.require_durability)?;
-        let mut capabilities =
-            Capabilities::new(BROKER, settings.max_payload.saturating_sub(KEPT_BACK));
+        let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.leased = true;
         capabilities.ordered_delays = false;
         // A topic keeps what no group waits for.
@@ -96,7 +92,7 @@ impl RedisBroker {
     /// A store of handled messages on this connection and with its prefix. It works with any
     /// broker, until this one is closed.
     pub fn idempotency_store(&self) -> RedisIdempotencyStore {
-        let prefix = self.topology.settings.prefix.as_deref();
+        let prefix = self.topology.settings.options.prefix.as_deref();
         RedisIdempotencyStore::on(Arc::clone(&self.topology.link), prefix)
     }
 
@@ -118,24 +114,8 @@ impl RedisBroker {
         if *self.closing.borrow() {
             return Err(closed(operation));
         }
-        let patiently = async {
-            let mut attempt = 0;
-            loop {
-                match run().await {
-                    Err(error) if error.kind() == ErrorKind::Unavailable => {
-                        tracing::debug!(%error, "trying again");
-                        pause(attempt).await;
-                        attempt += 1;
-                    }
-                    result => return result,
-                }
-            }
-        };
-        let limit = self.topology.settings.publish_timeout;
-        timeout(limit, patiently).await.unwrap_or_else(|_| {
-            let text = "the server did not answer within the publish timeout";
-            Err(error_of(ErrorKind::Timeout, operation, text))
-        })
+        let options = &self.topology.settings.options;
+        options.within(operation, run).await.map_err(|error| error.broker(BROKER))
     }
 
     async fn counts(&self, group: &Group) -> Result<Depth> {
@@ -181,7 +161,7 @@ impl Broker for RedisBroker {
     fn producer(&self) -> Arc<dyn Producer> {
         Arc::new(RedisProducer {
             open: Arc::clone(&self.open),
-            max_payload: self.capabilities.max_payload,
+            capabilities: self.capabilities.clone(),
             topology: Arc::clone(&self.topology),
             jobs: self.jobs.clone(),
             waiting: Arc::clone(&self.waiting),
@@ -260,7 +240,7 @@ impl Broker for RedisBroker {
         }
         self.open.store(false, Ordering::Relaxed);
         // Readers and the publisher hold a receiver each until they are done.
-        let limit = self.topology.settings.publish_timeout + Duration::from_secs(1);
+        let limit = self.topology.settings.options.publish_timeout + Duration::from_secs(1);
         let flushed = timeout(limit, async {
             self.closing.closed().await;
             self.draining.send_replace(true);
@@ -278,11 +258,6 @@ impl Broker for RedisBroker {
 
 impl fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let settings = &self.topology.settings;
-        f.debug_struct("RedisBroker")
-            .field("hosts", &settings.hosts)
-            .field("database", &settings.database)
-            .field("prefix", &settings.prefix)
-            .finish_non_exhaustive()
+        f.debug_tuple("RedisBroker").field(&self.topology.settings).finish()
     }
 }

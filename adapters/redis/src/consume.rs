@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use anybroker_core::adapter::pause;
 use anybroker_core::{
     Consumer, Declare, Delivery, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
     Settler, Start, Subscription,
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::held::Source;
 use crate::id::Id;
 use crate::line::Line;
-use crate::link::{Call, pause};
+use crate::link::Call;
 use crate::message::read;
 use crate::reclaim::{Cursor, is_suspect};
 use crate::scripts::{Found, LEAVE};
@@ -167,7 +168,7 @@ impl Reader {
             let group = &self.shared.group;
             // Somebody deleted the group: it is made anew, and begins where it began.
             let deleted = error.kind() == ErrorKind::NotFound
-                && self.topology.settings.declare == Declare::Create;
+                && self.topology.settings.options.declare == Declare::Create;
             if error.retry_class() == RetryClass::Permanent && !deleted {
                 // The worker opens another consumer, and learns more then.
                 let _ = inbox.fail(error).await;

@@ -47,8 +47,8 @@ impl RedisIdempotencyStore {
     pub async fn connect(url: BrokerUrl) -> Result<Self> {
         let settings = RedisBuilder::default().url(url)?.checked()?;
         let link = Link::new(settings.clients()?.into());
-        link.connected(settings.wait).await?;
-        Ok(Self::on(Arc::new(link), settings.prefix.as_deref()))
+        settings.options.connect(|| link.get()).await?;
+        Ok(Self::on(Arc::new(link), settings.options.prefix.as_deref()))
     }
 
     pub(crate) fn on(link: Arc<Link>, prefix: Option<&str>) -> Self {

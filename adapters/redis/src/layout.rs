@@ -3,9 +3,8 @@
 
 use std::sync::atomic::AtomicBool;
 
-use anybroker_core::{Destination, Error, ErrorKind, Result, Subscription};
-
-use crate::error::error_of;
+use anybroker_core::adapter::{partition, prefixed};
+use anybroker_core::{Destination, Result, Subscription};
 
 /// Joins the parts of a name; no portable name contains it, so that no two names meet.
 const SEPARATOR: &str = "--";
@@ -53,13 +52,7 @@ impl Layout {
     /// `Invalid` for a name.
     pub(crate) fn new(destination: &Destination, prefix: Option<&str>) -> Result<Self> {
         destination.validate()?;
-        let name = match prefix {
-            Some(prefix) if !destination.is_native() => {
-                [prefix, destination.name()].join(SEPARATOR)
-            }
-            _ => destination.name().to_owned(),
-        };
-        check_length(destination, &name, 0)?;
+        let name = prefixed(prefix, SEPARATOR, destination, destination.name())?;
         let mut layout = Self {
             destination: destination.clone(),
             streams: vec![name.clone()],
@@ -81,20 +74,9 @@ impl Layout {
         self.derived("meta")
     }
 
-    /// How the destination is declared, in words.
-    pub(crate) fn shape(&self) -> String {
-        let kind = if self.destination.is_topic() { "topic" } else { "queue" };
-        let ordered = if self.destination.is_ordered() { "ordered" } else { "unordered" };
-        format!("{ordered} {kind} with partitions: {}", self.streams.len())
-    }
-
     /// The stream of a message; those without a key are spread by their id.
     pub(crate) fn partition(&self, key: Option<&str>, id: &str) -> usize {
-        let count = u64::try_from(self.streams.len()).unwrap_or(1);
-        match count {
-            1 => 0,
-            _ => usize::try_from(stable_hash(key.unwrap_or(id)) % count).unwrap_or(0),
-        }
+        partition(self.streams.len(), key, id)
     }
 
     /// A key of a group, for one stream.
@@ -128,9 +110,8 @@ impl Group {
         let layout = Layout::new(subscription.destination(), prefix)?;
         let name = subscription.group_name().to_owned();
         let ordered = subscription.is_ordered();
-        if layout.destination.is_topic() {
-            check_length(&layout.destination, &layout.name, name.len() + SEPARATOR.len())?;
-        }
+        // Its keys derive from it in another way; it must fit all the same.
+        prefixed(prefix, SEPARATOR, &layout.destination, &subscription.stored_name())?;
         Ok(Self::of(layout, name, ordered))
     }
 
@@ -164,27 +145,6 @@ impl Group {
         let partition = &self.partitions[source / 2];
         if source.is_multiple_of(2) { &partition.stream } else { &partition.retry }
     }
-}
-
-fn check_length(destination: &Destination, name: &str, more: usize) -> Result<()> {
-    let length = name.len() + more;
-    if destination.is_native() || length <= 64 + 2 * SEPARATOR.len() {
-        return Ok(());
-    }
-    Err(invalid(format!(
-        "{name:?} is too long: prefix, destination and group together may take 64 bytes"
-    )))
-}
-
-fn invalid(text: String) -> Error {
-    error_of(ErrorKind::Invalid, "name", text)
-}
-
-/// FNV-1a: publishers and consumers of all versions must agree on it.
-fn stable_hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]
@@ -230,11 +190,5 @@ mod tests {
             assert!(!keys[..index].contains(key), "{keys:?}");
         }
         Ok(())
-    }
-
-    #[test]
-    fn keys_keep_their_partition_for_ever() {
-        assert_eq!(stable_hash(""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(stable_hash("a"), 0xaf63_dc4c_8601_ec8c);
     }
 }

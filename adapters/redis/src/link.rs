@@ -3,11 +3,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anybroker_core::{ErrorKind, Result, RetryClass};
+use anybroker_core::adapter::pause;
+use anybroker_core::{ErrorKind, Result};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, Value};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::error::{closed, error_of, failed, is_answer, is_replica, unanswered};
 use crate::scripts::text;
@@ -74,17 +75,6 @@ impl Link {
         (state.failures, state.epoch) = (0, state.epoch + 1);
         (state.connection, state.used) = (Some(connection.clone()), Some(Instant::now()));
         Ok((state.epoch, connection))
-    }
-
-    /// Connects for the first time; `wait` keeps trying where that may help.
-    pub(crate) async fn connected(&self, wait: bool) -> Result<()> {
-        while let Err(error) = self.get().await {
-            if !wait || error.retry_class() == RetryClass::Permanent {
-                return Err(error);
-            }
-            tracing::warn!(%error, "waiting for the server");
-        }
-        Ok(())
     }
 
     /// Says that the connection of this number is of no more use.
@@ -213,12 +203,4 @@ pub(crate) async fn connect(clients: &[Client]) -> Result<MultiplexedConnection>
         }
     }
     Err(last.unwrap_or_else(|| error_of(ErrorKind::Config, "connect", "the URL names no host")))
-}
-
-/// Waits before another attempt: not before the first, then 50 ms to 5 s, give or take a half.
-pub(crate) async fn pause(failures: u32) {
-    if failures > 0 {
-        let pause = 50 * (1 << (failures - 1).min(7));
-        sleep(Duration::from_millis(fastrand::u64(pause / 2..pause * 3 / 2).min(5000))).await;
-    }
 }

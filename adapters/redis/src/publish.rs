@@ -8,7 +8,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Envelope, ErrorKind, Hop, Outgoing, Producer, Result, RetryClass,
+    Capabilities, Confirmation, Confirmer, Envelope, ErrorKind, Hop, Outgoing, Producer, Result,
+    RetryClass,
 };
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::aio::ConnectionLike;
@@ -39,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A handle to publish with.
 pub(crate) struct RedisProducer {
     pub(crate) open: Arc<AtomicBool>,
-    pub(crate) max_payload: usize,
+    pub(crate) capabilities: Capabilities,
     pub(crate) topology: Arc<Topology>,
     pub(crate) jobs: mpsc::UnboundedSender<Job>,
     pub(crate) waiting: Arc<AtomicUsize>,
@@ -62,31 +63,26 @@ impl RedisProducer {
         if !self.open.load(Ordering::Relaxed) {
             return Err(closed("publish"));
         }
+        outgoing.check(&self.capabilities)?;
+        let hop = outgoing.hop();
         let Outgoing { destination, envelope, delay, .. } = outgoing;
-        envelope.validate()?;
         let size = envelope.payload.len();
-        if size > self.max_payload {
-            let text = format!(
-                "the payload has {size} bytes; at most {} are allowed (option max-payload)",
-                self.max_payload
-            );
-            return Err(error_of(ErrorKind::TooLarge, "publish", text));
-        }
         let layout = self.topology.layout(&destination)?;
         if self.waiting.fetch_add(size + OVERHEAD, Ordering::Relaxed) > ROOM {
             self.waiting.fetch_sub(size + OVERHEAD, Ordering::Relaxed);
             let text = "too many messages wait for their confirm; await some before sending more";
             return Err(error_of(ErrorKind::Blocked, "publish", text));
         }
-        let delay = delay.filter(|delay| !delay.is_zero());
         let (confirmer, confirmation) = Confirmation::channel();
         let job = Job {
-            hop: delay.map(Hop::delayed).unwrap_or_default(),
+            hop,
             // Each group of a topic parks it, those to come too. In order, it keeps its place.
-            delay: delay.filter(|_| !destination.is_topic() && !destination.is_ordered()),
+            delay: delay.filter(|delay| {
+                !delay.is_zero() && !destination.is_topic() && !destination.is_ordered()
+            }),
             layout,
             envelope,
-            deadline: Instant::now() + self.topology.settings.publish_timeout,
+            deadline: Instant::now() + self.topology.settings.options.publish_timeout,
             confirmer: Some(confirmer),
             waiting: Arc::clone(&self.waiting),
         };

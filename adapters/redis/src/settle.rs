@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anybroker_core::adapter::pause;
 use anybroker_core::{
     Confirmation, Confirmer, Delivery, Envelope, ErrorKind, Hop, Outcome, Result, Settler,
     Subscription,
@@ -15,7 +16,7 @@ use crate::error::stale;
 use crate::held::{Held, Holding, Source};
 use crate::id::Id;
 use crate::layout::Group;
-use crate::link::{Call, Link, pause};
+use crate::link::{Call, Link};
 use crate::message::write;
 use crate::scripts::{REPLACE, SETTLE};
 use crate::writer::Writer;
@@ -285,23 +286,23 @@ impl Settler for RedisSettler {
         };
         // The server does not know of the attempts since it was delivered.
         let used = delivery.attempt().saturating_sub(delivery.hop().attempts);
-        let (place, delay, hop) = match outcome {
+        match outcome {
             Outcome::Ack => return self.send(|confirmer| Command::Ack(holding, confirmer)),
             // In order, it keeps its place.
             Outcome::Retry { .. } if ordered => return self.back(holding, used),
             Outcome::Release { after } if ordered || after.is_zero() => {
                 return self.back(holding, used.saturating_sub(1));
             }
-            Outcome::Retry { after } if after.is_zero() => {
-                ("retry", after, Hop::retry(&delivery, after))
+            _ => {}
+        }
+        let (place, delay) = match &outcome {
+            Outcome::DeadLetter { .. } => ("dead", Duration::ZERO),
+            Outcome::Retry { after } | Outcome::Release { after } if !after.is_zero() => {
+                ("delayed", *after)
             }
-            Outcome::Retry { after } => ("delayed", after, Hop::retry(&delivery, after)),
-            Outcome::Release { after } => ("delayed", after, Hop::release(&delivery, after)),
-            Outcome::DeadLetter { reason } => {
-                let hop = Hop::dead_letter(&delivery, &reason, &shared.subscription);
-                ("dead", Duration::ZERO, hop)
-            }
+            _ => ("retry", Duration::ZERO),
         };
+        let hop = Hop::after(&delivery, &outcome, &shared.subscription).unwrap_or_default();
         let envelope = Arc::clone(delivery.envelope());
         let copy = Box::new(Copy { place, delay, envelope, hop });
         self.send(|confirmer| Command::Replace(holding, copy, confirmer))

@@ -2,9 +2,9 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use anybroker_core::{Declare, Destination, ErrorKind, Result, Start, Subscription};
+use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Start, Subscription};
 
-use crate::error::error_of;
+use crate::error::{BROKER, error_of};
 use crate::layout::{Group, Layout};
 use crate::link::{Call, Link};
 use crate::options::Settings;
@@ -32,13 +32,13 @@ impl Topology {
             return Ok(Arc::clone(layout));
         }
         drop(read);
-        let layout = Arc::new(Layout::new(destination, self.settings.prefix.as_deref())?);
+        let layout = Arc::new(Layout::new(destination, self.settings.options.prefix.as_deref())?);
         let mut destinations = self.destinations.write().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(destinations.entry(destination.clone()).or_insert(layout)))
     }
 
     pub(crate) fn group(&self, subscription: &Subscription) -> Result<Arc<Group>> {
-        Ok(Arc::new(Group::new(subscription, self.settings.prefix.as_deref())?))
+        Ok(Arc::new(Group::new(subscription, self.settings.options.prefix.as_deref())?))
     }
 
     /// Declares a destination, once.
@@ -53,7 +53,7 @@ impl Topology {
     /// Declares a destination; a queue with its one group, which keeps what comes before its first
     /// consumer.
     pub(crate) async fn declare(&self, destination: &Destination) -> Result<()> {
-        let layout = Layout::new(destination, self.settings.prefix.as_deref())?;
+        let layout = Layout::new(destination, self.settings.options.prefix.as_deref())?;
         if destination.is_topic() {
             self.run(&layout, None, Start::New).await
         } else {
@@ -68,7 +68,7 @@ impl Topology {
     }
 
     async fn run(&self, layout: &Layout, group: Option<&Group>, start: Start) -> Result<()> {
-        let mode = match self.settings.declare {
+        let mode = match self.settings.options.declare {
             Declare::Create => "create",
             Declare::Verify => "verify",
             Declare::Off => return Ok(()),
@@ -85,34 +85,25 @@ impl Topology {
         let group_shape = group.map(|group| if group.ordered { "ordered" } else { "unordered" });
         let call = call
             .arg(mode)
-            .arg(layout.shape())
+            .arg(layout.destination.shape())
             .arg(group.map_or("", |group| &group.name))
             .arg(group_shape.unwrap_or_default())
             .arg(if start == Start::Earliest { "0" } else { "$" });
         let (answer, found): (String, String) = self.link.run("declare", &call).await?;
         let name = layout.destination.name();
-        let (kind, text) = match &*answer {
+        let error = match &*answer {
             "ok" => return Ok(()),
-            "missing" => (
-                ErrorKind::NotFound,
-                format!("{found:?} does not exist; declare it, or connect with declare=create"),
-            ),
-            "group" => (
-                ErrorKind::Mismatch,
-                format!(
-                    "group {:?} of {name:?} is declared as {found}, not as {}; write it the same on all sides",
-                    group.map_or("", |group| &group.name),
-                    group_shape.unwrap_or_default()
-                ),
-            ),
-            _ => (
-                ErrorKind::Mismatch,
-                format!(
-                    "{name:?} is declared as {found}, not as {}; write it the same on all sides",
-                    layout.shape()
-                ),
-            ),
+            "missing" => {
+                let text = "does not exist; declare it, or connect with declare=create";
+                return Err(error_of(ErrorKind::NotFound, "declare", format!("{found:?} {text}")));
+            }
+            "group" => {
+                let group = group.map_or("", |group| &group.name);
+                let what = format!("group {group:?} of {name:?}");
+                Error::mismatch(&what, &found, group_shape.unwrap_or_default())
+            }
+            _ => Error::mismatch(&format!("{name:?}"), &found, &layout.destination.shape()),
         };
-        Err(error_of(kind, "declare", text))
+        Err(error.broker(BROKER))
     }
 }

@@ -5,7 +5,7 @@ use aws_sdk_sqs::types::{
     ChangeMessageVisibilityBatchRequestEntry, ChangeMessageVisibilityBatchResultEntry,
 };
 
-use crate::error::{again, error_of, failed, of_code};
+use crate::error::{error_of, failed, of_code};
 use crate::lane::ENTRIES;
 use crate::topology::Topology;
 
@@ -52,7 +52,7 @@ impl Answers {
 
     /// Answers all of them with one error.
     pub(crate) fn fail(&mut self, error: &Error) {
-        self.all.iter_mut().for_each(|answer| *answer = Err(again(error)));
+        self.all.iter_mut().for_each(|answer| *answer = Err(error.again()));
     }
 }
 

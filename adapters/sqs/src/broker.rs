@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anybroker_core::{
     Broker, Capabilities, Confirmation, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind,
-    Hop, Outgoing, Peek, Producer, Redrive, Result, RetryClass, SettlementProof, Subscription,
+    Outgoing, Peek, Producer, Redrive, Result, SettlementProof, Subscription,
 };
 use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::SqsBuilder;
 use crate::clients::Clients;
@@ -54,7 +54,6 @@ impl SqsBroker {
         capabilities.complete_peek = false;
         capabilities.topics = settings.sns != Sns::Off;
         capabilities.settlement = SettlementProof::WithinLease;
-        let wait = settings.wait;
         let topology = Arc::new(Topology::new(clients, settings));
         let (consuming, consumed) = mpsc::channel(1);
         let (storing, stored) = mpsc::channel(1);
@@ -68,18 +67,8 @@ impl SqsBroker {
             consumed: tokio::sync::Mutex::new(consumed),
             stored: tokio::sync::Mutex::new(stored),
         });
-        let mut pause = Duration::from_millis(200);
-        loop {
-            match broker.answers("connect").await {
-                Ok(()) => return Ok(broker),
-                Err(error) if wait && error.retry_class() != RetryClass::Permanent => {
-                    tracing::warn!(%error, "connecting again");
-                    sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(10));
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        broker.topology.settings.options.connect(|| broker.answers("connect")).await?;
+        Ok(broker)
     }
 
     /// The SDK's own client, for what only SQS can do.
@@ -141,7 +130,11 @@ impl Broker for SqsBroker {
     }
 
     fn producer(&self) -> Arc<dyn Producer> {
-        Arc::new(SqsProducer { open: Arc::clone(&self.open), senders: Arc::clone(&self.senders) })
+        Arc::new(SqsProducer {
+            open: Arc::clone(&self.open),
+            capabilities: self.capabilities.clone(),
+            senders: Arc::clone(&self.senders),
+        })
     }
 
     async fn declare_destination(&self, destination: &Destination) -> Result<()> {
@@ -159,6 +152,7 @@ impl Broker for SqsBroker {
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
         self.check("declare")?;
+        self.capabilities.check(subscription)?;
         if subscription.destination().is_topic() {
             self.topology.forget_topic(subscription.destination())?;
         }
@@ -170,6 +164,7 @@ impl Broker for SqsBroker {
         subscription: &Subscription,
         prefetch: usize,
     ) -> Result<Box<dyn Consumer>> {
+        self.capabilities.check(subscription)?;
         let alive =
             self.consuming.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let alive = alive.ok_or_else(|| closed("consume"))?;
@@ -219,7 +214,7 @@ impl Broker for SqsBroker {
         self.closing.send_replace(true);
         *self.consuming.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         let settings = &self.topology.settings;
-        let limit = settings.publish_timeout + settings.poll + Duration::from_secs(10);
+        let limit = settings.options.publish_timeout + settings.poll + Duration::from_secs(10);
         timeout(limit, async {
             let _ = self.consumed.lock().await.recv().await;
             self.senders.close();
@@ -242,6 +237,7 @@ impl fmt::Debug for SqsBroker {
 #[derive(Debug)]
 struct SqsProducer {
     open: Arc<AtomicBool>,
+    capabilities: Capabilities,
     senders: Arc<Senders>,
 }
 
@@ -250,18 +246,17 @@ impl SqsProducer {
         if !self.open.load(Ordering::Relaxed) {
             return Err(closed("publish"));
         }
+        outgoing.check(&self.capabilities)?;
         let Outgoing { destination, envelope, delay, .. } = outgoing;
-        envelope.validate()?;
-        let (target, limit) = match destination {
-            Destination::Queue(queue) => {
-                (Target::Queue(Subscription::queue(queue.clone())), SQS_BYTES)
-            }
-            Destination::Topic(_) => (Target::Topic(destination.clone()), SNS_BYTES),
+        let target = match destination {
+            Destination::Queue(queue) => Target::Queue(Subscription::queue(queue.clone())),
+            Destination::Topic(_) => Target::Topic(destination.clone()),
         };
-        if envelope.payload.len() > max_payload(limit) {
-            return Err(too_large("the payload", envelope.payload.len(), max_payload(limit)));
+        let most = max_payload(SNS_BYTES);
+        if destination.is_topic() && envelope.payload.len() > most {
+            return Err(too_large("the payload", envelope.payload.len(), most));
         }
-        let hop = delay.map(Hop::delayed).unwrap_or_default();
+        let hop = outgoing.hop();
         Ok(self.senders.send(&target, envelope, &hop, delay.unwrap_or_default()))
     }
 }

@@ -68,11 +68,11 @@ impl Clients {
         }
         Ok(Self {
             calls: sqs(&shared, settings, CALL, true),
-            sends: sqs(&shared, settings, settings.publish_timeout, false),
+            sends: sqs(&shared, settings, settings.options.publish_timeout, false),
             polls: sqs(&shared, settings, settings.poll + CALL, false),
             sns: (settings.sns != Sns::Off).then(|| SnsClients {
                 calls: sns(&shared, settings, CALL, true),
-                sends: sns(&shared, settings, settings.publish_timeout, false),
+                sends: sns(&shared, settings, settings.options.publish_timeout, false),
             }),
         })
     }

@@ -101,7 +101,7 @@ impl DeadLetters {
     pub(crate) async fn redrive(mut self, redrive: &Redrive, senders: &Senders) -> Result<u64> {
         let (mut redriven, now) = (0, now());
         let pause = redrive.interval().unwrap_or_default();
-        let publish_timeout = self.topology.settings.publish_timeout;
+        let publish_timeout = self.topology.settings.options.publish_timeout;
         let hide = HIDDEN + publish_timeout + pause * 10;
         // A message that is given up again meanwhile is not sent back twice.
         let mut sent = HashSet::new();

@@ -22,15 +22,6 @@ pub(crate) fn closed(operation: &'static str) -> Error {
     error_of(ErrorKind::Closed, operation, "the broker was closed: connect again")
 }
 
-/// The same error once more, for another message of the same call.
-pub(crate) fn again(error: &Error) -> Error {
-    let text = error.to_string();
-    let operation = error.operation_name().unwrap_or("call");
-    let start = format!("{BROKER}: {operation}: ");
-    let text = text.strip_prefix(&start).unwrap_or(&text).to_owned();
-    error_of(error.kind(), operation, text).class(error.retry_class())
-}
-
 /// Maps a call that failed as a whole; `what` says what was tried.
 pub(crate) fn failed<E>(
     operation: &'static str,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use anybroker_core::adapter::prefixed;
 use anybroker_core::{Destination, Envelope, ErrorKind, Hop, Result, Subscription};
 use sha2::{Digest, Sha256};
 
@@ -37,8 +38,8 @@ pub(crate) fn of_subscription(prefix: Option<&str>, subscription: &Subscription)
             ),
         ));
     }
-    let mut base = base(prefix, destination)?;
-    if destination.is_topic() {
+    let mut base = base(prefix, destination, &subscription.stored_name())?;
+    if destination.is_native() && destination.is_topic() {
         base = format!("{base}--{}", mapped(subscription.group_name()));
     }
     let end = if destination.is_ordered() { FIFO } else { "" };
@@ -57,7 +58,7 @@ pub(crate) fn of_subscription(prefix: Option<&str>, subscription: &Subscription)
 pub(crate) fn of_topic(prefix: Option<&str>, destination: &Destination) -> Result<String> {
     destination.validate()?;
     let end = if destination.is_ordered() { FIFO } else { "" };
-    Ok(format!("{}{end}", base(prefix, destination)?))
+    Ok(format!("{}{end}", base(prefix, destination, destination.name())?))
 }
 
 /// The same name in the other shape.
@@ -65,19 +66,22 @@ pub(crate) fn other_shape(name: &str) -> String {
     name.strip_suffix(FIFO).map_or_else(|| format!("{name}{FIFO}"), ToOwned::to_owned)
 }
 
-fn base(prefix: Option<&str>, destination: &Destination) -> Result<String> {
-    let name = destination.name();
+/// What the names derive from: `stored` with the prefix, but a native name without its ending.
+fn base(prefix: Option<&str>, destination: &Destination, stored: &str) -> Result<String> {
     if !destination.is_native() {
-        let name = mapped(name);
-        return Ok(
-            prefix.map_or_else(|| name.clone(), |prefix| format!("{}--{name}", mapped(prefix)))
-        );
+        return Ok(mapped(&prefixed(prefix, "--", destination, stored)?));
     }
-    match (name.strip_suffix(FIFO), destination.is_ordered()) {
-        (Some(base), true) => Ok(base.to_owned()),
-        (None, false) => Ok(name.to_owned()),
-        (Some(_), false) => Err(invalid(format!("{name:?} is FIFO: write .ordered() too"))),
-        (None, true) => Err(invalid(format!("{name:?} is not FIFO: leave .ordered() out"))),
+    let name = destination.name();
+    let base = match (name.strip_suffix(FIFO), destination.is_ordered()) {
+        (Some(base), true) => base,
+        (None, false) => name,
+        (Some(_), false) => return Err(invalid(format!("{name:?} is FIFO: write .ordered() too"))),
+        (None, true) => return Err(invalid(format!("{name:?} is not FIFO: leave .ordered() out"))),
+    };
+    if base.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        Ok(base.to_owned())
+    } else {
+        Err(invalid(format!("{name:?} may contain only letters, digits, `-` and `_`")))
     }
 }
 
@@ -162,7 +166,7 @@ mod tests {
         let fifo = Queue::native("Old.fifo");
         let ordered = Subscription::queue(fifo.clone().ordered());
         assert_eq!(names(None, &ordered), ["Old.fifo", "Old--dlq.fifo"]);
-        for queue in [fifo, Queue::native("Old").ordered()] {
+        for queue in [fifo, Queue::native("Old").ordered(), Queue::native("o.ld")] {
             let error = of_subscription(None, &Subscription::queue(queue)).expect_err("its shape");
             assert_eq!(error.kind(), ErrorKind::Invalid);
         }

@@ -2,13 +2,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{BrokerUrl, Declare, Destination, Error, ErrorKind, Result};
+use anybroker_core::adapter::{Options, option_methods};
+use anybroker_core::{BrokerUrl, Error, ErrorKind, Result};
 
 use crate::SqsBroker;
 use crate::error::error_of;
-
-const KNOWN: &[&str] =
-    &["prefix", "declare", "connect", "publish-timeout", "poll", "region", "sns"];
 
 /// Sets up a connection; [`connect`](Self::connect) opens it.
 ///
@@ -23,14 +21,11 @@ pub struct SqsBuilder(pub(crate) Settings);
 
 #[derive(Clone)]
 pub(crate) struct Settings {
+    pub(crate) options: Options,
     pub(crate) region: Option<String>,
     pub(crate) endpoint: Option<String>,
     pub(crate) sns: Sns,
     pub(crate) credentials: Option<(String, String)>,
-    pub(crate) prefix: Option<String>,
-    pub(crate) declare: Declare,
-    pub(crate) wait: bool,
-    pub(crate) publish_timeout: Duration,
     pub(crate) poll: Duration,
 }
 
@@ -45,14 +40,11 @@ pub(crate) enum Sns {
 impl Default for SqsBuilder {
     fn default() -> Self {
         Self(Settings {
+            options: Options::default(),
             region: None,
             endpoint: None,
             sns: Sns::BesideSqs,
             credentials: None,
-            prefix: None,
-            declare: Declare::Create,
-            wait: false,
-            publish_timeout: Duration::from_secs(30),
             poll: Duration::from_secs(5),
         })
     }
@@ -114,24 +106,11 @@ impl SqsBuilder {
                 )));
             }
         }
-        settings.prefix = url.option("prefix", "a name such as dev")?.or(settings.prefix.take());
-        settings.declare = url.declare()?;
-        settings.wait = match url.option::<String>("connect", "once or wait")?.as_deref() {
-            None | Some("once") => false,
-            Some("wait") => true,
-            Some(other) => {
-                return Err(config(format!(
-                    "option connect={other} is not understood: write once or wait"
-                )));
-            }
-        };
-        if let Some(timeout) = url.duration("publish-timeout")? {
-            settings.publish_timeout = timeout;
-        }
+        settings.options.read(&mut url)?;
         if let Some(poll) = url.duration("poll")? {
             self = self.poll(poll);
         }
-        url.finish(KNOWN)?;
+        url.finish()?;
         Ok(self)
     }
 
@@ -165,30 +144,7 @@ impl SqsBuilder {
         self
     }
 
-    /// Puts `prefix` and `--` before every name that is not native, so that several environments
-    /// can share an account.
-    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.0.prefix = Some(prefix.into());
-        self
-    }
-
-    /// Sets who creates queues, topics and subscriptions.
-    pub fn declare(mut self, declare: Declare) -> Self {
-        self.0.declare = declare;
-        self
-    }
-
-    /// Keeps trying until the broker answers, instead of failing at the first attempt.
-    pub fn wait_for_broker(mut self) -> Self {
-        self.0.wait = true;
-        self
-    }
-
-    /// Sets how long a publish may take, its declaration included; 30 s unless set.
-    pub fn publish_timeout(mut self, timeout: Duration) -> Self {
-        self.0.publish_timeout = timeout;
-        self
-    }
+    option_methods!("`--`", "an account");
 
     /// Sets how long a receive waits for messages, in whole seconds from 1 to 20; 5 s unless set.
     /// 20 s cost the fewest requests of an idle consumer; a close waits for the last receive.
@@ -202,9 +158,7 @@ impl SqsBuilder {
     /// # Errors
     /// `Config`, `Unavailable` or `Denied`, with what to write instead.
     pub async fn connect(self) -> Result<Arc<SqsBroker>> {
-        if let Some(prefix) = &self.0.prefix {
-            Destination::queue(prefix.clone()).validate()?;
-        }
+        self.0.options.validate()?;
         let is_region = |text: &str| {
             !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         };
@@ -229,8 +183,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Sqs")
             .field("region", &self.region)
             .field("endpoint", &self.endpoint)
-            .field("prefix", &self.prefix)
-            .field("declare", &self.declare)
+            .field("options", &self.options)
             .finish_non_exhaustive()
     }
 }

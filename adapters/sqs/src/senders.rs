@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::answers::Answers;
-use crate::error::{again, closed, error_of, failed};
+use crate::error::{closed, error_of, failed};
 use crate::lane::{Job, Lane};
 use crate::message::{self, SNS_BYTES, SQS_BYTES};
 use crate::names;
@@ -130,7 +130,7 @@ impl Senders {
         // A FIFO queue takes no delay of a message.
         let delay = if order.is_some() { Duration::ZERO } else { delay.min(LONGEST_DELAY) };
         let delay = i32::try_from(delay.as_secs()).unwrap_or_default();
-        let deadline = Instant::now() + self.topology.settings.publish_timeout;
+        let deadline = Instant::now() + self.topology.settings.options.publish_timeout;
         let unsent = Unsent { body, delay, order, deadline, confirmer };
         let alive = self.alive().ok_or_else(|| closed(PUBLISH))?;
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +186,7 @@ async fn store(topology: Arc<Topology>, target: Arc<Target>, batch: Vec<Unsent>)
     }
     let answers = match store_all(&topology, &target, &batch).await {
         Ok(answers) => answers,
-        Err(error) => batch.iter().map(|_| Err(again(&error))).collect(),
+        Err(error) => batch.iter().map(|_| Err(error.again())).collect(),
     };
     for (unsent, answer) in batch.into_iter().zip(answers) {
         unsent.confirmer.confirm(answer);

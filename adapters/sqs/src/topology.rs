@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Start, Subscription};
+use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Subscription};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use serde_json::json;
 
@@ -55,17 +55,13 @@ impl Topology {
     }
 
     pub(crate) fn prefix(&self) -> Option<&str> {
-        self.settings.prefix.as_deref()
+        self.settings.options.prefix.as_deref()
     }
 
     /// The group of a subscription, created or checked at first use.
     pub(crate) async fn group(&self, subscription: &Subscription) -> Result<Group> {
         let names = names::of_subscription(self.prefix(), subscription)?;
         let destination = subscription.destination();
-        if destination.is_topic() && subscription.start_position() == Start::Earliest {
-            let text = "SNS keeps no messages: a group starts with what comes after it";
-            return Err(error_of(ErrorKind::Unsupported, DECLARE, text));
-        }
         if let Some(group) = self.known_group(&names) {
             return Ok(group);
         }
@@ -75,7 +71,7 @@ impl Topology {
         let dead_letters = self.queue(&names.dead_letters, None, topic).await?;
         let queue = self.queue(&names.queue, Some(&dead_letters), topic).await?;
         if let Some(topic) = topic {
-            match self.settings.declare {
+            match self.settings.options.declare {
                 Declare::Create => self.subscribe(topic, &queue, &dead_letters).await?,
                 Declare::Verify => self.verify_subscribed(topic, &queue).await?,
                 Declare::Off => {}
@@ -126,13 +122,15 @@ impl Topology {
         }
         let url = match self.url(name).await? {
             Some(url) => url,
-            None if self.settings.declare == Declare::Off => return Err(missing("queue", name)),
+            None if self.settings.options.declare == Declare::Off => {
+                return Err(missing("queue", name));
+            }
             None => {
                 let other = names::other_shape(name);
                 if self.url(&other).await?.is_some() {
                     return Err(mismatch("queue", name, &other));
                 }
-                if self.settings.declare == Declare::Verify {
+                if self.settings.options.declare == Declare::Verify {
                     return Err(missing("queue", name));
                 }
                 self.create(name, dead_letters, topic).await?
@@ -224,7 +222,7 @@ impl Topology {
         let existing = match arns {
             Some(arns) => {
                 let arn = format!("{arns}{name}");
-                let off = self.settings.declare == Declare::Off;
+                let off = self.settings.options.declare == Declare::Off;
                 (off || topic_exists(sns, &arn).await?).then_some(arn)
             }
             None => None,
@@ -238,7 +236,7 @@ impl Topology {
                 {
                     return Err(mismatch("topic", &name, &other));
                 }
-                if self.settings.declare != Declare::Create {
+                if self.settings.options.declare != Declare::Create {
                     return Err(missing("topic", &name));
                 }
                 create_topic(sns, &name).await?

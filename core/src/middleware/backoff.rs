@@ -104,7 +104,7 @@ impl Backoff {
         self.delay_seeded(attempt, seed(id))
     }
 
-    pub(super) fn delay_seeded(&self, attempt: u32, seed: u64) -> Duration {
+    pub(crate) fn delay_seeded(&self, attempt: u32, seed: u64) -> Duration {
         let attempt = attempt.max(1);
         let cap = nanos(self.cap);
         let base = nanos(self.base).min(cap);

@@ -14,7 +14,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
 use crate::consumer::{FolderConsumer, FolderSettler, Unseen};
-use crate::folder::{Folder, MAX_PAYLOAD, failed, refused, unsure};
+use crate::folder::{Folder, failed, refused, unsure};
 use crate::name::{DEAD, FREE, HELD, Name, nanos};
 
 /// A folder as a broker: see the crate's documentation.
@@ -24,7 +24,6 @@ use crate::name::{DEAD, FREE, HELD, Name, nanos};
 pub struct FolderBroker {
     pub(crate) folder: Arc<Folder>,
     jobs: mpsc::UnboundedSender<Job>,
-    capabilities: Capabilities,
 }
 
 type Job = Box<dyn FnOnce(&Folder) + Send>;
@@ -41,8 +40,8 @@ pub async fn connect(mut url: BrokerUrl) -> Result<Arc<FolderBroker>> {
         let text = "a folder's URL is folder:///path, and then its options";
         return Err(failed("connect", refused(ErrorKind::Config, text)));
     }
-    let may_create = url.declare()? == Declare::Create;
-    url.finish(&["declare"])?;
+    let may_create = url.declare()?.unwrap_or_default() == Declare::Create;
+    url.finish()?;
     let folder = Arc::new(Folder::new(format!("/{}", url.path()).into(), may_create));
     let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
     let of_task = Arc::clone(&folder);
@@ -53,10 +52,7 @@ pub async fn connect(mut url: BrokerUrl) -> Result<Arc<FolderBroker>> {
             let _ = spawn_blocking(move || job(&folder)).await;
         }
     });
-    let mut capabilities = Capabilities::new("folder", MAX_PAYLOAD);
-    capabilities.leased = true;
-    capabilities.start_earliest = false;
-    let broker = FolderBroker { folder, jobs, capabilities };
+    let broker = FolderBroker { folder, jobs };
     broker.in_turn("connect", |folder| folder.make(&folder.root, "folder")).await?;
     Ok(Arc::new(broker))
 }
@@ -92,7 +88,7 @@ impl Producer for FolderBroker {
 #[async_trait]
 impl Broker for FolderBroker {
     fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
+        &self.folder.capabilities
     }
 
     fn producer(&self) -> Arc<dyn Producer> {

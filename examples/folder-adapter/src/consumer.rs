@@ -133,14 +133,10 @@ impl FolderSettler {
         if !group.has(name) {
             return Err(late());
         }
-        let (hop, state) = match outcome {
-            Outcome::Ack => return group.remove(name),
-            Outcome::Retry { after } => (Hop::retry(delivery, after), FREE),
-            Outcome::Release { after } => (Hop::release(delivery, after), FREE),
-            Outcome::DeadLetter { reason } => {
-                (Hop::dead_letter(delivery, &reason, &self.subscription), DEAD)
-            }
+        let Some(hop) = Hop::after(delivery, &outcome, &self.subscription) else {
+            return group.remove(name);
         };
+        let state = if hop.failure.is_some() { DEAD } else { FREE };
         // In its old place, where the order wants it.
         let due = hop.not_before.map_or(0, nanos);
         group.store(Name { due, deliveries: 0, state, ..name }, delivery.envelope(), &hop)?;

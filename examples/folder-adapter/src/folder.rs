@@ -8,13 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anybroker_core::cloudevents::{AttributeReader, to_json};
 use anybroker_core::{
-    Destination, Envelope, Error, ErrorKind, Hop, Outgoing, RetryClass, Start, Subscription, now,
+    Capabilities, Destination, Envelope, Error, ErrorKind, Hop, Outgoing, RetryClass, Subscription,
+    now,
 };
 
 use crate::name::{FREE, Name, nanos, number};
-
-/// The largest payload, in bytes.
-pub(crate) const MAX_PAYLOAD: usize = 4 * 1024 * 1024;
 
 /// The folder as one connection sees it:
 ///
@@ -28,6 +26,7 @@ pub(crate) const MAX_PAYLOAD: usize = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Folder {
     pub(crate) root: PathBuf,
+    pub(crate) capabilities: Capabilities,
     may_create: bool,
     pub(crate) closed: AtomicBool,
     /// What the connection's consumers have, by tag.
@@ -49,8 +48,11 @@ pub(crate) struct Group<'a> {
 
 impl Folder {
     pub(crate) fn new(root: PathBuf, may_create: bool) -> Self {
+        let mut capabilities = Capabilities::new("folder", 4 * 1024 * 1024);
+        capabilities.leased = true;
+        capabilities.start_earliest = false;
         let (by, closed, last) = (RandomState::new().hash_one(0), false.into(), 0.into());
-        Self { root, may_create, closed, held: Mutex::default(), by, last }
+        Self { root, capabilities, may_create, closed, held: Mutex::default(), by, last }
     }
 
     pub(crate) fn check(&self) -> io::Result<()> {
@@ -79,14 +81,10 @@ impl Folder {
     /// Stores a message in all groups. A crash in between leaves some of them with a message that
     /// was not confirmed.
     pub(crate) fn publish(&self, outgoing: &Outgoing) -> io::Result<()> {
-        let Outgoing { destination, envelope, delay, allow_unrouted } = outgoing;
-        envelope.validate().map_err(io::Error::other)?;
-        if envelope.payload.len() > MAX_PAYLOAD {
-            let text = format!("the payload has more than {MAX_PAYLOAD} bytes");
-            return Err(refused(ErrorKind::TooLarge, text));
-        }
-        let path = self.declare_destination(destination)?;
-        let (hop, mut is_routed) = (delay.map(Hop::delayed).unwrap_or_default(), *allow_unrouted);
+        outgoing.check(&self.capabilities).map_err(io::Error::other)?;
+        let path = self.declare_destination(&outgoing.destination)?;
+        let (envelope, hop) = (&outgoing.envelope, outgoing.hop());
+        let mut is_routed = outgoing.allow_unrouted;
         let name = self.name(envelope, &hop);
         for entry in fs::read_dir(path)? {
             let entry = entry?;
@@ -114,25 +112,20 @@ impl Folder {
             let text = "a folder has no native names: use letters, digits, `.` and `-`";
             return Err(refused(ErrorKind::Unsupported, text));
         }
-        let (ordered, partitions) = (destination.is_ordered(), destination.partition_count());
-        let kind = if destination.is_topic() { "topic" } else { "queue" };
         let path = self.root.join(destination.name());
-        self.make(&path, &format!("{kind}, ordered: {ordered}, partitions: {partitions}"))?;
+        self.make(&path, &destination.shape())?;
         if !destination.is_topic() {
-            self.make(&path.join(destination.name()), &format!("ordered: {ordered}"))?;
+            let group = path.join(destination.name());
+            self.make(&group, &format!("ordered: {}", destination.is_ordered()))?;
         }
         Ok(path)
     }
 
     /// Declares all that a subscription needs.
     pub(crate) fn declare(&self, subscription: &Subscription) -> io::Result<()> {
-        subscription.validate().map_err(io::Error::other)?;
-        let destination = subscription.destination();
-        if destination.is_topic() && subscription.start_position() == Start::Earliest {
-            let text = "a topic keeps no earlier messages: drop .start(Start::Earliest)";
-            return Err(refused(ErrorKind::Unsupported, text));
-        }
-        let group = self.declare_destination(destination)?.join(subscription.group_name());
+        self.capabilities.check(subscription).map_err(io::Error::other)?;
+        let group = self.declare_destination(subscription.destination())?;
+        let group = group.join(subscription.group_name());
         self.make(&group, &format!("ordered: {}", subscription.is_ordered()))
     }
 
@@ -149,8 +142,8 @@ impl Folder {
             sync(path.parent().unwrap_or(path))?;
         }
         let (found, name) = (fs::read_to_string(shape)?, path.display());
-        let text = format!("{name} was declared as ({found}), and not as ({asked})");
-        if found == asked { Ok(()) } else { Err(refused(ErrorKind::Mismatch, text)) }
+        let error = Error::mismatch(&name.to_string(), &found, asked);
+        if found == asked { Ok(()) } else { Err(io::Error::other(error)) }
     }
 
     /// Writes a file that is nothing before it is renamed.

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anybroker_core::adapter::stable_hash;
+
 pub(crate) const FREE: u64 = 0;
 pub(crate) const HELD: u64 = 1;
 pub(crate) const DEAD: u64 = 2;
@@ -49,10 +51,9 @@ pub(crate) fn nanos(time: SystemTime) -> u64 {
     u64::try_from(since).unwrap_or(u64::MAX)
 }
 
-/// The number that every process and every version gives a key (FNV-1a).
+/// The number of a key.
 pub(crate) fn number(key: Option<&str>) -> u64 {
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    key.map_or(0, |key| key.bytes().fold(0xcbf2_9ce4_8422_2325, step).max(1))
+    key.map_or(0, |key| stable_hash(key).max(1))
 }
 
 #[cfg(test)]

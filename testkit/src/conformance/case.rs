@@ -27,6 +27,8 @@ pub(super) enum Need {
     Of(fn(&Capabilities) -> bool, &'static str),
     /// A connection that only checks what it uses.
     Verifying,
+    /// A connection that takes what it uses for declared.
+    Assuming,
     /// A broker that other processes reach.
     Processes,
     /// A broker that may be killed.
@@ -45,6 +47,9 @@ impl Need {
             }
             Self::Verifying if target.verifying.is_none() => {
                 Some("the target offers no connection with declare=verify".to_owned())
+            }
+            Self::Assuming if target.assuming.is_none() => {
+                Some("the target offers no connection with declare=off".to_owned())
             }
             Self::Processes if target.in_process => {
                 Some("no other process can reach the broker".to_owned())

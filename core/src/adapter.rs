@@ -1,0 +1,17 @@
+//! What adapters are written with, beside the traits: the options that all of them have, and what
+//! each would otherwise do again. Applications need none of it.
+
+mod names;
+mod options;
+mod patience;
+mod server;
+
+pub use names::{partition, prefixed, stable_hash};
+pub use options::Options;
+pub use patience::{patiently, pause};
+pub use server::Server;
+
+#[doc(inline)]
+pub use crate::{
+    __adapter_option_methods as option_methods, __adapter_server_methods as server_methods,
+};
