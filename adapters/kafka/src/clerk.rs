@@ -57,7 +57,6 @@ impl Clerk<'_> {
                 continue;
             }
             self.arrivals.exchange(&mut arrived, &mut desk.spent);
-            let busy = !arrived.is_empty();
             desk.read(&mut arrived);
             let next_due = desk.advance();
             self.reserve(&mut desk);
@@ -83,15 +82,18 @@ impl Clerk<'_> {
                     let _ = answer.send(());
                 }
             }
-            // Room is made by the message, and waking for each would cost more than it.
+            // Room is made by the message, and waking for each would cost more than it; while nobody
+            // waits for it, what is finished is only to be committed.
             let batch = (desk.prefetch() / 8).clamp(1, 128);
             let leaving = desk.seats.iter().any(|seat| seat.leaving);
             let (time, batch) = if desk.has_suspects() {
                 (Duration::from_millis(5), 1)
             } else if desk.ready() > 0 && !desk.can_hand_out() && batch > 1 {
                 (Duration::from_millis(1), batch)
+            } else if desk.ready() > 0 || leaving {
+                (COMMIT_INTERVAL, 1)
             } else {
-                (COMMIT_INTERVAL, if busy && !leaving { batch } else { 1 })
+                (COMMIT_INTERVAL, usize::MAX)
             };
             drop(desk);
             let due = next_due.map(|due| due.duration_since(now()).unwrap_or_default());
@@ -158,7 +160,7 @@ impl Clerk<'_> {
             hop.attempts += returned;
             let settlement = Settlement {
                 tag: tag(partition.id, offset),
-                commands: Arc::clone(&self.commands),
+                commands: Arc::clone(self.commands),
                 confirmer: Confirmation::channel().0,
                 returned,
             };

@@ -14,6 +14,7 @@ pub(crate) type Kept = (Arc<Envelope>, Option<Box<Hop>>);
 ///
 /// Everything below its first unfinished message is committed; what is finished beyond that stands
 /// in the commit's metadata.
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about a partition")]
 pub(crate) struct Partition {
     pub(crate) topic: Arc<str>,
     pub(crate) number: i32,
