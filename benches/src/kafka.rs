@@ -11,6 +11,7 @@ use anybroker::kafka::rdkafka::consumer::{BaseConsumer, Consumer};
 use anybroker::kafka::rdkafka::producer::{
     BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer,
 };
+use anybroker::kafka::rdkafka::message::Headers;
 use anybroker::kafka::rdkafka::{ClientConfig, ClientContext, Message as _};
 use anybroker::{
     BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
@@ -137,7 +138,7 @@ impl Bench {
             }
         }
         let (config, messages) = (self.config(), self.messages);
-        let rate = spawn_blocking(move || bare_consume_all(config, &name, messages)).await??;
+        let rate = spawn_blocking(move || bare_consume_all(config, &name, messages, attributes)).await??;
         broker.close().await?;
         Ok(rate)
     }
@@ -218,6 +219,7 @@ fn bare_consume_all(
     mut config: ClientConfig,
     topic: &str,
     messages: usize,
+    attributes: Attributes,
 ) -> Result<f64, BoxError> {
     config
         .set("group.id", format!("{topic}-bare"))
@@ -233,6 +235,13 @@ fn bare_consume_all(
         let message = message?;
         started.get_or_insert_with(Instant::now);
         std::hint::black_box(message.payload().map(<[u8]>::len));
+        if let Attributes::Same = attributes {
+            // Its id, its type and the others are what an application reads them for.
+            let headers = message.headers().into_iter().flat_map(Headers::iter);
+            headers.for_each(|header| {
+                std::hint::black_box((header.key, header.value.map(std::str::from_utf8)));
+            });
+        }
         consumer.store_offset_from_message(&message)?;
         seen += 1;
     }

@@ -153,8 +153,9 @@ impl Clients {
             ("enable.auto.offset.store", "false".to_owned()),
             // An offset that is gone is an error: no policy may skip what was not handled.
             ("auto.offset.reset", "error".to_owned()),
-            // To wait for long before it fetches again would leave a fast consumer with nothing.
-            ("queued.max.messages.kbytes", "32768".to_owned()),
+            // More would only push one another out of the processor's caches; and to wait for long
+            // before it fetches again would leave a fast consumer with nothing.
+            ("queued.max.messages.kbytes", "8192".to_owned()),
             ("fetch.queue.backoff.ms", "2".to_owned()),
             ("fetch.error.backoff.ms", "100".to_owned()),
         ];

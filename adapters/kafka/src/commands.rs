@@ -245,12 +245,11 @@ impl Commands {
         self.lock().leaving = assignments.to_vec();
     }
 
-    /// From here on what is settled of these is too late; answers what was before.
-    pub(crate) fn revoke(&self, assignments: &[u16], into: &mut Vec<Command>) {
+    /// From here on what is settled of these is too late.
+    pub(crate) fn revoke(&self, assignments: &[u16]) {
         let mut queue = self.lock();
         queue.assigned.retain(|known| !assignments.contains(known));
         queue.leaving.clear();
-        into.append(&mut queue.commands);
     }
 
     /// Sleeps for at most so long, until so many commands wait or something is urgent.

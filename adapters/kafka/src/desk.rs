@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use anybroker_core::Delivery;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
-use crate::commands::{Command, Seat, Settled, place, tag};
+use crate::arrivals::Arrival;
+use crate::commands::{Command, Commands, Seat, Settled, place, tag};
 use crate::partition::{Kept, Partition};
 use crate::position::Position;
 
@@ -24,6 +25,9 @@ pub(crate) struct Desk {
     /// Held while a suspect of this process is handed out; see [`SUSPECT_TIME`].
     permit: Arc<AtomicBool>,
     pub(crate) flushes: Vec<tokio::sync::oneshot::Sender<()>>,
+    taken: Vec<Command>,
+    /// Finished; see [`Arrivals`](crate::arrivals::Arrivals).
+    pub(crate) spent: Vec<Kept>,
 }
 
 /// A suspect that has run for so long is no longer alone: others would wait for it for ever.
@@ -42,6 +46,8 @@ impl Desk {
             suspect: None,
             permit,
             flushes: Vec::new(),
+            taken: Vec::new(),
+            spent: Vec::new(),
         }
     }
 
@@ -53,8 +59,12 @@ impl Desk {
         self.seats.iter_mut().find(|seat| seat.number == number)
     }
 
-    pub(crate) fn apply(&mut self, commands: &mut Vec<Command>) {
-        for command in commands.drain(..) {
+    /// Does what was commanded until now. Under the desk's lock, or what two threads took would be
+    /// done in another order.
+    pub(crate) fn apply(&mut self, commands: &Commands) {
+        let mut taken = std::mem::take(&mut self.taken);
+        commands.take(&mut taken);
+        for command in taken.drain(..) {
             match command {
                 Command::Settled(tag, settled) => self.settle(tag, settled),
                 Command::Join(seat) => self.seats.push(seat),
@@ -66,13 +76,24 @@ impl Desk {
                 Command::Flush(answer) => self.flushes.push(answer),
             }
         }
+        self.taken = taken;
+    }
+
+    /// Takes in what was read; what was read for an assignment that ended is let go.
+    pub(crate) fn read(&mut self, arrived: &mut Vec<Arrival>) {
+        for Arrival { assignment, offset, message } in arrived.drain(..) {
+            if let Some(partition) = self.partition(assignment) {
+                partition.read(offset, message);
+            }
+        }
     }
 
     fn settle(&mut self, tag: u64, settled: Settled) {
         let (id, offset) = place(tag);
-        let Some(partition) = self.partition(id) else { return };
+        let Self { partitions, spent, .. } = self;
+        let Some(partition) = partitions.iter_mut().find(|known| known.id == id) else { return };
         let holder = match settled {
-            Settled::Finished => partition.finish(offset),
+            Settled::Finished => partition.finish(offset, spent),
             Settled::GivenBack { returned, after } => {
                 partition.give_back(offset, after, |_| returned)
             }

@@ -101,7 +101,9 @@
 //! Beside reading and writing the topics: `Create` and `Describe` for `declare=create`; `Delete` on
 //! retry and dead-letter topics to trim them; the transactional id `…--dlq` to redrive.
 
+mod arrivals;
 mod broker;
+mod clerk;
 mod client;
 mod commands;
 mod dead_letters;

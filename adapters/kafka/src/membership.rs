@@ -13,6 +13,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
+use crate::arrivals::Arrival;
 use crate::client::{log, oauth_token};
 use crate::commands::Commands;
 use crate::desk::{Desk, commits};
@@ -43,17 +44,39 @@ pub(crate) struct GroupSettings {
     pub(crate) permit: Arc<AtomicBool>,
 }
 
+/// A partition, and the number of its assignment.
+type Assigned = (Arc<str>, i32, u16);
+
 /// What the client calls back, on the reader's own thread.
 pub(crate) struct GroupContext {
     pub(crate) group: GroupSettings,
-    pub(crate) desk: Mutex<Desk>,
-    pub(crate) commands: Arc<Commands>,
-    pub(crate) next_assignment: AtomicU16,
-    pub(crate) failure: Mutex<Option<Error>>,
+    desk: Mutex<Desk>,
+    commands: Arc<Commands>,
+    next_assignment: AtomicU16,
+    /// What is read belongs to these; only the thread that reads asks, and changes them.
+    assigned: Mutex<Vec<Assigned>>,
+    failure: Mutex<Option<Error>>,
     pub(crate) token: Option<TokenProvider>,
 }
 
 impl GroupContext {
+    pub(crate) fn new(
+        group: GroupSettings,
+        desk: Desk,
+        commands: Arc<Commands>,
+        token: Option<TokenProvider>,
+    ) -> Self {
+        Self {
+            group,
+            desk: Mutex::new(desk),
+            commands,
+            next_assignment: AtomicU16::new(0),
+            assigned: Mutex::default(),
+            failure: Mutex::default(),
+            token,
+        }
+    }
+
     pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,20 +85,23 @@ impl GroupContext {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(crate) fn read(&self, message: &BorrowedMessage<'_>) {
-        let (topic, number, offset) = (message.topic(), message.partition(), message.offset());
+    pub(crate) fn fail(&self, error: Error) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        self.commands.wake();
+    }
+
+    fn assigned(&self) -> MutexGuard<'_, Vec<Assigned>> {
+        self.assigned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a message of a partition that is assigned.
+    pub(crate) fn read(&self, message: &BorrowedMessage<'_>) -> Option<Arrival> {
+        let (number, offset) = (message.partition(), message.offset());
+        let is_from = |known: &&Assigned| known.1 == number && *known.0 == *message.topic();
+        let assignment = self.assigned().iter().find(is_from)?.2;
         let (envelope, hop) = read(message, &self.group.default_type);
         let hop = (hop != Hop::default()).then(|| Box::new(hop));
-        let mut desk = self.desk();
-        let partition = desk
-            .partitions
-            .iter_mut()
-            .find(|partition| partition.number == number && &*partition.topic == topic);
-        if let Some(partition) = partition {
-            // What another group delays is on the topic itself: the worker sees to it.
-            let keeps_delays = topic == self.group.names.retry;
-            partition.read(offset, (Arc::new(envelope), hop), keeps_delays);
-        }
+        Some(Arrival { assignment, offset, message: (Arc::new(envelope), hop) })
     }
 
     /// Takes partitions over where their owners before left.
@@ -117,12 +143,13 @@ impl GroupContext {
             let start = Offset::Offset(position.offset);
             list.set_partition_offset(topic, number, start).map_err(asked)?;
             let name = if retry { &self.group.names.retry } else { &self.group.names.topic };
-            let in_place = self.group.ordered && !retry;
+            let name: Arc<str> = name.as_str().into();
+            self.assigned().push((Arc::clone(&name), number, id));
             let partition = Partition::new(
-                (name.as_str().into(), number, id),
+                (name, number, id),
                 position,
                 high,
-                (in_place, self.group.limit),
+                (self.group.ordered, retry, self.group.limit),
             );
             self.commands.assign(id);
             self.desk().partitions.push(partition);
@@ -158,28 +185,31 @@ impl GroupContext {
             .filter(|partition| leaving.contains(&(&*partition.topic, partition.number)))
             .map(|partition| partition.id)
             .collect();
+        self.assigned().retain(|(.., id)| !ids.contains(id));
         let is_lost = consumer.assignment_lost();
-        let mut commands = Vec::new();
         if !is_lost {
             self.commands.set_leaving(&ids);
             let end = Instant::now() + HANDOVER;
             loop {
-                self.commands.take(&mut commands);
                 let mut desk = self.desk();
-                desk.apply(&mut commands);
-                let busy =
-                    desk.partitions.iter().any(|known| ids.contains(&known.id) && known.out > 0);
+                desk.apply(&self.commands);
+                let mut busy = false;
+                for partition in desk.partitions.iter_mut().filter(|known| ids.contains(&known.id))
+                {
+                    partition.leaving = true;
+                    busy |= partition.out > 0;
+                }
                 drop(desk);
                 let closing = self.commands.closing.load(Ordering::SeqCst);
                 if !busy || closing || Instant::now() > end {
                     break;
                 }
-                self.commands.sleep(Duration::from_millis(10), 1);
+                std::thread::park_timeout(Duration::from_millis(5));
             }
         }
-        self.commands.revoke(&ids, &mut commands);
         let mut desk = self.desk();
-        desk.apply(&mut commands);
+        self.commands.revoke(&ids);
+        desk.apply(&self.commands);
         let removed = desk.remove(&ids);
         drop(desk);
         // The client would keep them paused when they come back.
@@ -250,18 +280,14 @@ impl ConsumerContext for GroupContext {
             }
             match self.assign(consumer, list) {
                 Ok(()) => consumer.incremental_assign(list),
-                Err(error) => {
-                    *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    return;
-                }
+                Err(error) => return self.fail(error),
             }
         } else {
             self.revoke(consumer, list);
             consumer.incremental_unassign(list)
         };
         if let Err(error) = changed {
-            let error = failed("consume", "changing the assignment", error);
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            self.fail(failed("consume", "changing the assignment", error));
         }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) type Kept = (Arc<Envelope>, Option<Box<Hop>>);
 ///
 /// Everything below its first unfinished message is committed; what is finished beyond that stands
 /// in the commit's metadata.
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about a partition")]
 pub(crate) struct Partition {
     pub(crate) topic: Arc<str>,
     pub(crate) number: i32,
@@ -43,6 +44,11 @@ pub(crate) struct Partition {
     /// Whether there is something to commit.
     pub(crate) dirty: bool,
     pub(crate) paused: bool,
+    /// Whether it is about to be another's: nothing more is handed out.
+    pub(crate) leaving: bool,
+    /// Whether messages are kept back here until they are due. What another group delays is on the
+    /// topic itself: the worker sees to it.
+    is_retry: bool,
     /// After how many deliveries a message is given up.
     limit: Option<u32>,
 }
@@ -72,7 +78,7 @@ impl Partition {
         (topic, number, id): (Arc<str>, i32, u16),
         position: Position,
         high: i64,
-        (in_place, limit): (bool, Option<u32>),
+        (ordered, is_retry, limit): (bool, bool, Option<u32>),
     ) -> Self {
         let Position { offset, open, suspects, witnesses, until, done, returned, .. } = position;
         let mut begin = Position { offset, suspects, witnesses, ..Position::default() };
@@ -87,7 +93,7 @@ impl Partition {
             topic,
             number,
             id,
-            in_place,
+            in_place: ordered && !is_retry,
             slots: VecDeque::new(),
             next: offset,
             skip: done.into(),
@@ -103,14 +109,16 @@ impl Partition {
             seat: None,
             dirty: false,
             paused: false,
+            leaving: false,
+            is_retry,
             limit,
         }
     }
 
-    /// Takes a message in that was read; answers whether it is to be handed out.
-    pub(crate) fn read(&mut self, offset: i64, (envelope, hop): Kept, keeps_delays: bool) -> bool {
+    /// Takes a message in that was read.
+    pub(crate) fn read(&mut self, offset: i64, (envelope, hop): Kept) {
         if offset < self.next {
-            return false;
+            return;
         }
         self.next = offset + 1;
         self.dirty = true;
@@ -126,7 +134,7 @@ impl Partition {
                     message: None,
                 });
             }
-            return false;
+            return;
         }
         let due = hop.as_ref().and_then(|hop| hop.not_before).filter(|due| *due > now());
         let returned = self.returned.remove(&offset).unwrap_or_else(|| {
@@ -140,13 +148,12 @@ impl Partition {
         let message = Some((envelope, hop));
         self.slots.push_back(Slot { offset, returned, state: State::Waiting, message });
         match due {
-            Some(due) if keeps_delays => self.due.push(Reverse((due, offset))),
+            Some(due) if self.is_retry => self.due.push(Reverse((due, offset))),
             _ if offset < self.begin.suspects => {
                 self.suspects.insert(offset);
             }
             _ => self.fresh.push_back(offset),
         }
-        true
     }
 
     /// Makes ready what is due; answers when the next one is.
@@ -171,7 +178,7 @@ impl Partition {
 
     /// The message that is to be handed out next, suspects apart.
     fn candidate(&self) -> Option<i64> {
-        if !self.suspects.is_empty() || (self.in_place && !self.due.is_empty()) {
+        if self.leaving || !self.suspects.is_empty() || (self.in_place && !self.due.is_empty()) {
             return None;
         }
         self.again.first().or(self.fresh.front()).copied()
@@ -209,7 +216,8 @@ impl Partition {
     /// The first suspect.
     pub(crate) fn suspect(&self) -> Option<i64> {
         // In order, one that waits for its time holds back the others.
-        (!self.in_place || self.due.is_empty()).then(|| self.suspects.first().copied()).flatten()
+        let open = !self.leaving && (!self.in_place || self.due.is_empty());
+        open.then(|| self.suspects.first().copied()).flatten()
     }
 
     /// Hands a suspect out.
@@ -230,7 +238,7 @@ impl Partition {
     /// Takes out the first message if it waits for its time, and many behind it are finished: all
     /// of them would have to be remembered until then.
     pub(crate) fn take_laggard(&mut self, many: usize, seat: u32) -> Option<(i64, u32, Kept)> {
-        let first = self.slots.front()?;
+        let first = self.slots.front().filter(|_| self.is_retry && !self.leaving)?;
         let (offset, waits) = (first.offset, first.state == State::Waiting);
         let waits = waits && self.due.iter().any(|Reverse((_, due))| *due == offset);
         (waits && self.slots.len() > many).then(|| self.hand_out(offset, seat)).flatten()
@@ -254,10 +262,11 @@ impl Partition {
         Some((slot, seat))
     }
 
-    /// Finishes a message; answers who held it.
-    pub(crate) fn finish(&mut self, offset: i64) -> Option<u32> {
+    /// Finishes a message, which is spent then; answers who held it.
+    pub(crate) fn finish(&mut self, offset: i64, spent: &mut Vec<Kept>) -> Option<u32> {
         let (slot, seat) = self.returned_by(offset)?;
-        (slot.state, slot.message) = (State::Done, None);
+        slot.state = State::Done;
+        spent.extend(slot.message.take());
         self.let_go();
         while self.slots.front().is_some_and(|slot| slot.state == State::Done) {
             self.slots.pop_front();
@@ -362,162 +371,4 @@ impl Partition {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOG: i64 = 1000;
-
-    fn owner(position: Position, limit: Option<u32>) -> Partition {
-        let mut partition = Partition::new(("t".into(), 0, 7), position, LOG, (false, limit));
-        partition.reserve(LOG);
-        partition
-    }
-
-    fn kept(hop: Hop) -> Kept {
-        (Arc::new(Envelope::new("t", "")), (hop != Hop::default()).then(|| Box::new(hop)))
-    }
-
-    fn read(partition: &mut Partition, offsets: impl IntoIterator<Item = i64>) {
-        for offset in offsets {
-            partition.read(offset, kept(Hop::default()), true);
-        }
-    }
-
-    /// Hands out all that may be; answers offsets, and how often each came back.
-    fn take_all(partition: &mut Partition) -> Vec<(i64, u32)> {
-        std::iter::from_fn(|| partition.take(1)).map(|(offset, count, _)| (offset, count)).collect()
-    }
-
-    /// What the next owner of the partition begins with.
-    fn next_owner(partition: &Partition) -> Partition {
-        let last = partition.last_position();
-        owner(Position::read(last.offset, &last.metadata()), None)
-    }
-
-    #[test]
-    fn only_the_finished_prefix_is_committed() {
-        let mut partition = owner(Position::at(10), None);
-        read(&mut partition, 10..16);
-        take_all(&mut partition);
-        for offset in [12, 11, 14] {
-            partition.finish(offset);
-        }
-        let position = partition.position(None);
-        assert_eq!((position.offset, &*position.done), (10, &[(11, 13), (14, 15)][..]));
-        partition.finish(10);
-        assert_eq!(partition.position(None).offset, 13);
-        assert_eq!(partition.finish(10), None, "finished twice is finished once");
-        partition.finish(13);
-        partition.finish(15);
-        assert_eq!(partition.position(None).offset, 16);
-        assert_eq!(partition.out, 0);
-    }
-
-    #[test]
-    fn offsets_that_are_no_message_hold_nothing_up() {
-        let mut partition = owner(Position::at(10), None);
-        read(&mut partition, [10, 12, 17]);
-        take_all(&mut partition);
-        partition.finish(12);
-        partition.finish(17);
-        assert_eq!(partition.position(None).done, [(12, 18)]);
-        partition.finish(10);
-        assert_eq!(partition.position(None).offset, 18);
-    }
-
-    #[test]
-    fn the_next_owner_repeats_nothing_that_is_finished() {
-        let mut first = owner(Position::at(10), None);
-        read(&mut first, 10..20);
-        take_all(&mut first);
-        for offset in (10..20).filter(|offset| ![11, 15].contains(offset)) {
-            first.finish(offset);
-        }
-        first.give_back(11, Duration::ZERO, |returned| returned);
-        first.give_back(15, Duration::ZERO, |_| 3);
-        assert!(!first.last_position().open);
-        let mut second = next_owner(&first);
-        // It has read some only when it lets go in turn.
-        read(&mut second, 11..14);
-        let mut third = next_owner(&second);
-        read(&mut third, 11..22);
-        assert_eq!(take_all(&mut third), [(11, 0), (15, 3), (20, 0), (21, 0)]);
-    }
-
-    #[test]
-    fn what_was_out_at_one_end_may_have_come_back_and_at_two_runs_alone() {
-        let mut first = owner(Position::at(10), None);
-        read(&mut first, 10..14);
-        for _ in 0..3 {
-            first.take(1);
-        }
-        first.finish(11);
-        let mut second = next_owner(&first);
-        read(&mut second, 10..14);
-        assert_eq!(take_all(&mut second), [(10, 1), (12, 1), (13, 0)]);
-        let mut third = next_owner(&second);
-        read(&mut third, 10..16);
-        assert_eq!(take_all(&mut third), [], "the others wait for the suspects");
-        assert_eq!(third.suspect(), Some(10));
-        assert_eq!(third.take_suspect(10, 1).expect("it is there").1, 2);
-        // The process dies with it: of the suspects it alone was handed out.
-        let mut fourth = next_owner(&third);
-        read(&mut fourth, 10..16);
-        for (offset, returned) in [(10, 3), (12, 2)] {
-            assert_eq!(fourth.suspect(), Some(offset));
-            assert_eq!(fourth.take_suspect(offset, 1).expect("it is there").1, returned);
-            fourth.finish(offset);
-        }
-        assert_eq!(take_all(&mut fourth), [(13, 1), (14, 0), (15, 0)]);
-    }
-
-    #[test]
-    fn nobody_is_given_up_for_what_is_only_possible() {
-        let open = Position { open: true, until: 12, ..Position::at(10) };
-        let mut partition = owner(open, Some(5));
-        let last_attempt = Hop { attempts: 4, ..Hop::default() };
-        partition.read(10, kept(last_attempt), true);
-        read(&mut partition, [11]);
-        assert_eq!(take_all(&mut partition), [(10, 0), (11, 1)]);
-    }
-
-    #[test]
-    fn nothing_is_handed_out_that_was_not_made_known() {
-        let mut partition = Partition::new(("t".into(), 0, 7), Position::at(0), LOG, (false, None));
-        read(&mut partition, 0..500);
-        assert!(take_all(&mut partition).is_empty() && partition.needs_reservation());
-        let until = partition.reservation();
-        partition.reserve(until);
-        assert_eq!(take_all(&mut partition).len(), usize::try_from(until).expect("a few"));
-        assert!(partition.reservation() > 2 * until, "it grows where it is used up fast");
-    }
-
-    #[test]
-    fn in_place_what_is_given_back_holds_back_the_others() {
-        let mut partition = Partition::new(("t".into(), 0, 7), Position::at(0), LOG, (true, None));
-        partition.reserve(LOG);
-        read(&mut partition, 0..4);
-        partition.take(1);
-        partition.take(1);
-        partition.give_back(0, Duration::from_hours(1), |returned| returned + 1);
-        assert!(take_all(&mut partition).is_empty());
-        partition.finish(1);
-        assert!(take_all(&mut partition).is_empty(), "however long it takes");
-    }
-
-    #[test]
-    fn what_waits_for_its_time_blocks_nobody_and_can_be_moved_on() {
-        let mut partition = owner(Position::at(0), None);
-        partition.read(0, kept(Hop::delayed(Duration::from_hours(1))), true);
-        read(&mut partition, 1..20);
-        assert_eq!(take_all(&mut partition).len(), 19);
-        assert!(partition.advance().is_some());
-        for offset in 1..20 {
-            partition.finish(offset);
-        }
-        assert!(partition.take_laggard(20, 9).is_none(), "not many are behind it");
-        assert_eq!(partition.take_laggard(10, 9).expect("it lags").0, 0);
-        partition.finish(0);
-        assert_eq!(partition.position(None).offset, 20);
-    }
-}
+mod tests;

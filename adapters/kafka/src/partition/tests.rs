@@ -1,0 +1,159 @@
+use super::*;
+
+const LOG: i64 = 1000;
+
+fn owner(position: Position, limit: Option<u32>) -> Partition {
+    let mut partition = Partition::new(("t".into(), 0, 7), position, LOG, (false, true, limit));
+    partition.reserve(LOG);
+    partition
+}
+
+fn kept(hop: Hop) -> Kept {
+    (Arc::new(Envelope::new("t", "")), (hop != Hop::default()).then(|| Box::new(hop)))
+}
+
+fn read(partition: &mut Partition, offsets: impl IntoIterator<Item = i64>) {
+    for offset in offsets {
+        partition.read(offset, kept(Hop::default()));
+    }
+}
+
+/// Hands out all that may be; answers offsets, and how often each came back.
+fn take_all(partition: &mut Partition) -> Vec<(i64, u32)> {
+    std::iter::from_fn(|| partition.take(1)).map(|(offset, count, _)| (offset, count)).collect()
+}
+
+/// What the next owner of the partition begins with.
+fn next_owner(partition: &Partition) -> Partition {
+    let last = partition.last_position();
+    owner(Position::read(last.offset, &last.metadata()), None)
+}
+
+#[test]
+fn only_the_finished_prefix_is_committed() {
+    let mut partition = owner(Position::at(10), None);
+    read(&mut partition, 10..16);
+    take_all(&mut partition);
+    for offset in [12, 11, 14] {
+        partition.finish(offset, &mut Vec::new());
+    }
+    let position = partition.position(None);
+    assert_eq!((position.offset, &*position.done), (10, &[(11, 13), (14, 15)][..]));
+    partition.finish(10, &mut Vec::new());
+    assert_eq!(partition.position(None).offset, 13);
+    assert_eq!(partition.finish(10, &mut Vec::new()), None, "finished twice is finished once");
+    partition.finish(13, &mut Vec::new());
+    partition.finish(15, &mut Vec::new());
+    assert_eq!(partition.position(None).offset, 16);
+    assert_eq!(partition.out, 0);
+}
+
+#[test]
+fn offsets_that_are_no_message_hold_nothing_up() {
+    let mut partition = owner(Position::at(10), None);
+    read(&mut partition, [10, 12, 17]);
+    take_all(&mut partition);
+    partition.finish(12, &mut Vec::new());
+    partition.finish(17, &mut Vec::new());
+    assert_eq!(partition.position(None).done, [(12, 18)]);
+    partition.finish(10, &mut Vec::new());
+    assert_eq!(partition.position(None).offset, 18);
+}
+
+#[test]
+fn the_next_owner_repeats_nothing_that_is_finished() {
+    let mut first = owner(Position::at(10), None);
+    read(&mut first, 10..20);
+    take_all(&mut first);
+    for offset in (10..20).filter(|offset| ![11, 15].contains(offset)) {
+        first.finish(offset, &mut Vec::new());
+    }
+    first.give_back(11, Duration::ZERO, |returned| returned);
+    first.give_back(15, Duration::ZERO, |_| 3);
+    assert!(!first.last_position().open);
+    let mut second = next_owner(&first);
+    // It has read some only when it lets go in turn.
+    read(&mut second, 11..14);
+    let mut third = next_owner(&second);
+    read(&mut third, 11..22);
+    assert_eq!(take_all(&mut third), [(11, 0), (15, 3), (20, 0), (21, 0)]);
+}
+
+#[test]
+fn what_was_out_at_one_end_may_have_come_back_and_at_two_runs_alone() {
+    let mut first = owner(Position::at(10), None);
+    read(&mut first, 10..14);
+    for _ in 0..3 {
+        first.take(1);
+    }
+    first.finish(11, &mut Vec::new());
+    let mut second = next_owner(&first);
+    read(&mut second, 10..14);
+    assert_eq!(take_all(&mut second), [(10, 1), (12, 1), (13, 0)]);
+    let mut third = next_owner(&second);
+    read(&mut third, 10..16);
+    assert_eq!(take_all(&mut third), [], "the others wait for the suspects");
+    assert_eq!(third.suspect(), Some(10));
+    assert_eq!(third.take_suspect(10, 1).expect("it is there").1, 2);
+    // The process dies with it: of the suspects it alone was handed out.
+    let mut fourth = next_owner(&third);
+    read(&mut fourth, 10..16);
+    for (offset, returned) in [(10, 3), (12, 2)] {
+        assert_eq!(fourth.suspect(), Some(offset));
+        assert_eq!(fourth.take_suspect(offset, 1).expect("it is there").1, returned);
+        fourth.finish(offset, &mut Vec::new());
+    }
+    assert_eq!(take_all(&mut fourth), [(13, 1), (14, 0), (15, 0)]);
+}
+
+#[test]
+fn nobody_is_given_up_for_what_is_only_possible() {
+    let open = Position { open: true, until: 12, ..Position::at(10) };
+    let mut partition = owner(open, Some(5));
+    let last_attempt = Hop { attempts: 4, ..Hop::default() };
+    partition.read(10, kept(last_attempt));
+    read(&mut partition, [11]);
+    assert_eq!(take_all(&mut partition), [(10, 0), (11, 1)]);
+}
+
+#[test]
+fn nothing_is_handed_out_that_was_not_made_known() {
+    let mut partition =
+        Partition::new(("t".into(), 0, 7), Position::at(0), LOG, (false, true, None));
+    read(&mut partition, 0..500);
+    assert!(take_all(&mut partition).is_empty() && partition.needs_reservation());
+    let until = partition.reservation();
+    partition.reserve(until);
+    assert_eq!(take_all(&mut partition).len(), usize::try_from(until).expect("a few"));
+    assert!(partition.reservation() > 2 * until, "it grows where it is used up fast");
+}
+
+#[test]
+fn in_place_what_is_given_back_holds_back_the_others() {
+    let mut partition =
+        Partition::new(("t".into(), 0, 7), Position::at(0), LOG, (true, false, None));
+    partition.reserve(LOG);
+    read(&mut partition, 0..4);
+    partition.take(1);
+    partition.take(1);
+    partition.give_back(0, Duration::from_hours(1), |returned| returned + 1);
+    assert!(take_all(&mut partition).is_empty());
+    partition.finish(1, &mut Vec::new());
+    assert!(take_all(&mut partition).is_empty(), "however long it takes");
+}
+
+#[test]
+fn what_waits_for_its_time_blocks_nobody_and_can_be_moved_on() {
+    let mut partition = owner(Position::at(0), None);
+    partition.read(0, kept(Hop::delayed(Duration::from_hours(1))));
+    read(&mut partition, 1..20);
+    assert_eq!(take_all(&mut partition).len(), 19);
+    assert!(partition.advance().is_some());
+    for offset in 1..20 {
+        partition.finish(offset, &mut Vec::new());
+    }
+    assert!(partition.take_laggard(20, 9).is_none(), "not many are behind it");
+    assert_eq!(partition.take_laggard(10, 9).expect("it lags").0, 0);
+    partition.finish(0, &mut Vec::new());
+    assert_eq!(partition.position(None).offset, 20);
+}
