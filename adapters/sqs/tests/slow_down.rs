@@ -178,7 +178,7 @@ async fn a_publish_says_why_a_name_is_not_free() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_asked_too_often_is_asked_again() {
-    let proxy = Proxy::start("ANYBROKER_SQS_URL", |action, before| {
+    let proxy = Proxy::start("ANYBROKER_SQS_URL", |_, before| {
         let code = if before == 0 { "ThrottlingException" } else { "KMS.ThrottlingException" };
         (before < 2).then_some(code)
     });
