@@ -64,7 +64,7 @@ async fn a_wrong_login_says_so_and_no_secret() {
 async fn a_wrong_url_says_what_to_write() {
     for (url, kind, words) in [
         ("redis://", ErrorKind::Config, "names no host"),
-        ("amqp://h", ErrorKind::Config, "write redis:// or rediss://"),
+        ("amqp://h", ErrorKind::Config, "write redis:// or valkey:// or rediss://"),
         ("redis://h/one", ErrorKind::Config, "write its number"),
         ("redis://h?conect=wait", ErrorKind::Config, "did you mean \"connect\""),
         ("redis://h?connect=soon", ErrorKind::Config, "write once or wait"),
