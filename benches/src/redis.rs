@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anybroker::{
     BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
@@ -70,6 +70,7 @@ impl Bench {
         let name = unique_name();
         let queue = Queue::new(name.clone());
         broker.declare_destination(&queue.clone().into()).await?;
+        self.rewrite().await?;
         let rate = publish_all(&broker, &queue, self.messages).await?;
         broker.close().await?;
         self.delete(&name).await?;
@@ -82,6 +83,7 @@ impl Bench {
         let queue = Queue::new(name.clone());
         broker.declare_destination(&queue.clone().into()).await?;
         publish_all(&broker, &queue, self.messages).await?;
+        self.rewrite().await?;
         let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
         let service = service_fn({
             let left = Arc::clone(&left);
@@ -113,6 +115,7 @@ impl Bench {
 
     async fn bare_publish(&self, attributes: Attributes) -> Result<f64, BoxError> {
         let (name, connection) = (unique_name(), self.connection().await?);
+        self.rewrite().await?;
         let rate = bare_publish_all(&connection, &name, self.messages, attributes).await?;
         self.delete(&name).await?;
         Ok(rate)
@@ -123,6 +126,7 @@ impl Bench {
         bare_publish_all(&connection, &name, self.messages, attributes).await?;
         let create = redis::cmd("XGROUP").arg("CREATE").arg(&name).arg(GROUP).arg("0").take();
         create.query_async::<()>(&mut connection).await?;
+        self.rewrite().await?;
         let started = Instant::now();
         let mut left = self.messages;
         let mut acknowledging = FuturesUnordered::new();
@@ -132,9 +136,9 @@ impl Bench {
             let found: Value = read.arg(&name).arg(">").query_async(&mut connection).await?;
             let mut ack = redis::cmd("XACK");
             ack.arg(&name).arg(GROUP);
-            left -= read_all(found, |id, payload| {
-                std::hint::black_box(payload.len());
-                ack.arg(id);
+            left -= read_all(found, |entry, event| {
+                std::hint::black_box((&event.id, &event.r#type, event.payload.len()));
+                ack.arg(entry);
             });
             // The next read does not wait for it.
             let mut connection = connection.clone();
@@ -173,6 +177,23 @@ impl Bench {
             "yes" => format!("fsync {}", setting("appendfsync").await?),
             _ => "no fsync".to_owned(),
         })
+    }
+
+    /// Has the server rewrite its log now: by itself it would do so during some of the runs, and take
+    /// one of the cores for it.
+    async fn rewrite(&self) -> Result<(), BoxError> {
+        let mut connection = self.connection().await?;
+        // Refused where it does so already.
+        let _ = redis::cmd("BGREWRITEAOF").query_async::<String>(&mut connection).await;
+        loop {
+            let info = redis::cmd("INFO").arg("persistence").take();
+            let info: String = info.query_async(&mut connection).await?;
+            let idle = ["aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0"];
+            if idle.iter().all(|idle| info.contains(idle)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Deletes what a run has made.
@@ -249,8 +270,17 @@ async fn bare_publish_all(
     Ok(rate(messages, started))
 }
 
-/// Calls `each` with the id and the payload of all that a read answered; says how many those were.
-fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Vec<u8>)) -> usize {
+/// What an application looks at in any case: which message it is, and of what type.
+#[derive(Default)]
+struct Event {
+    id: String,
+    r#type: String,
+    payload: Vec<u8>,
+}
+
+/// Calls `each` with the entry's id and the event of all that a read answered; says how many those
+/// were.
+fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Event)) -> usize {
     let array = |value| match value {
         Value::Array(members) => members,
         _ => Vec::new(),
@@ -264,16 +294,20 @@ fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Vec<u8>)) -> usize {
         else {
             continue;
         };
-        let mut payload = Vec::new();
+        let mut event = Event::default();
+        let text = |value| String::from_utf8(value).unwrap_or_default();
         let mut fields = fields.into_iter();
         while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) =
             (fields.next(), fields.next())
         {
-            if name == b"data" {
-                payload = value;
+            match &*name {
+                b"ce_id" => event.id = text(value),
+                b"ce_type" => event.r#type = text(value),
+                b"data" => event.payload = value,
+                _ => {}
             }
         }
-        each(id, payload);
+        each(id, event);
         count += 1;
     }
     count

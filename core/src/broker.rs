@@ -14,8 +14,9 @@ use crate::{
 /// A connection to a broker. Applications hold it as `Arc<dyn Broker>`.
 ///
 /// Everything it declares, it declares idempotently and durably. It validates what it is given:
-/// envelopes, destinations and subscriptions. A native name is valid whatever it holds: a broker
-/// that it could harm checks it, or answers [`Unsupported`](crate::ErrorKind::Unsupported).
+/// envelopes, destinations and subscriptions. A native name that is not empty and has no NUL is
+/// valid whatever it holds: a broker that it could harm checks it, or answers
+/// [`Unsupported`](crate::ErrorKind::Unsupported).
 #[async_trait]
 pub trait Broker: Any + Send + Sync + fmt::Debug {
     /// What this broker can do, and with what limits.
@@ -24,8 +25,8 @@ pub trait Broker: Any + Send + Sync + fmt::Debug {
     /// A handle to publish with; cheap.
     fn producer(&self) -> Arc<dyn Producer>;
 
-    /// Creates the destination, or checks that it exists in this shape, as the `declare` option
-    /// says.
+    /// Creates the destination, or checks that it exists, as the `declare` option says; and that it
+    /// has this shape, where the broker can tell.
     async fn declare_destination(&self, destination: &Destination) -> Result<()>;
 
     /// Creates destination, group and dead-letter queue, or checks them. Messages published from

@@ -45,8 +45,8 @@ pub enum SettlementProof {
     Confirmed,
     /// It was written on the live connection; the broker does not answer settlements.
     Written,
-    /// It was recorded in this process, and becomes durable once everything before it in its
-    /// partition is settled; a crash before that delivers it again.
+    /// It was recorded in this process, and becomes durable a moment later or when the consumer is
+    /// closed; a crash before that delivers it again.
     Recorded,
     /// The broker has accepted it, and the lease had not run out by the local clock.
     WithinLease,

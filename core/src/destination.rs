@@ -146,10 +146,12 @@ impl Destination {
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with the rule it breaks.
     pub fn validate(&self) -> Result<()> {
+        let what = if self.is_topic() { "topic" } else { "queue" };
         if self.is_native() {
-            return Ok(());
+            name::check_native(what, self.name())
+        } else {
+            name::check(what, self.name())
         }
-        name::check(if self.is_topic() { "topic" } else { "queue" }, self.name())
     }
 }
 

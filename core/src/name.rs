@@ -35,9 +35,29 @@ pub(crate) fn check(what: &str, name: &str) -> Result<()> {
     Err(Error::new(ErrorKind::Invalid, format!("{what} name {name:?} {problem}{hint}")))
 }
 
+/// A native name is the broker's matter, but no broker has one that is empty, and clients written in
+/// C end at a NUL.
+pub(crate) fn check_native(what: &str, name: &str) -> Result<()> {
+    if name.is_empty() || name.contains('\0') {
+        let text = format!("native {what} name {name:?} is empty or contains NUL");
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn native_names_are_whatever_is_a_name() {
+        for name in ["a_b", "--", " ", "größe", "a.fifo"] {
+            check_native("queue", name).expect(name);
+        }
+        for name in ["", "\0", "a\0b"] {
+            check_native("queue", name).expect_err(name);
+        }
+    }
 
     #[test]
     fn portable_names_are_letters_digits_dots_and_single_dashes() {

@@ -5,6 +5,7 @@ mod brokers;
 mod containers;
 mod results;
 mod servers;
+mod soak;
 mod started;
 mod test;
 
@@ -35,6 +36,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Stops a consumer's process for minutes, on Redis, and checks what becomes of what it held
+    Soak {
+        /// How long it stands still
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+    },
     /// Starts and stops brokers to work with
     Brokers {
         #[command(subcommand)]
@@ -47,6 +54,7 @@ fn main() -> ExitCode {
     let done = match task {
         Task::Test { brokers } => test::run(&brokers),
         Task::Bench { arguments } => bench::run(&arguments),
+        Task::Soak { minutes } => soak::run(minutes),
         Task::Brokers { action } => brokers::run(&action),
     };
     done.unwrap_or_else(|error| {

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let again = server.clone();
     conformance::main([Target::new("kafka", || connect(SESSION.to_owned()))
         .verifying(|| connect(format!("{SESSION}&declare=verify")))
+        .assuming(|| connect(format!("{SESSION}&declare=off")))
         .killed(
             move || {
                 let server = server.clone();

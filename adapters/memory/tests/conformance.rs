@@ -9,7 +9,8 @@ use anybroker_testkit::conformance::{self, Target};
 
 fn main() -> ExitCode {
     let memory = Target::new("memory", || connect(Declare::Create)).in_process();
-    conformance::main([memory.verifying(|| connect(Declare::Verify))])
+    let memory = memory.verifying(|| connect(Declare::Verify));
+    conformance::main([memory.assuming(|| connect(Declare::Off))])
 }
 
 #[expect(clippy::unused_async, reason = "a target connects with an async function")]

@@ -47,6 +47,7 @@
 //! | `ca=/path` | `ca` | trusted beside the system's authorities |
 //! | `cert=/path&key=/path` | `client_certificate` | what the broker is shown |
 //!
+//! `verify` sees whether queues and exchanges are there, not in which shape: RabbitMQ does not show it.
 //! Exchanges of other kinds and filters of bindings are the builder's alone. With `verify` and
 //! `off` the delay queues must be there for delays of a second and more.
 //!

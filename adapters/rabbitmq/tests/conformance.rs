@@ -21,6 +21,7 @@ fn target(name: &'static str, version: RabbitMqVersion, variable: &'static str) 
     let again = server.clone();
     Target::new(name, move || connect(variable, ""))
         .verifying(move || connect(variable, "?declare=verify"))
+        .assuming(move || connect(variable, "?declare=off"))
         .killed(
             move || {
                 let server = server.clone();

@@ -1,7 +1,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,33 +14,20 @@ use redis::Client;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::held::{Id, Source};
+use crate::held::Source;
+use crate::id::Id;
 use crate::line::Line;
 use crate::link::Call;
 use crate::message::read;
 use crate::reclaim::{Cursor, is_suspect};
-use crate::scripts::{Found, LEAVE, MOVE, TRIM};
+use crate::scripts::{Found, LEAVE};
 use crate::settle::{RedisSettler, Shared};
 use crate::topology::Topology;
-
-/// How often a consumer looks for what is due, and for what others left behind.
-pub(crate) const TICK: Duration = Duration::from_millis(500);
-/// Looking for what others left behind takes longer the more is in flight: no more than a
-/// twentieth of the time is spent on it.
-const CLAIM_SHARE: u32 = 20;
-
-/// How often it removes what all groups have finished.
-const TRIM_EVERY: Duration = Duration::from_secs(2);
-/// The most entries that it removes from a stream in one step, and in how many steps on end.
-const TRIM_LOT: usize = 10_000;
-const TRIM_LOTS: usize = 50;
+use crate::upkeep::{TICK, TRIM_EVERY};
 
 /// The most entries and bytes of one read.
 const MOST: usize = 500;
 const MOST_BYTES: usize = 8 * 1024 * 1024;
-
-/// The most bytes that become due in one step, during which the server does nothing else.
-const MOVED_BYTES: usize = 4 * 1024 * 1024;
 
 /// Consumers of crashed processes are deleted when they have had nothing pending for so long.
 const FORGOTTEN: Duration = Duration::from_hours(1);
@@ -67,7 +53,7 @@ pub(crate) struct RedisConsumer {
 pub(crate) struct Reader {
     pub(crate) shared: Arc<Shared>,
     pub(crate) settler: Arc<RedisSettler>,
-    topology: Arc<Topology>,
+    pub(crate) topology: Arc<Topology>,
     clients: Arc<[Client]>,
     pub(crate) prefetch: usize,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
@@ -77,12 +63,14 @@ pub(crate) struct Reader {
     pub(crate) cursors: Vec<Cursor>,
     /// Until when each ordered partition is owned.
     pub(crate) owned: Vec<Option<Instant>>,
+    /// Those of them that are given up once all of them that was handed out is settled.
+    pub(crate) leaving: Vec<bool>,
     /// What names the next ownership apart from all before.
     pub(crate) ownerships: u64,
-    next_tick: Instant,
-    next_trim: Instant,
-    next_claim: Instant,
-    recover_at: Option<Instant>,
+    pub(crate) next_tick: Instant,
+    pub(crate) next_trim: Instant,
+    pub(crate) next_claim: Instant,
+    pub(crate) recover_at: Option<Instant>,
     /// Bytes of a payload, as they came last.
     average: usize,
     /// Whether there was no room for what others left; it comes before what is new.
@@ -100,7 +88,7 @@ pub(crate) async fn consume(
     let group = topology.group(subscription)?;
     topology.declare_group(&group, subscription.start_position()).await?;
     // Nobody else's: what is pending under a name that two share could be taken from both.
-    let consumer = format!("{:032x}", fastrand::u128(..));
+    let consumer = format!("{}{:016x}", topology.process, fastrand::u64(..));
     let partitions = group.partitions.len();
     let link = Arc::clone(&topology.link);
     let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer));
@@ -116,6 +104,7 @@ pub(crate) async fn consume(
         surplus: VecDeque::new(),
         cursors: vec![Cursor::start(); 2 * partitions],
         owned: vec![None; partitions],
+        leaving: vec![false; partitions],
         ownerships: 0,
         next_tick: Instant::now(),
         next_trim: Instant::now() + TRIM_EVERY,
@@ -322,81 +311,6 @@ impl Reader {
         }
     }
 
-    /// Moves what is due, takes over what others left, and renews what waits here.
-    async fn tick(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let mut next = TICK;
-        if shared.group.ordered {
-            self.own().await?;
-        }
-        for (index, partition) in shared.group.partitions.iter().enumerate() {
-            if shared.group.ordered && self.owned[index].is_none() {
-                continue;
-            }
-            let call =
-                Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(MOVED_BYTES);
-            match shared.link.run::<i64>("move what is due", &call).await {
-                Ok(due) => {
-                    if let Ok(due) = u64::try_from(due) {
-                        next = next.min(Duration::from_millis(due + 1));
-                    }
-                }
-                Err(error)
-                    if error.retry_class() == RetryClass::Permanent
-                        || matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) =>
-                {
-                    return Err(error);
-                }
-                // Refused, it stays where it is. What is below must go on, and may be what helps.
-                Err(error) => tracing::warn!(%error, "what is due could not be moved"),
-            }
-        }
-        self.next_tick = Instant::now() + next;
-        let begun = Instant::now();
-        if self.recover_at.is_some_and(|at| at <= begun) {
-            self.recover().await?;
-            self.recover_at = None;
-        }
-        if !shared.group.ordered && self.next_claim <= begun {
-            self.claim_all().await?;
-            let pause = CLAIM_SHARE * begun.elapsed();
-            self.next_claim = begun + pause.min(TICK.max(shared.lease() / 4));
-        }
-        shared.renew(shared.held.to_renew(shared.lease())).await?;
-        if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
-            let trimmed = self.trim().await;
-            if !matches!(trimmed, Ok(true)) {
-                shared.settled.store(true, Ordering::Relaxed);
-            }
-            trimmed?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn next_tick(&self) -> Instant {
-        self.next_tick
-    }
-
-    /// Removes what all groups have finished; answers whether that was all of it.
-    async fn trim(&mut self) -> Result<bool> {
-        let shared = &self.shared;
-        let mut all = true;
-        for source in 0..self.cursors.len() {
-            let call = Call::new(&TRIM).key(shared.group.stream(source)).arg(TRIM_LOT);
-            let mut more = true;
-            for _ in 0..TRIM_LOTS {
-                // It stops where the next node would be too much.
-                more = shared.link.run::<usize>("trim", &call).await? >= TRIM_LOT / 2;
-                if !more {
-                    break;
-                }
-            }
-            all &= !more;
-        }
-        self.next_trim = Instant::now() + TRIM_EVERY;
-        Ok(all)
-    }
-
     /// Gives back what no handler has seen, and stays for what handlers still hold.
     async fn end(mut self, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
         // Those that wait longest come first again.
@@ -448,6 +362,13 @@ impl Reader {
 
     async fn leave(&mut self) -> Result<()> {
         self.disown().await?;
+        let shared = &self.shared;
+        if shared.group.ordered {
+            // Others of this process say that they are here with their next tick.
+            let mut forget = redis::cmd("ZREM");
+            forget.arg(&shared.group.members).arg(&self.topology.process);
+            shared.link.query::<i64>("leave", &forget).await?;
+        }
         self.sweep().await
     }
 

@@ -1,17 +1,14 @@
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::Delivery;
 use tokio::time::Instant;
 
+use crate::id::Id;
+
 /// Which stream an entry is in: twice the partition's number, and one more for what was retried.
 pub(crate) type Source = usize;
-
-/// An entry's id: milliseconds and a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Id(u64, u64);
 
 /// What is known of an entry that this consumer holds; with it, settlements are fenced.
 #[derive(Clone, Copy, Debug)]
@@ -320,19 +317,6 @@ impl Table {
     }
 }
 
-impl Id {
-    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
-        let (ms, number) = std::str::from_utf8(text).ok()?.split_once('-')?;
-        Some(Self(ms.parse().ok()?, number.parse().ok()?))
-    }
-}
-
-impl fmt::Display for Id {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.0, self.1)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,14 +380,5 @@ mod tests {
         assert!(matches!(held.reopen(0), Reopening::Again));
         assert!(matches!(held.reopen(0), Reopening::Open));
         assert!(matches!(held.reopen(1), Reopening::Open));
-    }
-
-    #[test]
-    fn ids_are_two_numbers() {
-        assert_eq!(Id::parse(b"17-3").map(|id| id.to_string()).as_deref(), Some("17-3"));
-        assert!(Id::parse(b"9-0") < Id::parse(b"10-0"));
-        for text in [&b""[..], b"17", b"a-1", b"1-", b"\xff-1"] {
-            assert_eq!(Id::parse(text), None);
-        }
     }
 }

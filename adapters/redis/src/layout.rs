@@ -31,6 +31,8 @@ pub(crate) struct Group {
     pub(crate) ordered: bool,
     pub(crate) partitions: Vec<Partition>,
     pub(crate) dead_letters: String,
+    /// Which processes share the partitions of an ordered group.
+    pub(crate) members: String,
 }
 
 /// The keys of a group for one stream of its destination.
@@ -131,6 +133,7 @@ impl Group {
         Self {
             partitions: partitions.collect(),
             dead_letters: layout.derived(&format!("{name}--dlq")),
+            members: layout.derived(&format!("{name}--members")),
             layout,
             name,
             ordered,

@@ -8,6 +8,7 @@
 //! | delay | sorted set `{name}--group--delayed`, moved to the former when due |
 //! | dead-letter queue | stream `{name}--group--dlq` |
 //! | owner of an ordered partition | key `{name}--group--lock` |
+//! | processes of an ordered group | sorted set `{name}--group--members` |
 //! | how it was declared | hash `{name}--meta` |
 //!
 //! With a prefix, `name` is `prefix--name`. All keys of a destination share the hash slot of its
@@ -61,9 +62,10 @@
 //! An ordered group has one owner for each partition, who holds a lock for the length of a lease
 //! and renews it. Reading, claiming and settling in order check the lock in the same script, so that
 //! a process that stood still for longer than that reads and settles nothing more. What is retried or
-//! released keeps its place: nothing later is handed out until it was. Consumers that start together
-//! share the partitions; one that comes later waits until one is given up. `redrive` puts a message
-//! behind the others.
+//! released keeps its place: nothing later is handed out until it was. The connections of a group
+//! share its partitions, rounded up: each takes one more each half second, and when another comes,
+//! gives up what is beyond its share once all that handlers have of it is settled. `redrive` puts a
+//! message behind the others.
 //!
 //! # Trimming
 //! What every group has finished is removed, by `XTRIM MINID ~`, two seconds after at the earliest and
@@ -108,6 +110,7 @@ mod dead_letters;
 mod durability;
 mod error;
 mod held;
+mod id;
 mod idempotency;
 mod layout;
 mod line;
@@ -120,6 +123,7 @@ mod reclaim;
 mod scripts;
 mod settle;
 mod topology;
+mod upkeep;
 mod writer;
 
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Ordered groups: each partition has one owner, and all that it does there is refused once
 //! somebody else owns it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anybroker_core::{InboxSender, Result};
@@ -17,35 +18,32 @@ use crate::scripts::{LOCK, OWN, TAKE, array, streams, text};
 use crate::settle::millis;
 
 impl Reader {
-    /// Renews what is owned, and takes one free partition more: so consumers that start together
-    /// share them.
+    /// Renews what is owned, takes one free partition more while others have as many, and begins to
+    /// give up what is beyond this process's share: so all processes of a group share them.
     pub(crate) async fn own(&mut self) -> Result<()> {
         self.keep_owning().await?;
-        for index in 0..self.owned.len() {
-            if self.owned[index].is_none() && self.take_ownership(index).await? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    async fn take_ownership(&mut self, index: usize) -> Result<bool> {
-        let shared = &self.shared;
+        let shared = Arc::clone(&self.shared);
+        // Where the answer is lost, it is asked again with the same token.
         let token = format!("{}-{}", shared.consumer, self.ownerships);
         let begun = Instant::now();
-        let call = Call::new(&OWN)
-            .key(&shared.group.partitions[index].lock)
-            .arg(&token)
-            .arg(millis(shared.lease()));
-        // Where the answer is lost, it is asked again with the same token.
-        if shared.link.run::<i64>("own a partition", &call).await? != 1 {
-            return Ok(false);
+        let mut call = Call::new(&OWN).key(&shared.group.members);
+        for partition in &shared.group.partitions {
+            call = call.key(&partition.lock);
         }
-        self.ownerships += 1;
-        shared.set_token(index, token);
-        self.owned[index] = Some(begun + shared.lease());
-        self.begin_anew(index);
-        Ok(true)
+        let call = call.arg(&token).arg(&self.topology.process).arg(millis(shared.lease()));
+        let answer: Vec<i64> = shared.link.run("own a partition", &call).await?;
+        let mut places = answer.into_iter().map(|place| usize::try_from(place).ok());
+        if let Some(index) = places.next().flatten() {
+            self.ownerships += 1;
+            shared.set_token(index, token);
+            self.owned[index] = Some(begun + shared.lease());
+            self.begin_anew(index);
+        }
+        for index in places.flatten().filter(|index| self.owned[*index].is_some()) {
+            shared.held.shut(index);
+            self.leaving[index] = true;
+        }
+        Ok(())
     }
 
     /// Renews the locks of which a third of the time is over; forgets what others have taken.
@@ -78,6 +76,7 @@ impl Reader {
     fn lose(&mut self, index: usize) {
         tracing::warn!(partition = index, "an ordered partition is somebody else's now");
         self.owned[index] = None;
+        self.leaving[index] = false;
         self.shared.set_token(index, String::from("lost"));
         self.shared.held.lose(index);
     }
@@ -89,15 +88,21 @@ impl Reader {
 
     pub(crate) async fn disown(&mut self) -> Result<()> {
         for index in 0..self.owned.len() {
-            if self.owned[index].take().is_some() {
-                let call = Call::new(&LOCK)
-                    .key(&self.shared.group.partitions[index].lock)
-                    .arg(self.shared.token(index))
-                    .arg(0);
-                self.shared.link.run::<i64>("give up a partition", &call).await?;
-            }
+            self.give_up(index).await?;
         }
         Ok(())
+    }
+
+    async fn give_up(&mut self, index: usize) -> Result<()> {
+        self.leaving[index] = false;
+        if self.owned[index].take().is_none() {
+            return Ok(());
+        }
+        let call = Call::new(&LOCK)
+            .key(&self.shared.group.partitions[index].lock)
+            .arg(self.shared.token(index))
+            .arg(0);
+        self.shared.link.run::<i64>("give up a partition", &call).await.map(drop)
     }
 
     /// Reads what is owned: first what was delivered before, in its order, then what is new.
@@ -116,6 +121,10 @@ impl Reader {
             }
             match self.shared.held.reopen(index) {
                 Reopening::Open => {}
+                Reopening::Again if self.leaving[index] => {
+                    self.give_up(index).await?;
+                    continue;
+                }
                 Reopening::Again => self.begin_anew(index),
                 Reopening::Not(waiting) => {
                     for holding in waiting {
@@ -141,7 +150,7 @@ impl Reader {
         if found_some {
             return Ok(());
         }
-        let wait = self.next_tick().saturating_duration_since(Instant::now());
+        let wait = self.next_tick.saturating_duration_since(Instant::now());
         if keys.is_empty() {
             let wait = wait.min(Duration::from_millis(50));
             tokio::select! {

@@ -15,7 +15,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::error::{closed, error_of, failed, is_replica, unanswered};
 use crate::layout::Layout;
@@ -143,6 +143,14 @@ pub(crate) struct Writer {
     pub(crate) topology: Arc<Topology>,
 }
 
+/// Messages that wait for their destination, which cannot be declared for now, in their order.
+/// Those of other destinations go on meanwhile.
+struct HeldBack {
+    jobs: VecDeque<Job>,
+    layouts: Vec<Arc<Layout>>,
+    again: Instant,
+}
+
 type Flight = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Writer {
@@ -153,25 +161,30 @@ impl Writer {
     ) {
         let mut flights = FuturesUnordered::<Flight>::new();
         let (mut taken, mut lot) = (Vec::with_capacity(LOT), VecDeque::new());
-        let mut open = true;
+        let mut held_back =
+            HeldBack { jobs: VecDeque::new(), layouts: Vec::new(), again: Instant::now() };
+        let (mut more, mut open) = (true, true);
         loop {
             tokio::select! {
                 Some(()) = flights.next() => continue,
-                count = jobs.recv_many(&mut taken, LOT), if flights.len() < PIPELINES => {
-                    if count == 0 {
-                        break;
-                    }
+                count = jobs.recv_many(&mut taken, LOT), if more && flights.len() < PIPELINES => {
+                    more = count > 0;
+                }
+                () = sleep_until(held_back.again), if !held_back.jobs.is_empty() => {
+                    held_back.layouts.clear();
+                    lot.append(&mut held_back.jobs);
                 }
                 _ = draining.changed(), if open => {
                     open = false;
                     jobs.close();
                     continue;
                 }
+                else => break,
             }
             lot.extend(taken.drain(..));
             while !lot.is_empty() {
                 // What is on its way goes on meanwhile.
-                let mut next = std::pin::pin!(self.fly(&mut lot));
+                let mut next = std::pin::pin!(self.fly(&mut lot, &mut held_back));
                 let flight = loop {
                     tokio::select! {
                         biased;
@@ -188,12 +201,11 @@ impl Writer {
                 }
             }
         }
-        while flights.next().await.is_some() {}
     }
 
     /// Makes a pipeline of the first jobs. Those that cannot be sent yet stay, until their time is
     /// over.
-    async fn fly(&self, lot: &mut VecDeque<Job>) -> Option<Flight> {
+    async fn fly(&self, lot: &mut VecDeque<Job>, held_back: &mut HeldBack) -> Option<Flight> {
         let deadline = lot.front()?.deadline;
         let connection = match timeout_at(deadline, self.link.get()).await {
             Ok(Ok(connection)) => connection,
@@ -214,23 +226,22 @@ impl Writer {
         };
         let (mut jobs, mut bytes) = (Vec::with_capacity(lot.len()), 0);
         while let Some(mut job) = lot.pop_front() {
+            if held_back.layouts.iter().any(|layout| Arc::ptr_eq(layout, &job.layout)) {
+                held_back.jobs.push_back(job);
+                continue;
+            }
             match timeout_at(job.deadline, self.topology.ensure(&job.layout)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) if error.retry_class() != RetryClass::Permanent => {
-                    tracing::debug!(%error, "declaring failed");
-                    lot.push_front(job);
-                    expire(lot, "the destination could not be declared; the message was not sent");
-                    sleep(PAUSE).await;
-                    break;
-                }
-                Ok(Err(error)) => {
+                Ok(Err(error)) if error.retry_class() == RetryClass::Permanent => {
                     job.answer(Err(error));
                     continue;
                 }
-                Err(_) => {
-                    lot.push_front(job);
-                    expire(lot, "the destination could not be declared; the message was not sent");
-                    break;
+                failed => {
+                    tracing::debug!(?failed, "declaring failed");
+                    held_back.layouts.push(Arc::clone(&job.layout));
+                    held_back.jobs.push_back(job);
+                    held_back.again = Instant::now() + PAUSE;
+                    continue;
                 }
             }
             bytes += job.envelope.payload.len() + OVERHEAD;
@@ -239,6 +250,10 @@ impl Writer {
                 break;
             }
         }
+        expire(
+            &mut held_back.jobs,
+            "the destination could not be declared; the message was not sent",
+        );
         if jobs.is_empty() {
             return None;
         }

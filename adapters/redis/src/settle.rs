@@ -14,14 +14,20 @@ use tokio::time::Instant;
 
 use crate::error::stale;
 use crate::held::{Held, Holding, Source};
+use crate::id::Id;
 use crate::layout::Group;
 use crate::link::{Call, Link};
 use crate::message::write;
 use crate::scripts::{REPLACE, SETTLE};
 use crate::writer::Writer;
 
-/// A settlement without a copy: with which count it is to be given back.
-pub(crate) type Plain = (Holding, u32, Option<Confirmer>);
+/// Settlements without a copy that one call makes: of one stream, and delivered equally often.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Lot {
+    pub(crate) source: Source,
+    pub(crate) mode: Mode,
+    pub(crate) count: u32,
+}
 
 /// What the parts of a consumer share.
 pub(crate) struct Shared {
@@ -65,11 +71,12 @@ pub(crate) struct Copy {
     hop: Hop,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Mode {
     Ack,
     Renew,
-    Back,
+    /// Back to the group, to be delivered with this count and one more.
+    Back(u32),
 }
 
 impl Shared {
@@ -120,29 +127,25 @@ impl Shared {
         call.arg(&self.group.name).arg(&self.consumer).arg(self.token(source / 2))
     }
 
-    /// Settles holdings of one source; answers for each whether it was still this consumer's.
+    /// Settles a lot, in the order of the ids.
     pub(crate) async fn settle(
         &self,
-        mode: Mode,
-        source: Source,
-        holdings: &mut [Plain],
+        lot: Lot,
+        ids: impl Iterator<Item = Id> + Clone,
     ) -> Result<Fenced> {
-        holdings.sort_unstable_by_key(|(holding, ..)| holding.id);
-        let [Some(first), Some(last)] = [holdings.first(), holdings.last()] else {
-            return Ok(Fenced { mine: Vec::new(), again: false });
+        let (mode, back) = match lot.mode {
+            Mode::Ack => ("ack", 0),
+            Mode::Renew => ("renew", 0),
+            Mode::Back(count) => ("back", count),
         };
-        let mut entries = String::with_capacity(holdings.len() * 24);
-        for (Holding { id, count, .. }, back, _) in &*holdings {
+        let mut call = self.call(&SETTLE, lot.source, &[]).arg(mode).arg(lot.count).arg(back);
+        let mut text = String::new();
+        for id in ids {
+            text.clear();
             // Writing to a text does not fail.
-            let _ = write!(entries, "{id} {count} {back} ");
+            let _ = write!(text, "{id}");
+            call = call.arg(&text);
         }
-        let mode = match mode {
-            Mode::Ack => "ack",
-            Mode::Renew => "renew",
-            Mode::Back => "back",
-        };
-        let (first, last) = (first.0.id.to_string(), last.0.id.to_string());
-        let call = self.call(&SETTLE, source, &[]).arg(mode).arg(first).arg(last).arg(entries);
         self.fenced(&call).await
     }
 
@@ -152,11 +155,8 @@ impl Shared {
         let end = Instant::now() + self.lease();
         let mut attempt = 0;
         loop {
-            match self.link.run::<String>("settle", call).await {
-                Ok(digits) => {
-                    let mine = digits.bytes().map(|digit| digit == b'1').collect();
-                    return Ok(Fenced { mine, again: attempt > 0 });
-                }
+            match self.link.run("settle", call).await {
+                Ok(lost) => return Ok(Fenced { lost, again: attempt > 0 }),
                 Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
                     attempt += 1;
                     pause(attempt).await;
@@ -168,20 +168,21 @@ impl Shared {
 
     /// Renews at once; what is somebody else's by now is forgotten.
     pub(crate) async fn renew(&self, holdings: Vec<Holding>) -> Result<()> {
-        let mut sources = BTreeMap::<_, Vec<_>>::new();
+        let mut lots = BTreeMap::<_, Vec<_>>::new();
         for holding in holdings {
-            sources.entry(holding.source).or_default().push((holding, 0, None));
+            lots.entry(holding.lot(Mode::Renew)).or_default().push(holding);
         }
-        for (source, mut holdings) in sources {
+        for (lot, mut holdings) in lots {
+            holdings.sort_unstable_by_key(|holding| holding.id);
             // Not later than the server does.
             let until = Instant::now() + self.lease();
-            let Fenced { mine, .. } = self.settle(Mode::Renew, source, &mut holdings).await?;
-            let tags = |kept: bool| {
-                let tagged = holdings.iter().zip(&mine).filter(move |(_, mine)| **mine == kept);
-                tagged.map(|((holding, ..), _)| holding.tag).collect::<Vec<_>>()
-            };
-            self.held.renewed(tags(true), until);
-            self.held.remove(tags(false));
+            let fenced = self.settle(lot, holdings.iter().map(|holding| holding.id)).await?;
+            let (mut kept, mut lost) = (Vec::new(), Vec::new());
+            for (place, holding) in holdings.iter().enumerate() {
+                if fenced.is_mine(place) { &mut kept } else { &mut lost }.push(holding.tag);
+            }
+            self.held.renewed(kept, until);
+            self.held.remove(lost);
         }
         Ok(())
     }
@@ -221,11 +222,23 @@ pub(crate) fn millis(delay: Duration) -> u64 {
 
 /// What a fenced script answered.
 pub(crate) struct Fenced {
-    /// For each entry, whether it was still this consumer's.
-    pub(crate) mine: Vec<bool>,
+    /// The places of those that were not this consumer's any more, in their order.
+    lost: Vec<usize>,
     /// Whether an earlier answer was lost: then what is not this consumer's may be so since it was
     /// settled.
     pub(crate) again: bool,
+}
+
+impl Fenced {
+    pub(crate) fn is_mine(&self, place: usize) -> bool {
+        self.lost.binary_search(&place).is_err()
+    }
+}
+
+impl Holding {
+    pub(crate) fn lot(&self, mode: Mode) -> Lot {
+        Lot { source: self.source, mode, count: self.count }
+    }
 }
 
 impl RedisSettler {

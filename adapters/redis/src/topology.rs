@@ -14,12 +14,15 @@ use crate::scripts::DECLARE;
 pub(crate) struct Topology {
     pub(crate) link: Arc<Link>,
     pub(crate) settings: Arc<Settings>,
+    /// What the names of this connection's consumers begin with.
+    pub(crate) process: String,
     destinations: RwLock<HashMap<Destination, Arc<Layout>>>,
 }
 
 impl Topology {
     pub(crate) fn new(link: Arc<Link>, settings: Arc<Settings>) -> Self {
-        Self { link, settings, destinations: RwLock::default() }
+        let process = format!("{:016x}", fastrand::u64(..));
+        Self { link, settings, process, destinations: RwLock::default() }
     }
 
     /// Where the messages of a destination are.

@@ -10,11 +10,15 @@ use tokio::time::sleep;
 
 use crate::error::{error_of, stale};
 use crate::held::{Holding, Source};
-use crate::settle::{Command, Copy, Fenced, Mode, Plain, Shared};
+use crate::settle::{Command, Copy, Fenced, Lot, Mode, Shared};
 
 /// How many settlements are written at once at most, and how many bytes of copies.
 const BATCH: usize = 1024;
 const BYTES: usize = 4 * 1024 * 1024;
+
+/// How many are worth a call while more are being handled, and how long to wait for them.
+const WORTHWHILE: usize = 256;
+const NAP: Duration = Duration::from_millis(1);
 
 /// Between attempts to give back what could not be settled.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -28,11 +32,10 @@ pub(crate) struct Writer {
 
 type Owed = (Holding, u32);
 
-/// Settlements by their source.
+/// Settlements by what one call can make.
 #[derive(Default)]
 struct Batch {
-    acks: BTreeMap<Source, Vec<Plain>>,
-    backs: BTreeMap<Source, Vec<Plain>>,
+    plain: BTreeMap<Lot, Vec<(Holding, Option<Confirmer>)>>,
     copies: BTreeMap<Source, Vec<(Holding, Box<Copy>, Confirmer)>>,
     renewals: Vec<(Vec<Holding>, Confirmer)>,
     flushes: Vec<oneshot::Sender<()>>,
@@ -52,9 +55,19 @@ impl Writer {
                 },
                 () = sleep(AGAIN), if !self.owed.is_empty() => {}
             }
+            if taken.len() < WORTHWHILE && self.shared.held.open() > 0 {
+                // What was received together is about to be settled too: each call costs the server
+                // a write to its disk.
+                sleep(NAP).await;
+                while taken.len() < BATCH
+                    && let Ok(command) = commands.try_recv()
+                {
+                    taken.push(command);
+                }
+            }
             let mut batch = Batch::default();
             for (holding, count) in self.owed.drain(..) {
-                batch.backs.entry(holding.source).or_default().push((holding, count, None));
+                batch.plain(holding, Mode::Back(count), None);
             }
             taken.drain(..).for_each(|command| batch.add(command));
             self.write(batch).await;
@@ -64,23 +77,12 @@ impl Writer {
     async fn write(&mut self, batch: Batch) {
         let shared = &self.shared;
         // At once: they are about different entries.
-        let (acks, backs, copies) = tokio::join!(
-            join_all(batch.acks.into_iter().map(|(source, all)| settle(
-                shared,
-                Mode::Ack,
-                source,
-                all
-            ))),
-            join_all(batch.backs.into_iter().map(|(source, all)| settle(
-                shared,
-                Mode::Back,
-                source,
-                all
-            ))),
+        let given_back = batch.plain.keys().any(|lot| matches!(lot.mode, Mode::Back(_)));
+        let (plain, copies) = tokio::join!(
+            join_all(batch.plain.into_iter().map(|(lot, all)| settle(shared, lot, all))),
             join_all(batch.copies.into_iter().map(|(source, all)| replace(shared, source, all))),
         );
-        let given_back = !backs.is_empty();
-        self.owed.extend(acks.into_iter().chain(backs).chain(copies).flatten());
+        self.owed.extend(plain.into_iter().chain(copies).flatten());
         if shared.group.ordered {
             self.owed.iter().for_each(|(holding, _)| shared.held.shut(holding.source / 2));
         }
@@ -100,12 +102,9 @@ impl Writer {
 impl Batch {
     fn add(&mut self, command: Command) {
         match command {
-            Command::Ack(holding, confirmer) => {
-                let plain = (holding, holding.count, Some(confirmer));
-                self.acks.entry(holding.source).or_default().push(plain);
-            }
+            Command::Ack(holding, confirmer) => self.plain(holding, Mode::Ack, Some(confirmer)),
             Command::Back(holding, count, confirmer) => {
-                self.backs.entry(holding.source).or_default().push((holding, count, confirmer));
+                self.plain(holding, Mode::Back(count), confirmer);
             }
             Command::Replace(holding, copy, confirmer) => {
                 self.copies.entry(holding.source).or_default().push((holding, copy, confirmer));
@@ -114,12 +113,26 @@ impl Batch {
             Command::Flush(done) => self.flushes.push(done),
         }
     }
+
+    fn plain(&mut self, holding: Holding, mode: Mode, confirmer: Option<Confirmer>) {
+        self.plain.entry(holding.lot(mode)).or_default().push((holding, confirmer));
+    }
 }
 
 /// Settles, and answers what is owed.
-async fn settle(shared: &Shared, mode: Mode, source: Source, mut all: Vec<Plain>) -> Vec<Owed> {
-    let settled = shared.settle(mode, source, &mut all).await;
-    answer(shared, &settled, all.into_iter())
+async fn settle(
+    shared: &Shared,
+    lot: Lot,
+    mut all: Vec<(Holding, Option<Confirmer>)>,
+) -> Vec<Owed> {
+    all.sort_unstable_by_key(|(holding, _)| holding.id);
+    let settled = shared.settle(lot, all.iter().map(|(holding, _)| holding.id)).await;
+    let count = match lot.mode {
+        Mode::Back(count) => count,
+        Mode::Ack | Mode::Renew => lot.count,
+    };
+    let all = all.into_iter().map(|(holding, confirmer)| (holding, count, confirmer));
+    answer(shared, &settled, all)
 }
 
 /// As [`settle`], by copies.
@@ -149,14 +162,14 @@ async fn replace(
 fn answer(
     shared: &Shared,
     settled: &Result<Fenced>,
-    all: impl Iterator<Item = Plain>,
+    all: impl Iterator<Item = (Holding, u32, Option<Confirmer>)>,
 ) -> Vec<Owed> {
     let gone = settled.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
     let mut owed = Vec::new();
     let mut done = Vec::new();
     for (index, (holding, count, confirmer)) in all.enumerate() {
         let result = match settled {
-            Ok(fenced) if fenced.mine.get(index) == Some(&true) => Ok(()),
+            Ok(fenced) if fenced.is_mine(index) => Ok(()),
             Ok(fenced) if fenced.again => {
                 let text = "the connection was lost before the answer came";
                 let error = error_of(ErrorKind::Unavailable, "settle", text);

@@ -22,6 +22,7 @@ fn target(name: &'static str, version: RedisVersion, variable: &'static str) -> 
     let again = server.clone();
     Target::new(name, move || connect(variable, ""))
         .verifying(move || connect(variable, "?declare=verify"))
+        .assuming(move || connect(variable, "?declare=off"))
         .killed(
             move || {
                 let server = server.clone();

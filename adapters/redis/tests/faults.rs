@@ -10,6 +10,7 @@ use anybroker_core::{
 use anybroker_redis::redis::cmd;
 use anybroker_testkit::brokers::{Redis, RedisVersion, Server};
 use support::{ack_all, connect, message, parse, receive, run, send, server, unique};
+use tokio::time::timeout;
 
 async fn launch(redis: Redis) -> Server {
     let launched = tokio::task::spawn_blocking(move || redis.launch());
@@ -64,7 +65,7 @@ async fn a_wrong_login_says_so_and_no_secret() {
 async fn a_wrong_url_says_what_to_write() {
     for (url, kind, words) in [
         ("redis://", ErrorKind::Config, "names no host"),
-        ("amqp://h", ErrorKind::Config, "write redis:// or valkey:// or rediss://"),
+        ("amqp://h", ErrorKind::Config, "write redis:// or valkey://"),
         ("redis://h/one", ErrorKind::Config, "write its number"),
         ("redis://h?conect=wait", ErrorKind::Config, "did you mean \"connect\""),
         ("redis://h?connect=soon", ErrorKind::Config, "write once or wait"),
@@ -258,6 +259,37 @@ async fn a_server_without_memory_refuses_and_loses_nothing() {
         }
         broker.close().await.expect("a close");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_cannot_be_declared_holds_up_no_other() {
+    let server = launch(Redis::new(RedisVersion::V8)).await;
+    let broker = connect(server.url()).await;
+    let producer = broker.producer();
+    let send = |queue: &'static str, id: &str| {
+        producer.send(Outgoing::new(Queue::new(queue), message(id)))
+    };
+    send("known", "m").await.expect("a confirmed publish");
+    let memory = async |limit: &str| {
+        let _: String = run(&broker, cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit)).await;
+    };
+    memory("1").await;
+    let mut first = send("new", "1");
+    let patience = Duration::from_secs(5);
+    for id in ["a", "b"] {
+        let answer = timeout(patience, send("known", id)).await.expect("it waits for no other");
+        check(&answer.expect_err("the memory is full"), ErrorKind::Blocked, "raise maxmemory");
+        let waits = timeout(Duration::from_millis(100), &mut first).await;
+        assert!(waits.is_err(), "it is tried again until its time is over: {waits:?}");
+    }
+    let second = send("new", "2");
+    memory("0").await;
+    for send in [first, second] {
+        timeout(patience, send).await.expect("soon").expect("a confirmed publish");
+    }
+    let mut consumer = broker.consume(&Subscription::queue("new"), 8).await.expect("a consumer");
+    assert_eq!(ack_all(&mut consumer, 2).await, ["1", "2"]);
+    broker.close().await.expect("a close");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -112,7 +112,7 @@ impl SqsBroker {
             Attribute::ApproximateNumberOfMessagesDelayed,
         ];
         let found = get.set_attribute_names(Some(names.to_vec())).send().await;
-        let found = found.map_err(|error| failed("depth", url, error))?;
+        let found = found.map_err(|error| self.topology.failed("depth", url, error))?;
         let found = found.attributes.unwrap_or_default();
         Ok(names.map(|name| found.get(&name).and_then(|count| count.parse().ok())))
     }

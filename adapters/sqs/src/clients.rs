@@ -107,6 +107,8 @@ fn attempts_of(limit: Duration) -> TimeoutConfig {
         .build()
 }
 
+/// Three attempts, up to 1 and 2 s apart, after throttling and 5xx too; where the SDK gives up, the
+/// caller goes on with a backoff of its own.
 fn repeated(repeat: bool) -> RetryConfig {
-    if repeat { RetryConfig::standard() } else { RetryConfig::disabled() }
+    if repeat { RetryConfig::standard().with_max_attempts(3) } else { RetryConfig::disabled() }
 }

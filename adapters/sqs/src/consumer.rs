@@ -14,7 +14,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
-use crate::error::failed;
 use crate::held::Held;
 use crate::message;
 use crate::senders::{Alive, Senders};
@@ -271,12 +270,12 @@ impl Reader {
             .visibility_timeout(seconds(self.held.visibility))
             .set_message_system_attribute_names(Some(message::READ.to_vec()))
             .message_attribute_names("All");
-        let queue = Arc::clone(&self.queue);
+        let (topology, queue) = (Arc::clone(&self.topology), Arc::clone(&self.queue));
         async move {
             let began = Instant::now();
             match receive.send().await {
                 Ok(received) => (Ok(received.messages.unwrap_or_default()), places, began),
-                Err(error) => (Err(failed(RECEIVE, &queue, error)), places, began),
+                Err(error) => (Err(topology.failed(RECEIVE, &queue, error)), places, began),
             }
         }
     }

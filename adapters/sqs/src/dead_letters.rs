@@ -203,7 +203,8 @@ impl DeadLetters {
             .message_attribute_names("All")
             .send()
             .await;
-        let received = received.map_err(|error| failed(OPERATION, &self.queue, error))?;
+        let received =
+            received.map_err(|error| self.topology.failed(OPERATION, &self.queue, error))?;
         let mut letters = Vec::new();
         for message in received.messages() {
             let letter = self.letter(message, deadline);

@@ -111,18 +111,27 @@ fn meaning(code: &str, text: &str) -> (ErrorKind, &'static str) {
         | "ExpiredToken"
         | "OptInRequired"
         | "NotAuthorized" => (ErrorKind::Denied, "; check access key, secret and region"),
-        "AccessDenied" | "AuthorizationError" | "KmsAccessDenied" => {
-            (ErrorKind::Denied, "; the credentials lack the right to do this")
-        }
+        "AccessDenied" | "AuthorizationError" | "KmsAccessDenied" | "KMSAccessDenied"
+        | "KMS.AccessDenied" => (ErrorKind::Denied, "; the credentials lack the right to do this"),
         "QueueDoesNotExist" | "NonExistentQueue" | "NotFound" => {
             (ErrorKind::NotFound, "; declare it, or connect with declare=create")
         }
         "QueueNameExists" | "QueueAlreadyExists" => {
             (ErrorKind::Mismatch, "; use the same settings on all sides, or delete it")
         }
-        "QueueDeletedRecently" => (ErrorKind::Blocked, ""),
-        "RequestThrottled" | "Throttling" | "Throttled" | "TooManyRequests" | "OverLimit"
-        | "KmsThrottled" | "SlowDown" => (ErrorKind::Blocked, "; slow down, or raise the quota"),
+        "QueueDeletedRecently" => {
+            (ErrorKind::Blocked, "; wait for the rest of the 60 s, or use another name")
+        }
+        "RequestThrottled"
+        | "Throttling"
+        | "Throttled"
+        | "TooManyRequests"
+        | "OverLimit"
+        | "RequestLimitExceeded"
+        | "KmsThrottled"
+        | "KMSThrottling"
+        | "KMS.Throttling"
+        | "SlowDown" => (ErrorKind::Blocked, "; slow down, or raise the quota"),
         "InvalidAction" => (ErrorKind::Unsupported, "; a server without SNS takes no topics"),
         "ServiceUnavailable" => (ErrorKind::Unavailable, ""),
         "ReceiptHandleIsInvalid" | "MessageNotInflight" => (ErrorKind::StaleDelivery, ""),
@@ -171,7 +180,7 @@ mod tests {
 
     #[test]
     fn each_native_code_has_its_kind_and_class() {
-        let rows: [(&str, &str, bool, ErrorKind, RetryClass); 20] = [
+        let rows: [(&str, &str, bool, ErrorKind, RetryClass); 26] = [
             ("InvalidClientTokenId", "", true, ErrorKind::Denied, Permanent),
             ("SignatureDoesNotMatch", "", true, ErrorKind::Denied, Permanent),
             ("ExpiredTokenException", "", true, ErrorKind::Denied, Permanent),
@@ -181,6 +190,18 @@ mod tests {
             ("NotFoundException", "", true, ErrorKind::NotFound, Permanent),
             ("QueueNameExists", "", true, ErrorKind::Mismatch, Permanent),
             ("RequestThrottled", "", true, ErrorKind::Blocked, Transient),
+            ("ThrottlingException", "", true, ErrorKind::Blocked, Transient),
+            ("TooManyRequestsException", "", true, ErrorKind::Blocked, Transient),
+            ("KmsThrottled", "", true, ErrorKind::Blocked, Transient),
+            ("KMSThrottlingException", "", true, ErrorKind::Blocked, Transient),
+            ("KMS.ThrottlingException", "", true, ErrorKind::Blocked, Transient),
+            (
+                "AWS.SimpleQueueService.QueueDeletedRecently",
+                "",
+                true,
+                ErrorKind::Blocked,
+                Transient,
+            ),
             ("OverLimit", "", true, ErrorKind::Blocked, Transient),
             ("InvalidAction", "", true, ErrorKind::Unsupported, Permanent),
             ("ServiceUnavailable", "", false, ErrorKind::Unavailable, Transient),

@@ -7,7 +7,7 @@ use anybroker_core::{Confirmer, Delivery, Error, ErrorKind, Result};
 use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, DeleteMessageBatchResultEntry};
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::answers::{Answers, hide};
 use crate::clients::CALL;
@@ -19,6 +19,9 @@ const SETTLE: &str = "settle";
 
 /// The longest that SQS hides a message that was received, from then on.
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_hours(12);
+
+/// What a delete waits that was refused as one too many.
+const SLOWED_DOWN: Duration = Duration::from_millis(500);
 
 /// Calls at once that renew.
 const CALLS: usize = 8;
@@ -420,13 +423,23 @@ impl Held {
             }
             Ok(Err(error)) => answers.fail(&failed(SETTLE, &self.queue, error)),
         }
+        let mut again = Vec::new();
         for (Delete(tag, confirmer), answer) in deleted.into_iter().zip(answers.all) {
+            if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Blocked) {
+                again.push(Delete(tag, confirmer));
+                continue;
+            }
             if answer.is_err() {
                 // It comes again: in order nothing may pass it. They come when their leases end.
                 drop(self.lose_followers(tag));
             }
             self.end(tag);
             confirmer.confirm(answer);
+        }
+        if !again.is_empty() {
+            // Slowed down; until the lease runs out there is time.
+            sleep(SLOWED_DOWN).await;
+            Box::pin(self.delete(again)).await;
         }
     }
 }

@@ -42,7 +42,10 @@
 //! SQS keeps the order within a message group and holds the group back while one of its messages
 //! is out. What comes after a message that goes back goes back with it. The partitions of a queue
 //! or topic mean nothing more. A single group of a topic cannot be ordered alone. A delayed publish
-//! in order, which FIFO does not have, waits at its place in the worker.
+//! in order, which FIFO does not have, waits at its place in the worker. SQS hides a message
+//! [12 hours](https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html)
+//! from its receipt at most: what has to wait longer in order is stored anew, behind what has come
+//! since, and its group goes on without it meanwhile.
 //!
 //! # Limits
 //! | | |
@@ -69,10 +72,38 @@
 //! | `publish-timeout=30s` | `publish_timeout` | for a publish, its declaration included |
 //! | `poll=5s` | `poll` | how long a receive waits, 1 to 20 s; a close waits for the last one |
 //!
-//! The rights that it takes: `sqs:SendMessage`, `ReceiveMessage`, `DeleteMessage`,
-//! `ChangeMessageVisibility`, `GetQueueUrl`, `GetQueueAttributes`; `sns:Publish`, `ListTopics`,
-//! `GetTopicAttributes`; with `declare=create` also `sqs:CreateQueue`, `sns:CreateTopic` and
-//! `sns:Subscribe`. The feature `sso` adds the credentials of `aws sso login`.
+//! The feature `sso` adds the credentials of `aws sso login`.
+//!
+//! # Rights
+//! | | `sqs:` | `sns:`, for topics |
+//! |---|---|---|
+//! | `declare=off` | `GetQueueUrl`, `SendMessage`, `ReceiveMessage`, `DeleteMessage`, `ChangeMessageVisibility`; `GetQueueAttributes` for a depth | `ListTopics`, `Publish` |
+//! | `declare=verify` | also `GetQueueAttributes` | also `GetTopicAttributes`, `ListSubscriptionsByTopic` |
+//! | `declare=create` | as `verify`, and `CreateQueue` | as `off`, and `GetTopicAttributes`, `CreateTopic`, `Subscribe` |
+//!
+//! A batch is allowed by the right to the single action. `sqs:ListQueues` is asked for by `connect`
+//! and `health`, and may be missing. A queue or topic with a key of your own in KMS takes
+//! `kms:GenerateDataKey` and `kms:Decrypt`, and SNS needs both for an encrypted queue of a group.
+//! [SQS](https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsqs.html),
+//! [SNS](https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsns.html).
+//!
+//! # Created, deleted, slowed down
+//! AWS may not know a queue for [a second](https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html)
+//! after it was created: what this connection created counts as missing after 5 s only, and is
+//! tried again until then. The same page keeps the name of a deleted queue for 60 s: `declare` and
+//! `consume` wait up to 75 s, a publish until its timeout, and the error says so.
+//!
+//! A topic that was deleted answers a publish with
+//! [`NotFound`](https://docs.aws.amazon.com/sns/latest/api/API_Publish.html), which is an error and
+//! stays one: with it all subscriptions are gone, and created anew by a publisher it would take
+//! messages for nobody. `declare` a subscription to have both again.
+//!
+//! What AWS refuses as one too many, by its own quotas or those of KMS, is `Blocked` and done again
+//! with a growing and random pause: sends until their timeout, declarations for 75 s, deletes until
+//! the lease runs out, receives for ever. Of a call that stores nothing the SDK makes three attempts
+//! first. SNS limits how often an account may
+//! [declare](https://docs.aws.amazon.com/general/latest/gr/sns.html); a connection declares four
+//! groups or topics at once.
 //!
 //! # Dead letters
 //! SQS has no cursor: who looks hides what it has seen until it is done, at most two minutes. Two
@@ -83,9 +114,11 @@
 //! # What emulators hide
 //! The tests run on `ElasticMQ` and `MiniStack`. Neither checks credentials, policies or quotas.
 //! AWS delivers a standard queue's messages twice and out of order now and then, and counts
-//! approximately ([`Depth`](anybroker_core::Depth) too); both emulators are exact. `MiniStack`
-//! delivers a topic's messages before it answers, AWS later. `ElasticMQ` ignores
-//! `MaximumMessageSize`, and holds receives of one process at most a thousand at once.
+//! approximately ([`Depth`](anybroker_core::Depth) too); both emulators are exact. They know a queue
+//! at once and give a deleted one's name again at once, and slow nobody down; a proxy says in the
+//! tests what AWS would. `MiniStack` delivers a topic's messages before it answers, AWS later, and
+//! keeps nothing when it is killed. `ElasticMQ` ignores `MaximumMessageSize`, and holds receives of
+//! one process at most a thousand at once.
 
 mod answers;
 mod broker;

@@ -72,11 +72,16 @@ fn base(prefix: Option<&str>, destination: &Destination, stored: &str) -> Result
         return Ok(mapped(&prefixed(prefix, "--", destination, stored)?));
     }
     let name = destination.name();
-    match (name.strip_suffix(FIFO), destination.is_ordered()) {
-        (Some(base), true) => Ok(base.to_owned()),
-        (None, false) => Ok(name.to_owned()),
-        (Some(_), false) => Err(invalid(format!("{name:?} is FIFO: write .ordered() too"))),
-        (None, true) => Err(invalid(format!("{name:?} is not FIFO: leave .ordered() out"))),
+    let base = match (name.strip_suffix(FIFO), destination.is_ordered()) {
+        (Some(base), true) => base,
+        (None, false) => name,
+        (Some(_), false) => return Err(invalid(format!("{name:?} is FIFO: write .ordered() too"))),
+        (None, true) => return Err(invalid(format!("{name:?} is not FIFO: leave .ordered() out"))),
+    };
+    if base.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        Ok(base.to_owned())
+    } else {
+        Err(invalid(format!("{name:?} may contain only letters, digits, `-` and `_`")))
     }
 }
 
@@ -161,7 +166,7 @@ mod tests {
         let fifo = Queue::native("Old.fifo");
         let ordered = Subscription::queue(fifo.clone().ordered());
         assert_eq!(names(None, &ordered), ["Old.fifo", "Old--dlq.fifo"]);
-        for queue in [fifo, Queue::native("Old").ordered()] {
+        for queue in [fifo, Queue::native("Old").ordered(), Queue::native("o.ld")] {
             let error = of_subscription(None, &Subscription::queue(queue)).expect_err("its shape");
             assert_eq!(error.kind(), ErrorKind::Invalid);
         }

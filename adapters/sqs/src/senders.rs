@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Destination, Envelope, Error, ErrorKind, Hop, Result, RetryClass,
-    Subscription,
+    Backoff, Confirmation, Confirmer, Destination, Envelope, Error, ErrorKind, Hop, Jitter, Result,
+    RetryClass, Subscription,
 };
 use aws_sdk_sns::types::PublishBatchRequestEntry;
 use aws_sdk_sqs::types::{SendMessageBatchRequestEntry, SendMessageBatchResultEntry};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::answers::Answers;
-use crate::error::{closed, error_of, failed};
+use crate::error::{closed, error_of};
 use crate::lane::{Job, Lane};
 use crate::message::{self, SNS_BYTES, SQS_BYTES};
 use crate::names;
@@ -163,9 +163,9 @@ impl Target {
 
     async fn address(&self, topology: &Topology) -> Result<Arc<str>> {
         Ok(match self {
-            Self::Queue(of) => topology.group(of).await?.queue,
-            Self::DeadLetters(of) => topology.group(of).await?.dead_letters,
-            Self::Topic(topic) => topology.topic(topic).await?,
+            Self::Queue(of) => topology.group_at_once(of).await?.queue,
+            Self::DeadLetters(of) => topology.group_at_once(of).await?.dead_letters,
+            Self::Topic(topic) => topology.topic_at_once(topic).await?,
         })
     }
 }
@@ -181,16 +181,39 @@ async fn store(topology: Arc<Topology>, target: Arc<Target>, batch: Vec<Unsent>)
         let error = error_of(ErrorKind::Timeout, PUBLISH, text).class(RetryClass::Transient);
         unsent.confirmer.confirm(Err(error));
     }
-    if batch.is_empty() {
-        return;
+    let (mut batch, mut attempt) = (batch, 0);
+    while !batch.is_empty() {
+        let answers = match store_all(&topology, &target, &batch).await {
+            Ok(answers) => answers,
+            Err(error) => batch.iter().map(|_| Err(error.again())).collect(),
+        };
+        attempt += 1;
+        let pause = pause(attempt, &batch);
+        let mut refused = Vec::new();
+        for (unsent, answer) in batch.into_iter().zip(answers) {
+            let repeat = answer.as_ref().is_err_and(|error| {
+                // In order a later one may be stored already.
+                let alone = unsent.order.is_none() && Instant::now() + pause < unsent.deadline;
+                alone && error.retry_class() == RetryClass::Transient
+            });
+            if repeat {
+                refused.push(unsent);
+            } else {
+                unsent.confirmer.confirm(answer);
+            }
+        }
+        batch = refused;
+        if !batch.is_empty() {
+            sleep(pause).await;
+        }
     }
-    let answers = match store_all(&topology, &target, &batch).await {
-        Ok(answers) => answers,
-        Err(error) => batch.iter().map(|_| Err(error.again())).collect(),
-    };
-    for (unsent, answer) in batch.into_iter().zip(answers) {
-        unsent.confirmer.confirm(answer);
-    }
+}
+
+/// How long to wait after so many attempts; calls that failed together are not repeated together.
+fn pause(attempt: u32, batch: &[Unsent]) -> Duration {
+    let backoff = Backoff::exponential(Duration::from_millis(50)).cap(Duration::from_secs(2));
+    let seed = batch.first().map_or("", |unsent| &unsent.body);
+    backoff.jitter(Jitter::Equal).delay(attempt, seed)
 }
 
 /// Repeats a call that has stored nothing for certain, until the deadline. To repeat any other one
@@ -202,15 +225,18 @@ async fn store_all(
 ) -> Result<Vec<Result<()>>> {
     let now = Instant::now();
     let deadline = batch.iter().map(|unsent| unsent.deadline).min().unwrap_or(now);
-    let mut pause = Duration::from_millis(50);
+    let mut attempt = 0;
+    let mut last = None;
     let mut redeclared = false;
     // A topic that was deleted has lost its groups: to create it anew would store into nothing.
     let queue_is_gone =
         |error: &Error| error.kind() == ErrorKind::NotFound && !matches!(target, Target::Topic(_));
     loop {
         let address = timeout_at(deadline, target.address(topology)).await.unwrap_or_else(|_| {
-            let text = "the destination was not declared within the publish timeout";
-            Err(error_of(ErrorKind::Timeout, PUBLISH, text).class(RetryClass::Transient))
+            Err(last.take().unwrap_or_else(|| {
+                let text = "the destination was not declared within the publish timeout";
+                error_of(ErrorKind::Timeout, PUBLISH, text).class(RetryClass::Transient)
+            }))
         });
         let stored = match address {
             Ok(address) => {
@@ -242,12 +268,14 @@ async fn store_all(
                 queue_is_gone(&error) && !std::mem::replace(&mut redeclared, true)
             }
         };
+        attempt += 1;
+        let pause = pause(attempt, batch);
         if !repeat || Instant::now() + pause >= deadline {
             return Err(error);
         }
         tracing::debug!(%error, "storing again");
+        last = Some(error);
         sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(2));
     }
 }
 
@@ -274,7 +302,7 @@ async fn call(
         let entries = entries.collect::<Result<_, _>>().map_err(unbuilt)?;
         let publish = sns.sends.publish_batch().topic_arn(address);
         let sent = publish.set_publish_batch_request_entries(Some(entries)).send().await;
-        let sent = sent.map_err(|error| failed(PUBLISH, address, error))?;
+        let sent = sent.map_err(|error| topology.failed(PUBLISH, address, error))?;
         let refused = sent.failed().iter();
         answers.fill(
             address,
@@ -296,7 +324,7 @@ async fn call(
         let entries = entries.collect::<Result<_, _>>().map_err(unbuilt)?;
         let call = topology.clients.sends.send_message_batch().queue_url(address);
         let sent = call.set_entries(Some(entries)).send().await;
-        let sent = sent.map_err(|error| failed(PUBLISH, address, error))?;
+        let sent = sent.map_err(|error| topology.failed(PUBLISH, address, error))?;
         let refused = sent.failed().iter();
         answers.fill(
             address,

@@ -1,9 +1,16 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Subscription};
+use anybroker_core::{
+    Backoff, Declare, Destination, Error, ErrorKind, Jitter, Result, Subscription,
+};
+use aws_sdk_sqs::config::http::HttpResponse;
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
 
 use crate::clients::{Clients, SnsClients};
 use crate::error::{error_of, failed};
@@ -20,6 +27,19 @@ const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
 /// its counter counts releases too, and it is the most that SQS takes.
 const MOST_RECEIVES: u32 = 1000;
 
+/// How many destinations and groups are declared at once. SNS limits such calls of an account
+/// by the second, and a process that starts with a thousand groups is not alone.
+/// <https://docs.aws.amazon.com/general/latest/gr/sns.html>
+const DECLARATIONS: usize = 4;
+
+/// How long what was created may be unknown: a second or more.
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html>
+const FRESH: Duration = Duration::from_secs(5);
+
+/// How long a declaration waits where it is slowed down. The name of a queue that was deleted is
+/// free again after 60 s.
+const PATIENCE: Duration = Duration::from_secs(75);
+
 /// Creates what is used, once, and knows its addresses.
 #[derive(Debug)]
 pub(crate) struct Topology {
@@ -28,6 +48,7 @@ pub(crate) struct Topology {
     known: Mutex<Known>,
     /// What the ARNs of this account's topics begin with, once there is one.
     arns: OnceLock<String>,
+    turns: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -36,8 +57,10 @@ struct Known {
     queues: HashMap<String, Arc<str>>,
     /// By name.
     topics: HashMap<String, Arc<str>>,
-    /// By the name of their queue.
-    groups: HashSet<String>,
+    /// The topic of a group, by the name of its queue.
+    groups: HashMap<String, Option<Arc<str>>>,
+    /// When it was created here, by address.
+    created: HashMap<Arc<str>, Instant>,
 }
 
 /// Where a group's messages are.
@@ -51,39 +74,55 @@ pub(crate) struct Group {
 
 impl Topology {
     pub(crate) fn new(clients: Clients, settings: Settings) -> Self {
-        Self { clients, settings, known: Mutex::default(), arns: OnceLock::new() }
+        let turns = Semaphore::new(DECLARATIONS);
+        Self { clients, settings, known: Mutex::default(), arns: OnceLock::new(), turns }
     }
 
     pub(crate) fn prefix(&self) -> Option<&str> {
         self.settings.options.prefix.as_deref()
     }
 
-    /// The group of a subscription, created or checked at first use.
+    /// The group of a subscription, created or checked at first use; slowed down it waits.
     pub(crate) async fn group(&self, subscription: &Subscription) -> Result<Group> {
+        patiently(|| self.group_at_once(subscription)).await
+    }
+
+    /// The ARN of a topic, created or checked at first use; slowed down it waits.
+    pub(crate) async fn topic(&self, destination: &Destination) -> Result<Arc<str>> {
+        patiently(|| self.topic_at_once(destination)).await
+    }
+
+    /// The same for who repeats it until a deadline.
+    pub(crate) async fn group_at_once(&self, subscription: &Subscription) -> Result<Group> {
         let names = names::of_subscription(self.prefix(), subscription)?;
         let destination = subscription.destination();
         if let Some(group) = self.known_group(&names) {
             return Ok(group);
         }
-        let topic =
-            if destination.is_topic() { Some(self.topic(destination).await?) } else { None };
-        let topic = topic.as_deref();
-        let dead_letters = self.queue(&names.dead_letters, None, topic).await?;
-        let queue = self.queue(&names.queue, Some(&dead_letters), topic).await?;
-        if let Some(topic) = topic {
+        let topic = match destination {
+            Destination::Topic(_) => Some(self.topic_at_once(destination).await?),
+            Destination::Queue(_) => None,
+        };
+        let _turn = self.turns.acquire().await;
+        if let Some(group) = self.known_group(&names) {
+            return Ok(group);
+        }
+        let dead_letters = self.queue(&names.dead_letters, None, topic.as_deref()).await?;
+        let queue = self.queue(&names.queue, Some(&dead_letters), topic.as_deref()).await?;
+        if let Some(topic) = &topic {
             match self.settings.options.declare {
                 Declare::Create => self.subscribe(topic, &queue, &dead_letters).await?,
                 Declare::Verify => self.verify_subscribed(topic, &queue).await?,
                 Declare::Off => {}
             }
         }
-        self.known().groups.insert(names.queue);
+        self.known().groups.insert(names.queue, topic);
         Ok(Group { queue, dead_letters })
     }
 
     fn known_group(&self, names: &names::Names) -> Option<Group> {
         let known = self.known();
-        known.groups.contains(&names.queue).then_some(())?;
+        known.groups.get(&names.queue)?;
         Some(Group {
             queue: known.queues.get(&names.queue)?.clone(),
             dead_letters: known.queues.get(&names.dead_letters)?.clone(),
@@ -102,9 +141,33 @@ impl Topology {
     pub(crate) fn forget_topic(&self, topic: &Destination) -> Result<()> {
         let name = names::of_topic(self.prefix(), topic)?;
         let mut known = self.known();
-        known.groups.clear();
-        known.topics.remove(&name);
+        if let Some(arn) = known.topics.remove(&name) {
+            known.groups.retain(|_, topic| topic.as_ref() != Some(&arn));
+        }
         Ok(())
+    }
+
+    /// Maps a call about this address that failed. What was created here just now is not missing.
+    pub(crate) fn failed<E>(
+        &self,
+        operation: &'static str,
+        address: &str,
+        error: SdkError<E, HttpResponse>,
+    ) -> Error
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let error = failed(operation, address, error);
+        let created = self.known().created.get(address).copied();
+        if error.kind() == ErrorKind::NotFound && created.is_some_and(|at| at.elapsed() < FRESH) {
+            let text = format!("{address}: AWS does not know everywhere yet what was just created");
+            return error_of(ErrorKind::Blocked, operation, text);
+        }
+        error
+    }
+
+    fn created(&self, address: &Arc<str>) {
+        self.known().created.insert(Arc::clone(address), Instant::now());
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -121,7 +184,7 @@ impl Topology {
             return Ok(Arc::clone(url));
         }
         let url = match self.url(name).await? {
-            Some(url) => url,
+            Some(url) => url.into(),
             None if self.settings.options.declare == Declare::Off => {
                 return Err(missing("queue", name));
             }
@@ -136,7 +199,6 @@ impl Topology {
                 self.create(name, dead_letters, topic).await?
             }
         };
-        let url = Arc::<str>::from(url);
         self.known().queues.insert(name.to_owned(), Arc::clone(&url));
         Ok(url)
     }
@@ -156,7 +218,7 @@ impl Topology {
         name: &str,
         dead_letters: Option<&str>,
         topic: Option<&str>,
-    ) -> Result<String> {
+    ) -> Result<Arc<str>> {
         let mut create = self
             .clients
             .calls
@@ -189,13 +251,16 @@ impl Topology {
         }
         let what = format!("queue {name:?}");
         let created = create.send().await.map_err(|error| failed(DECLARE, &what, error))?;
-        created.queue_url.ok_or_else(|| error_of(ErrorKind::Broker, DECLARE, "no URL came back"))
+        let url = created.queue_url.map(Arc::from);
+        let url = url.ok_or_else(|| error_of(ErrorKind::Broker, DECLARE, "no URL came back"))?;
+        self.created(&url);
+        Ok(url)
     }
 
     async fn queue_arn(&self, url: &str) -> Result<String> {
         let get = self.clients.calls.get_queue_attributes().queue_url(url);
         let found = get.attribute_names(Attribute::QueueArn).send().await;
-        let mut found = found.map_err(|error| failed(DECLARE, url, error))?;
+        let mut found = found.map_err(|error| self.failed(DECLARE, url, error))?;
         let arn = found.attributes.as_mut().and_then(|all| all.remove(&Attribute::QueueArn));
         arn.ok_or_else(|| error_of(ErrorKind::Broker, DECLARE, "no ARN came back"))
     }
@@ -207,11 +272,16 @@ impl Topology {
         })
     }
 
-    /// The ARN of a topic, created or checked at first use.
-    pub(crate) async fn topic(&self, destination: &Destination) -> Result<Arc<str>> {
+    /// As [`topic`](Self::topic), for who repeats it until a deadline.
+    pub(crate) async fn topic_at_once(&self, destination: &Destination) -> Result<Arc<str>> {
         let name = names::of_topic(self.prefix(), destination)?;
-        if let Some(arn) = self.known().topics.get(&name) {
-            return Ok(Arc::clone(arn));
+        let known = || self.known().topics.get(&name).cloned();
+        if let Some(arn) = known() {
+            return Ok(arn);
+        }
+        let _turn = self.turns.acquire().await;
+        if let Some(arn) = known() {
+            return Ok(arn);
         }
         let sns = self.sns()?;
         let arns = match self.arns.get() {
@@ -228,7 +298,7 @@ impl Topology {
             None => None,
         };
         let arn = match existing {
-            Some(arn) => arn,
+            Some(arn) => arn.into(),
             None => {
                 let other = names::other_shape(&name);
                 if let Some(arns) = arns
@@ -239,10 +309,11 @@ impl Topology {
                 if self.settings.options.declare != Declare::Create {
                     return Err(missing("topic", &name));
                 }
-                create_topic(sns, &name).await?
+                let arn = create_topic(sns, &name).await?.into();
+                self.created(&arn);
+                arn
             }
         };
-        let arn = Arc::<str>::from(arn);
         self.known().topics.insert(name, Arc::clone(&arn));
         Ok(arn)
     }
@@ -278,6 +349,31 @@ impl Topology {
             }
         }
         Err(missing("subscription", &format!("{topic} -> {queue}")))
+    }
+}
+
+/// Repeats what the broker has not done yet because it was asked too often or too early.
+async fn patiently<T, F: Future<Output = Result<T>>>(declare: impl Fn() -> F) -> Result<T> {
+    let backoff = Backoff::exponential(Duration::from_millis(250))
+        .cap(Duration::from_secs(5))
+        .jitter(Jitter::Equal);
+    let began = Instant::now();
+    // By the clock, so that those of several processes and groups differ.
+    let seed = format!("{began:?}");
+    let mut attempt = 1;
+    loop {
+        match declare().await {
+            Err(error) if error.kind() == ErrorKind::Blocked => {
+                let pause = backoff.delay(attempt, &seed);
+                if began.elapsed() + pause > PATIENCE {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "declaring again");
+                sleep(pause).await;
+                attempt += 1;
+            }
+            done => return done,
+        }
     }
 }
 

@@ -40,6 +40,7 @@ fn queues() -> Target {
 fn target(name: &'static str, variable: &'static str, options: &'static str) -> Target {
     Target::new(name, move || connect(variable, options.to_owned()))
         .verifying(move || connect(variable, format!("{options}&declare=verify")))
+        .assuming(move || connect(variable, format!("{options}&declare=off")))
 }
 
 async fn connect(variable: &str, options: String) -> Result<Arc<dyn Broker>, BoxError> {

@@ -127,6 +127,7 @@ impl Worker {
         let mut declared = FuturesUnordered::new();
         for (subscription, _) in &mounts {
             subscription.validate()?;
+            check_hold(subscription, broker.capabilities().longest_hold)?;
             let (broker, subscription) = (Arc::clone(&broker), Arc::clone(subscription));
             declared.push(async move { broker.declare(&subscription).await });
         }
@@ -214,6 +215,17 @@ impl RunningWorker {
 /// How many deliveries may wait in a loop for their next attempt, beside those that run.
 fn parked_limit(concurrency: usize) -> usize {
     (4 * concurrency).min(256)
+}
+
+fn check_hold(subscription: &Subscription, longest: Option<Duration>) -> Result<()> {
+    match (subscription.lease_time(), longest) {
+        (lease, Some(longest)) if lease > longest => Err(Error::new(
+            ErrorKind::Invalid,
+            format!("a lease of {lease:?} is longer than the broker lets a delivery be held, {longest:?}"),
+        )
+        .operation("subscribe")),
+        _ => Ok(()),
+    }
 }
 
 fn threads() -> usize {

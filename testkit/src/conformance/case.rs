@@ -27,8 +27,12 @@ pub(super) enum Need {
     Of(fn(&Capabilities) -> bool, &'static str),
     /// A connection that only checks what it uses.
     Verifying,
+    /// A connection that takes what it uses for declared.
+    Assuming,
     /// A broker that other processes reach.
     Processes,
+    /// The same, with topics.
+    ProcessesOnTopics,
     /// A broker that may be killed.
     Restart,
 }
@@ -40,11 +44,17 @@ impl Need {
     /// The reason to ignore the case.
     pub(super) fn missing(self, target: &Target, capabilities: &Capabilities) -> Option<String> {
         match self {
+            Self::ProcessesOnTopics => Self::Processes
+                .missing(target, capabilities)
+                .or_else(|| Self::TOPICS.missing(target, capabilities)),
             Self::Of(can, reason) if !can(capabilities) => {
                 Some(format!("{}: {reason}", capabilities.broker))
             }
             Self::Verifying if target.verifying.is_none() => {
                 Some("the target offers no connection with declare=verify".to_owned())
+            }
+            Self::Assuming if target.assuming.is_none() => {
+                Some("the target offers no connection with declare=off".to_owned())
             }
             Self::Processes if target.in_process => {
                 Some("no other process can reach the broker".to_owned())

@@ -3,7 +3,9 @@ use std::process::{self, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{BoxError, Broker, Message, Outcome, Outgoing, Queue, Subscription, Worker};
+use anybroker_core::{
+    BoxError, Broker, Destination, Message, Outcome, Outgoing, Subscription, Worker,
+};
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
@@ -22,19 +24,29 @@ const PART: &str = "ANYBROKER_TEST_CHILD";
 pub(super) struct Child(process::Child);
 
 impl Child {
-    /// Starts a process that handles the queue's messages: each id is in the ledger before its
+    /// Starts a process that handles the group's messages: each id is in the ledger before its
     /// message is acknowledged.
-    pub(super) fn consumer(target: &str, queue: &str, ledger: &Path) -> Checked<Self> {
-        Self::start(&json!({ "target": target, "queue": queue, "ledger": ledger }))
+    pub(super) fn consumer(target: &str, of: &Subscription, ledger: &Path) -> Checked<Self> {
+        Self::start(target, of, ledger, None)
     }
 
-    /// Starts a process that publishes `<run>.0`, `<run>.1`, … to the queue: each id is in the
+    /// Starts a process that publishes `<run>.0`, `<run>.1`, … to the group's queue or topic: each id is in the
     /// ledger once it is confirmed.
-    pub(super) fn publisher(target: &str, queue: &str, ledger: &Path, run: &str) -> Checked<Self> {
-        Self::start(&json!({ "target": target, "queue": queue, "ledger": ledger, "run": run }))
+    pub(super) fn publisher(
+        target: &str,
+        to: &Subscription,
+        ledger: &Path,
+        run: &str,
+    ) -> Checked<Self> {
+        Self::start(target, to, ledger, Some(run))
     }
 
-    fn start(part: &Value) -> Checked<Self> {
+    fn start(target: &str, of: &Subscription, ledger: &Path, run: Option<&str>) -> Checked<Self> {
+        let destination = of.destination();
+        let group = destination.is_topic().then(|| of.group_name());
+        let part = json!({
+            "target": target, "name": destination.name(), "group": group, "ledger": ledger, "run": run,
+        });
         let mut command = Command::new(std::env::current_exe()?);
         // It ends with its input, and so with this process, whatever ends it.
         let command = command.env(PART, part.to_string()).stdin(Stdio::piped());
@@ -86,20 +98,24 @@ fn perform(part: &str, targets: &[Target]) -> Checked {
     });
     let part: Value = serde_json::from_str(part)?;
     let text = |name: &str| part[name].as_str().map(str::to_owned);
-    let (name, queue) = text("target").zip(text("queue")).ok_or("no target or queue")?;
-    let target = targets.iter().find(|target| target.name == name).ok_or("an unknown target")?;
+    let (target, name) = text("target").zip(text("name")).ok_or("no target or name")?;
+    let subscription = match text("group") {
+        Some(group) => Subscription::topic(name).group(group),
+        None => Subscription::queue(name),
+    };
+    let target = targets.iter().find(|one| one.name == target).ok_or("an unknown target")?;
     let ledger = Ledger::open(&PathBuf::from(text("ledger").ok_or("no ledger")?))?;
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let broker = (target.connect)().await?;
         match text("run") {
-            Some(run) => publish(&*broker, Queue::new(queue), &ledger, &run).await,
-            None => consume(broker, Queue::new(queue), ledger).await,
+            Some(run) => publish(&*broker, subscription.destination(), &ledger, &run).await,
+            None => consume(broker, subscription, ledger).await,
         }
     })
 }
 
-async fn consume(broker: Arc<dyn Broker>, queue: Queue, ledger: Ledger) -> Checked {
+async fn consume(broker: Arc<dyn Broker>, of: Subscription, ledger: Ledger) -> Checked {
     let ledger = Arc::new(ledger);
     let service = service_fn(move |message: Message| {
         let ledger = ledger.clone();
@@ -110,21 +126,20 @@ async fn consume(broker: Arc<dyn Broker>, queue: Queue, ledger: Ledger) -> Check
         }
     });
     // Where deliveries are leased, the next process has a killed one's when its leases are over.
-    let subscription =
-        Subscription::queue(queue).unlimited_deliveries().lease(Duration::from_secs(3));
+    let subscription = of.unlimited_deliveries().lease(Duration::from_secs(3));
     let worker = Worker::new(broker).concurrency(16).subscribe(subscription, service);
     worker.start().await?.run_until(std::future::pending::<()>()).await?;
     Ok(())
 }
 
-async fn publish(broker: &dyn Broker, queue: Queue, ledger: &Ledger, run: &str) -> Checked {
+async fn publish(broker: &dyn Broker, to: &Destination, ledger: &Ledger, run: &str) -> Checked {
     const AT_ONCE: usize = 50;
     let producer = broker.producer();
     for burst in 0.. {
         let sends: Vec<_> = (burst * AT_ONCE..(burst + 1) * AT_ONCE)
             .map(|number| {
                 let id = format!("{run}.{number}");
-                (producer.send(Outgoing::new(queue.clone(), message(&id))), id)
+                (producer.send(Outgoing::new(to.clone(), message(&id))), id)
             })
             .collect();
         for (send, id) in sends {

@@ -55,12 +55,23 @@ impl Lab {
 
     /// The same case on another connection.
     pub(super) async fn reconnected(&self) -> Checked<Self> {
-        Ok(Self { broker: self.connect().await?, ..self.clone() })
+        Ok(self.on(self.connect().await?))
+    }
+
+    /// The same case on this connection.
+    pub(super) fn on(&self, broker: Arc<dyn Broker>) -> Self {
+        Self { broker, ..self.clone() }
     }
 
     /// Opens a connection that only checks what it uses.
     pub(super) async fn verifying(&self) -> Checked<Arc<dyn Broker>> {
         let connect = self.target.verifying.as_ref().ok_or("the target has no verifying hook")?;
+        connect().await
+    }
+
+    /// Opens a connection that takes what it uses for declared.
+    pub(super) async fn assuming(&self) -> Checked<Arc<dyn Broker>> {
+        let connect = self.target.assuming.as_ref().ok_or("the target has no assuming hook")?;
         connect().await
     }
 

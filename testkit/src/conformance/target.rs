@@ -12,6 +12,7 @@ pub struct Target {
     pub(super) name: Cow<'static, str>,
     pub(super) connect: Arc<Connect>,
     pub(super) verifying: Option<Arc<Connect>>,
+    pub(super) assuming: Option<Arc<Connect>>,
     pub(super) in_process: bool,
     pub(super) mortal: Option<Mortal>,
 }
@@ -48,6 +49,7 @@ impl Target {
             name: name.into(),
             connect: boxed(connect),
             verifying: None,
+            assuming: None,
             in_process: false,
             mortal: None,
         }
@@ -61,6 +63,17 @@ impl Target {
         E: Into<BoxError>,
     {
         self.verifying = Some(boxed(connect));
+        self
+    }
+
+    /// Says how to open a connection with `declare=off`. Without it, the cases about what is assumed
+    /// to exist are ignored.
+    pub fn assuming<F, E>(mut self, connect: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Arc<dyn Broker>, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.assuming = Some(boxed(connect));
         self
     }
 

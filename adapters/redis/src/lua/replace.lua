@@ -3,13 +3,13 @@
 -- consumer's. The copy comes first: if it fails, the original stays. A server without memory does
 -- it too: what is acknowledged frees what the copy takes.
 -- KEYS: stream, lock, retry, delayed, dead letters. ARGV: group, consumer, token or '', then for
--- each entry: id, count, where, delay in ms, unique text, number of fields, fields.
+-- each entry: id, count, where, delay in ms, unique text, number of fields, fields. Answers which
+-- were not this consumer's, by their places from 0 on.
 local stream, group, consumer, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local fenced = token == '' or redis.call('GET', KEYS[2]) == token
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local answers = {}
-local i = 4
+local lost, place, i = {}, 0, 4
 while i <= #ARGV do
     local id, where, length = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 5])
     local first, last = i + 6, i + 5 + length
@@ -24,8 +24,9 @@ while i <= #ARGV do
             redis.call('XADD', where == 'dead' and KEYS[5] or KEYS[3], '*', unpack(ARGV, first, last))
         end
         redis.call('XACK', stream, group, id)
+    else
+        lost[#lost + 1] = place
     end
-    answers[#answers + 1] = mine and '1' or '0'
-    i = last + 1
+    place, i = place + 1, last + 1
 end
-return table.concat(answers)
+return lost

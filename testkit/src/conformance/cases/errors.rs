@@ -24,10 +24,7 @@ cases! {
     the_largest_payload_passes_and_one_byte_more_does_not;
     names_that_break_the_rules_are_refused;
     a_subscription_that_makes_no_sense_is_refused;
-    another_shape_of_a_queue_is_a_mismatch;
     a_closed_broker_says_so;
-    a_missing_destination_is_not_found: Need::Verifying;
-    an_existing_destination_is_found: Need::Verifying;
     a_healthy_broker_says_so;
 }
 
@@ -159,19 +156,6 @@ async fn a_subscription_that_makes_no_sense_is_refused(lab: Lab) -> Checked {
     Ok(())
 }
 
-async fn another_shape_of_a_queue_is_a_mismatch(lab: Lab) -> Checked {
-    let queue = lab::queue();
-    lab.publish(queue.clone(), messages(1)).await?;
-    let other = lab.reconnected().await?;
-    let ordered = queue.clone().ordered();
-    refused(ErrorKind::Mismatch, other.broker().declare_destination(&ordered.clone().into()))
-        .await?;
-    refused(ErrorKind::Mismatch, other.broker().declare(&Subscription::queue(ordered))).await?;
-    lab.step("the queue is unharmed");
-    assert_eq!(other.consume(&Subscription::queue(queue)).await?.ack(1).await?, ids(1));
-    Ok(())
-}
-
 async fn a_closed_broker_says_so(lab: Lab) -> Checked {
     let (queue, subscription) = (lab::queue(), Subscription::queue(lab::queue()));
     let broker = lab.connect().await?;
@@ -184,48 +168,6 @@ async fn a_closed_broker_says_so(lab: Lab) -> Checked {
     refused(ErrorKind::Closed, broker.depth(&subscription)).await?;
     refused(ErrorKind::Closed, broker.purge_dead_letters(&subscription)).await?;
     refused(ErrorKind::Closed, broker.health()).await?;
-    Ok(())
-}
-
-async fn a_missing_destination_is_not_found(lab: Lab) -> Checked {
-    let broker = lab.verifying().await?;
-    let (queue, topic) = (lab::queue(), lab::topic());
-    let producer = broker.producer();
-    lab.step("declare");
-    refused(ErrorKind::NotFound, broker.declare_destination(&queue.clone().into())).await?;
-    refused(ErrorKind::NotFound, broker.declare(&Subscription::queue(queue.clone()))).await?;
-    lab.step("publish");
-    refused(ErrorKind::NotFound, producer.send(Outgoing::new(queue.clone(), message("m")))).await?;
-    if broker.capabilities().topics {
-        lab.step("a topic");
-        let group = Subscription::topic(topic.clone()).group("one");
-        refused(ErrorKind::NotFound, broker.declare(&group)).await?;
-        refused(ErrorKind::NotFound, producer.send(Outgoing::new(topic, message("m")))).await?;
-    }
-    lab.step("consume");
-    refused(ErrorKind::NotFound, broker.consume(&Subscription::queue(queue), 1)).await?;
-    lab.step("the connection still works");
-    broker.health().await?;
-    broker.close().await?;
-    Ok(())
-}
-
-async fn an_existing_destination_is_found(lab: Lab) -> Checked {
-    let queue = lab::queue();
-    let (destination, group) = lab.group("one");
-    lab.broker().declare_destination(&queue.clone().into()).await?;
-    lab.broker().declare(&Subscription::queue(queue.clone())).await?;
-    lab.broker().declare(&group).await?;
-    lab.step("with verify");
-    let broker = lab.verifying().await?;
-    broker.declare_destination(&queue.clone().into()).await?;
-    broker.declare(&group).await?;
-    let producer = broker.producer();
-    producer.send(Outgoing::new(queue.clone(), message("m0"))).await?;
-    producer.send(Outgoing::new(destination, message("m0"))).await?;
-    assert_eq!(lab.consume(&group).await?.ack(1).await?, ids(1));
-    assert_eq!(lab.consume(&Subscription::queue(queue)).await?.ack(1).await?, ids(1));
-    broker.close().await?;
     Ok(())
 }
 

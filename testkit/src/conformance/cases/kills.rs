@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anybroker_core::{Destination, Outcome, Subscription};
+use anybroker_core::{Outcome, Subscription};
 use fastrand::Rng;
 use tokio::time::{Instant, sleep};
 
@@ -17,6 +17,8 @@ use crate::ledger::Ledger;
 cases! {
     a_consumer_killed_ten_times_handles_every_confirmed_message: Need::Processes, within 150;
     a_publisher_killed_ten_times_loses_nothing_confirmed: Need::Processes, within 150;
+    a_consumer_of_a_topic_killed_ten_times_handles_every_confirmed_message: Need::ProcessesOnTopics, within 150;
+    a_publisher_to_a_topic_killed_ten_times_loses_nothing_confirmed: Need::ProcessesOnTopics, within 150;
 }
 
 const KILLS: usize = 10;
@@ -77,31 +79,50 @@ impl Drop for Folder {
 }
 
 async fn a_consumer_killed_ten_times_handles_every_confirmed_message(lab: Lab) -> Checked {
-    let queue = lab::queue();
-    let destination = Destination::from(queue.clone());
+    kill_consumers(lab, &Subscription::queue(lab::queue())).await
+}
+
+async fn a_publisher_killed_ten_times_loses_nothing_confirmed(lab: Lab) -> Checked {
+    kill_publishers(lab, &Subscription::queue(lab::queue())).await
+}
+
+async fn a_consumer_of_a_topic_killed_ten_times_handles_every_confirmed_message(
+    lab: Lab,
+) -> Checked {
+    kill_consumers(lab, &Subscription::topic(lab::topic()).group("g")).await
+}
+
+async fn a_publisher_to_a_topic_killed_ten_times_loses_nothing_confirmed(lab: Lab) -> Checked {
+    kill_publishers(lab, &Subscription::topic(lab::topic()).group("g")).await
+}
+
+async fn kill_consumers(lab: Lab, subscription: &Subscription) -> Checked {
+    lab.broker().declare(subscription).await?;
+    let destination = subscription.destination();
     let folder = Folder::new(destination.name())?;
     let (confirmed, handled) = (folder.0.join("confirmed"), folder.0.join("handled"));
     let mut points = KillPoints::new()?;
     let publishing = {
         let (lab, ledger) = (lab.clone(), Ledger::open(&confirmed)?);
+        let destination = destination.clone();
         tokio::spawn(async move {
             for burst in 0..MESSAGES / 50 {
                 let ids: Vec<_> = (burst * 50..(burst + 1) * 50).map(|n| format!("m{n}")).collect();
-                lab.publish(queue.clone(), ids.iter().map(|id| message(id))).await?;
+                lab.publish(destination.clone(), ids.iter().map(|id| message(id))).await?;
                 ledger.append(ids.iter().map(String::as_str))?;
             }
             Checked::Ok(())
         })
     };
     for kill in 0..KILLS {
-        let mut child = Child::consumer(lab.target(), destination.name(), &handled)?;
+        let mut child = Child::consumer(lab.target(), subscription, &handled)?;
         lab.step(format!("seed {}: kill {kill}", points.seed));
         let lines = points.next(&mut child, &handled).await?;
         child.kill()?;
         lab.step(format!("seed {}: kill {kill} was after {lines} lines", points.seed));
     }
     publishing.await??;
-    let mut last = Child::consumer(lab.target(), destination.name(), &handled)?;
+    let mut last = Child::consumer(lab.target(), subscription, &handled)?;
     let confirmed: HashSet<_> = Ledger::read(&confirmed)?.into_iter().collect();
     assert_eq!(confirmed.len(), MESSAGES);
     let mut end = (0, Instant::now() + PATIENCE);
@@ -129,23 +150,21 @@ async fn a_consumer_killed_ten_times_handles_every_confirmed_message(lab: Lab) -
     }
 }
 
-async fn a_publisher_killed_ten_times_loses_nothing_confirmed(lab: Lab) -> Checked {
-    let queue = lab::queue();
-    let subscription = Subscription::queue(queue.clone());
-    let destination = Destination::from(queue);
-    let folder = Folder::new(destination.name())?;
+async fn kill_publishers(lab: Lab, subscription: &Subscription) -> Checked {
+    lab.broker().declare(subscription).await?;
+    let folder = Folder::new(subscription.destination().name())?;
     let ledger = folder.0.join("confirmed");
     let mut points = KillPoints::new()?;
     for kill in 0..KILLS {
         lab.step(format!("seed {}: kill {kill}", points.seed));
         let run = format!("r{kill}");
-        let mut child = Child::publisher(lab.target(), destination.name(), &ledger, &run)?;
+        let mut child = Child::publisher(lab.target(), subscription, &ledger, &run)?;
         points.next(&mut child, &ledger).await?;
         child.kill()?;
     }
     let confirmed: HashSet<_> = Ledger::read(&ledger)?.into_iter().collect();
     let mut missing = confirmed.clone();
-    let mut consumer = lab.consume(&subscription).await?;
+    let mut consumer = lab.consume(subscription).await?;
     let mut received = 0;
     while !missing.is_empty() {
         lab.step(format!("seed {}: {} of {}", points.seed, missing.len(), confirmed.len()));

@@ -2,13 +2,16 @@
 
 mod attempts;
 mod dead_letters;
+mod declaring;
 mod delays;
+mod draining;
 mod endings;
 mod envelopes;
 mod errors;
 mod groups;
 mod kills;
 mod layers;
+mod limits;
 mod ordering;
 mod receiving;
 mod restarts;
@@ -29,6 +32,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         workers::CASES,
         endings::CASES,
         ordering::CASES,
+        draining::CASES,
         delays::CASES,
         attempts::CASES,
         settlement::CASES,
@@ -37,6 +41,8 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         groups::CASES,
         envelopes::CASES,
         errors::CASES,
+        declaring::CASES,
+        limits::CASES,
         restarts::CASES,
     ]
     .into_iter()

@@ -1,0 +1,101 @@
+//! What a consumer does beside reading: it moves what is due, takes over what others left, renews
+//! what waits and removes what is finished.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anybroker_core::{ErrorKind, Result, RetryClass};
+use tokio::time::Instant;
+
+use crate::consume::Reader;
+use crate::link::Call;
+use crate::scripts::{MOVE, TRIM};
+
+/// How often a consumer looks for what is due, and for what others left behind.
+pub(crate) const TICK: Duration = Duration::from_millis(500);
+/// Looking for what others left behind takes longer the more is in flight: no more than a
+/// twentieth of the time is spent on it.
+const CLAIM_SHARE: u32 = 20;
+
+/// How often it removes what all groups have finished.
+pub(crate) const TRIM_EVERY: Duration = Duration::from_secs(2);
+/// The most entries that it removes from a stream in one step, and in how many steps on end.
+const TRIM_LOT: usize = 10_000;
+const TRIM_LOTS: usize = 50;
+
+/// The most bytes that become due in one step, during which the server does nothing else.
+const MOVED_BYTES: usize = 4 * 1024 * 1024;
+
+impl Reader {
+    /// Moves what is due, takes over what others left, and renews what waits here.
+    pub(crate) async fn tick(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut next = TICK;
+        if shared.group.ordered {
+            self.own().await?;
+        }
+        for (index, partition) in shared.group.partitions.iter().enumerate() {
+            if shared.group.ordered && self.owned[index].is_none() {
+                continue;
+            }
+            let call =
+                Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(MOVED_BYTES);
+            match shared.link.run::<i64>("move what is due", &call).await {
+                Ok(due) => {
+                    if let Ok(due) = u64::try_from(due) {
+                        next = next.min(Duration::from_millis(due + 1));
+                    }
+                }
+                Err(error)
+                    if error.retry_class() == RetryClass::Permanent
+                        || matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) =>
+                {
+                    return Err(error);
+                }
+                // Refused, it stays where it is. What is below must go on, and may be what helps.
+                Err(error) => tracing::warn!(%error, "what is due could not be moved"),
+            }
+        }
+        self.next_tick = Instant::now() + next;
+        let begun = Instant::now();
+        if self.recover_at.is_some_and(|at| at <= begun) {
+            self.recover().await?;
+            self.recover_at = None;
+        }
+        if !shared.group.ordered && self.next_claim <= begun {
+            self.claim_all().await?;
+            let pause = CLAIM_SHARE * begun.elapsed();
+            self.next_claim = begun + pause.min(TICK.max(shared.lease() / 4));
+        }
+        shared.renew(shared.held.to_renew(shared.lease())).await?;
+        if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
+            let trimmed = self.trim().await;
+            if !matches!(trimmed, Ok(true)) {
+                shared.settled.store(true, Ordering::Relaxed);
+            }
+            trimmed?;
+        }
+        Ok(())
+    }
+
+    /// Removes what all groups have finished; answers whether that was all of it.
+    async fn trim(&mut self) -> Result<bool> {
+        let shared = &self.shared;
+        let mut all = true;
+        for source in 0..self.cursors.len() {
+            let call = Call::new(&TRIM).key(shared.group.stream(source)).arg(TRIM_LOT);
+            let mut more = true;
+            for _ in 0..TRIM_LOTS {
+                // It stops where the next node would be too much.
+                more = shared.link.run::<usize>("trim", &call).await? >= TRIM_LOT / 2;
+                if !more {
+                    break;
+                }
+            }
+            all &= !more;
+        }
+        self.next_trim = Instant::now() + TRIM_EVERY;
+        Ok(all)
+    }
+}
