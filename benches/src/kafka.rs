@@ -8,10 +8,10 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use anybroker::kafka::rdkafka::consumer::{BaseConsumer, Consumer};
+use anybroker::kafka::rdkafka::message::Headers;
 use anybroker::kafka::rdkafka::producer::{
     BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer,
 };
-use anybroker::kafka::rdkafka::message::Headers;
 use anybroker::kafka::rdkafka::{ClientConfig, ClientContext, Message as _};
 use anybroker::{
     BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
@@ -138,7 +138,8 @@ impl Bench {
             }
         }
         let (config, messages) = (self.config(), self.messages);
-        let rate = spawn_blocking(move || bare_consume_all(config, &name, messages, attributes)).await??;
+        let rate =
+            spawn_blocking(move || bare_consume_all(config, &name, messages, attributes)).await??;
         broker.close().await?;
         Ok(rate)
     }

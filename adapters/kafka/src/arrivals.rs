@@ -30,6 +30,8 @@ struct State {
     /// How many there is room for, here and on the desk, and how many wait on the desk.
     window: usize,
     waiting: usize,
+    /// Whether the reader found no room, and waits to be woken when there is some.
+    waits: bool,
     ended: bool,
 }
 
@@ -73,9 +75,9 @@ impl Arrivals {
     /// Says how many wait on the desk, and how many may in all.
     pub(crate) fn report(&self, waiting: usize, window: usize) {
         let mut state = self.lock();
-        let was_full = state.is_full();
         (state.waiting, state.window) = (waiting, window);
-        if was_full && !state.is_full() {
+        if state.waits && !state.is_full() {
+            state.waits = false;
             drop(state);
             self.wake();
         }
@@ -87,8 +89,11 @@ impl Arrivals {
         let _ = self.reader.set(std::thread::current());
     }
 
+    /// Whether there is no room; if so, the reader is woken when there is.
     pub(crate) fn is_full(&self) -> bool {
-        self.lock().is_full()
+        let mut state = self.lock();
+        state.waits = state.is_full();
+        state.waits
     }
 
     /// Gives what was read, and takes what is finished; answers whether there is anything new.
@@ -103,5 +108,30 @@ impl Arrivals {
 impl State {
     fn is_full(&self) -> bool {
         self.arrived.len() + self.waiting >= self.window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use anybroker_core::Envelope;
+
+    use super::*;
+
+    #[test]
+    fn the_reader_is_woken_whatever_made_it_full() {
+        let arrivals = Arrivals::default();
+        arrivals.started();
+        arrivals.report(0, 1);
+        let message = (Envelope::new("t", "").into(), None);
+        arrivals.push(&mut vec![Arrival { assignment: 0, offset: 0, message }], &mut Vec::new());
+        assert!(arrivals.is_full());
+        // The clerk takes what has arrived before it says how much waits.
+        arrivals.exchange(&mut Vec::new(), &mut Vec::new());
+        arrivals.report(0, 1);
+        let since = Instant::now();
+        std::thread::park_timeout(Duration::from_secs(30));
+        assert!(since.elapsed() < Duration::from_secs(30) && !arrivals.is_full());
     }
 }

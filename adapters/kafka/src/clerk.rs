@@ -10,7 +10,6 @@ use crate::arrivals::Arrivals;
 use crate::commands::{Commands, tag};
 use crate::desk::{Desk, commits};
 use crate::membership::GroupContext;
-use crate::partition::Partition;
 use crate::publish::{Record, Settlement, Waiting};
 
 /// How often finished messages are committed.
@@ -50,7 +49,7 @@ impl Clerk<'_> {
                 return None;
             }
             if desk.seats.iter().all(|seat| seat.leaving) && desk.out() == 0 {
-                drop(desk);
+                // With the desk in hand, so that nobody puts a new consumer there meanwhile.
                 if self.commands.end_if_idle() {
                     return None;
                 }
@@ -88,6 +87,9 @@ impl Clerk<'_> {
             let leaving = desk.seats.iter().any(|seat| seat.leaving);
             let (time, batch) = if desk.has_suspects() {
                 (Duration::from_millis(5), 1)
+            } else if desk.can_hand_out() && desk.needs_reservation() {
+                // What was reserved is used up.
+                (Duration::from_millis(1), 1)
             } else if desk.ready() > 0 && !desk.can_hand_out() && batch > 1 {
                 (Duration::from_millis(1), batch)
             } else if desk.ready() > 0 || leaving {
@@ -103,7 +105,7 @@ impl Clerk<'_> {
 
     /// Makes known that messages are about to be handed out, before they are.
     fn reserve(&self, desk: &mut Desk) {
-        if !desk.can_hand_out() || !desk.partitions.iter().any(Partition::needs_reservation) {
+        if !desk.can_hand_out() || !desk.needs_reservation() {
             return;
         }
         let mut reserved = Vec::new();
@@ -126,6 +128,10 @@ impl Clerk<'_> {
     /// Commits, and waits for it: the client does not tell what became of others, and may repeat
     /// them after later ones.
     fn commit(&self, list: &TopicPartitionList) -> bool {
+        // Others go on from what they committed since: an older position must not replace it.
+        if self.consumer.assignment_lost() {
+            return false;
+        }
         match self.consumer.commit(list, CommitMode::Sync) {
             Ok(()) => true,
             Err(error) => {

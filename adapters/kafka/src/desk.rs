@@ -211,9 +211,13 @@ impl Desk {
         }
     }
 
-    /// Whether suspects wait.
+    /// Whether a suspect waits, or is out: others may wait for its end.
     pub(crate) fn has_suspects(&self) -> bool {
-        self.partitions.iter().any(|partition| partition.suspect().is_some())
+        self.suspect.is_some() || self.partitions.iter().any(|known| known.suspect().is_some())
+    }
+
+    pub(crate) fn needs_reservation(&self) -> bool {
+        self.partitions.iter().any(Partition::needs_reservation)
     }
 
     /// Takes partitions out that are another's now; what was out of them frees its places.

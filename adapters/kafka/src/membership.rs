@@ -173,7 +173,8 @@ impl GroupContext {
         }
     }
 
-    /// Lets partitions go: handlers finish what they run, then all that is finished is committed.
+    /// Lets partitions go: handlers finish what they run, then all that is finished is committed,
+    /// with the desk in hand: nobody is told before that what was settled is committed.
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let leaving = list.elements();
         let leaving: Vec<_> =
@@ -211,7 +212,6 @@ impl GroupContext {
         self.commands.revoke(&ids);
         desk.apply(&self.commands);
         let removed = desk.remove(&ids);
-        drop(desk);
         // The client would keep them paused when they come back.
         let mut paused = TopicPartitionList::new();
         for partition in removed.iter().filter(|partition| partition.paused) {

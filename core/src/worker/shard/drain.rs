@@ -120,14 +120,16 @@ where
     /// Gives back what no handler is running.
     fn give_back(&mut self) {
         let now = Instant::now();
-        let parked: Vec<_> = self.parked.drain().collect();
-        for (due, held, wait) in parked {
-            self.end_wait(held, wait, due.saturating_duration_since(now));
-        }
-        // What follows in a lane is queued when the one before it is settled.
-        while let Some(held) = self.queue.pop_front() {
-            let next = self.settle(held, AT_ONCE, Kind::Released);
-            self.admit(next);
+        // What follows in a lane is queued, or parked, when the one before it is settled.
+        while !(self.parked.is_empty() && self.queue.is_empty()) {
+            let parked: Vec<_> = self.parked.drain().collect();
+            for (due, held, wait) in parked {
+                self.end_wait(held, wait, due.saturating_duration_since(now));
+            }
+            while let Some(held) = self.queue.pop_front() {
+                let next = self.settle(held, AT_ONCE, Kind::Released);
+                self.admit(next);
+            }
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anybroker_core::{Destination, Outcome, Queue, Subscription, Worker};
+use anybroker_core::{Destination, Outcome, Outgoing, Queue, Subscription, Worker};
 use tokio::time::Instant;
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{self, Lab, message};
+use crate::conformance::lab::{self, Lab, QUIET, message};
 use crate::conformance::worked::{Sight, Sightings, Working, acknowledge};
 
 cases! {
@@ -20,6 +20,7 @@ cases! {
         |can| !can.ordered_delays,
         "what an ordered group gives back keeps its time too",
     );
+    a_drain_counts_nothing_of_what_is_delayed_in_order;
 }
 
 const WAIT: Duration = Duration::from_secs(4);
@@ -88,5 +89,35 @@ async fn an_ordered_retry_that_waits_longer_than_the_drain_keeps_its_place(lab: 
     let (_, sights) = hand_over(&lab, lab::queue().ordered(), SHORT).await?;
     in_place(&sights);
     assert_eq!(sights[0].attempt, 2);
+    Ok(())
+}
+
+/// The first waits for its time, the others for the first: wherever they are when their worker
+/// drains, no handler has seen them.
+async fn a_drain_counts_nothing_of_what_is_delayed_in_order(lab: Lab) -> Checked {
+    let subscription = Subscription::queue(lab::queue().ordered());
+    let ids = ["m0", "m1", "m2"];
+    let producer = lab.broker().producer();
+    lab.broker().declare(&subscription).await?;
+    for id in ids {
+        let outgoing =
+            Outgoing::new(subscription.destination().clone(), message(id).with_key("same"));
+        producer.send(outgoing.with_delay(WAIT)).await?;
+    }
+    let other = lab.reconnected().await?;
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let worker = Worker::new(other.broker().clone()).drain_timeout(SHORT);
+    let working = Working::start(worker.subscribe(subscription.clone(), service)).await?;
+    seen.quiet(QUIET).await?;
+    lab.step("drain");
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.unsettled), (0, 0), "{report}");
+    lab.step("the rest");
+    let (mut seen, service) = Sightings::of(acknowledge);
+    let next = Working::on(&lab, &subscription, service).await?;
+    for (id, sight) in ids.iter().zip(seen.take(ids.len()).await?) {
+        assert_eq!((&*sight.id, sight.attempt), (*id, 1));
+    }
+    next.drain().await?;
     Ok(())
 }
