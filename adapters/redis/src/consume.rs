@@ -63,8 +63,12 @@ pub(crate) struct Reader {
     pub(crate) cursors: Vec<Cursor>,
     /// Until when each ordered partition is owned.
     pub(crate) owned: Vec<Option<Instant>>,
-    /// Those of them that are given up once all of them that was handed out is settled.
-    pub(crate) leaving: Vec<bool>,
+    /// Since when those are leaving that are given up once all that was handed out is settled.
+    pub(crate) leaving: Vec<Option<Instant>>,
+    /// Until when one is kept that did not get empty.
+    pub(crate) staying: Vec<Option<Instant>>,
+    /// Which ordered partition is read first, for none to take all room for ever.
+    pub(crate) turn: usize,
     /// What names the next ownership apart from all before.
     pub(crate) ownerships: u64,
     pub(crate) next_tick: Instant,
@@ -104,7 +108,9 @@ pub(crate) async fn consume(
         surplus: VecDeque::new(),
         cursors: vec![Cursor::start(); 2 * partitions],
         owned: vec![None; partitions],
-        leaving: vec![false; partitions],
+        leaving: vec![None; partitions],
+        staying: vec![None; partitions],
+        turn: 0,
         ownerships: 0,
         next_tick: Instant::now(),
         next_trim: Instant::now() + TRIM_EVERY,
@@ -361,15 +367,33 @@ impl Reader {
     }
 
     async fn leave(&mut self) -> Result<()> {
-        self.disown().await?;
-        let shared = &self.shared;
-        if shared.group.ordered {
-            // Others of this process say that they are here with their next tick.
-            let mut forget = redis::cmd("ZREM");
-            forget.arg(&shared.group.members).arg(&self.topology.process);
-            shared.link.query::<i64>("leave", &forget).await?;
+        // One that fails keeps none of the others from being tried.
+        let disowned = self.disown().await;
+        let forgotten = self.forget_process().await;
+        let swept = self.sweep().await;
+        disowned.and(forgotten).and(swept)
+    }
+
+    /// Says that this process is no more in an ordered group, unless another consumer of it owns
+    /// something there.
+    async fn forget_process(&self) -> Result<()> {
+        let group = &self.shared.group;
+        if !group.ordered {
+            return Ok(());
         }
-        self.sweep().await
+        let mut owners = redis::cmd("MGET");
+        for partition in &group.partitions {
+            owners.arg(&partition.lock);
+        }
+        let owners: Vec<Option<String>> = self.shared.link.query("leave", &owners).await?;
+        let process = &self.topology.process;
+        if owners.iter().flatten().any(|owner| owner.starts_with(process.as_str())) {
+            return Ok(());
+        }
+        // One that owns nothing says that it is here with its next tick.
+        let mut forget = redis::cmd("ZREM");
+        forget.arg(&group.members).arg(process);
+        self.shared.link.query::<i64>("leave", &forget).await.map(drop)
     }
 
     /// Deletes this consumer and those of crashed processes, where nothing is pending. The server

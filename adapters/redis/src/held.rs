@@ -52,6 +52,8 @@ struct Table {
     suspects: usize,
     /// Ordered partitions that hand out no more until all that was handed out is back.
     shut: Vec<usize>,
+    /// Those that are to be given up, which hand out nothing either.
+    leaving: Vec<usize>,
 }
 
 impl Held {
@@ -121,10 +123,12 @@ impl Held {
         if entry.state == State::Settling {
             return None;
         }
+        let unseen = entry.state == State::Waiting;
         entry.state = State::Settling;
         let holding = entry.holding;
         table.open -= 1;
-        if shut {
+        // Nothing passes what goes unseen out of a leaving partition: all that waits goes back.
+        if shut && !(unseen && table.leaving.contains(&(holding.source / 2))) {
             table.shut(holding.source / 2);
         }
         Some(holding)
@@ -227,6 +231,7 @@ impl Held {
     pub(crate) fn lose(&self, partition: usize) {
         let mut table = self.lock();
         table.shut.retain(|shut| *shut != partition);
+        table.leaving.retain(|leaving| *leaving != partition);
         let of_it = |entry: &&Entry| entry.holding.source / 2 == partition;
         let lost: Vec<_> = table.entries.values().filter(of_it).map(|e| e.holding.tag).collect();
         for tag in lost {
@@ -248,6 +253,35 @@ impl Held {
         }
         table.shut.retain(|shut| *shut != partition);
         Reopening::Again
+    }
+
+    /// Keeps a partition that is to be given up from handing out more.
+    pub(crate) fn leave(&self, partition: usize) {
+        let mut table = self.lock();
+        if !table.leaving.contains(&partition) {
+            table.leaving.push(partition);
+        }
+    }
+
+    /// What of a leaving partition waits, which goes back now; `None` once all is back.
+    pub(crate) fn drain(&self, partition: usize) -> Option<Vec<Holding>> {
+        let mut table = self.lock();
+        let of_it = |holding: &Holding| holding.source / 2 == partition;
+        let waiting = table.take_waiting(of_it);
+        table.entries.values().any(|entry| of_it(&entry.holding)).then_some(waiting)
+    }
+
+    /// Lets a leaving partition hand out again, from its beginning; not while something is on its
+    /// way back, which comes before what follows.
+    pub(crate) fn stay(&self, partition: usize) -> bool {
+        let mut table = self.lock();
+        let back =
+            |entry: &Entry| entry.holding.source / 2 == partition && entry.state != State::Out;
+        if table.entries.values().any(back) {
+            return false;
+        }
+        table.leaving.retain(|leaving| *leaving != partition);
+        true
     }
 
     /// Keeps an ordered partition from handing out more; see [`reopen`](Self::reopen).
@@ -294,7 +328,8 @@ impl Table {
 
     fn hand_out(&mut self, tag: u64) -> bool {
         let Some(entry) = self.entries.get_mut(&tag) else { return false };
-        if self.shut.contains(&(entry.holding.source / 2)) {
+        let partition = entry.holding.source / 2;
+        if self.shut.contains(&partition) || self.leaving.contains(&partition) {
             return false;
         }
         if entry.until < Instant::now() {
@@ -360,6 +395,33 @@ mod tests {
         assert!(!held.remove([other]));
         assert!(held.remove([suspect]));
         assert_eq!(held.room(4), (4, 0));
+    }
+
+    #[test]
+    fn a_partition_that_does_not_get_empty_hands_out_again_from_its_beginning() {
+        let held = Held::default();
+        let [out, dropped, waiting] = [1, 2, 3].map(|number| insert(&held, number, 1));
+        assert!(held.lock().hand_out(out));
+        held.leave(0);
+        assert!(!held.lock().hand_out(dropped));
+        assert!(matches!(held.abandon(dropped, true), Some((_, false))));
+        assert!(!held.stay(0), "one is on its way, one waits");
+        let returns = held.drain(0).expect("one is out");
+        assert_eq!(returns.iter().map(|holding| holding.tag).collect::<Vec<_>>(), [waiting]);
+        assert!(!held.stay(0), "both are on their way");
+        held.remove([dropped, waiting]);
+        assert!(held.drain(0).is_some_and(|returns| returns.is_empty()));
+        assert!(held.stay(0));
+        assert!(matches!(held.reopen(0), Reopening::Open));
+        let again = insert(&held, 2, 1);
+        assert!(held.lock().hand_out(again));
+        held.leave(0);
+        held.settle(out, true).expect("it is out");
+        held.remove([out]);
+        assert!(held.stay(0));
+        assert!(matches!(held.reopen(0), Reopening::Not(_)), "what follows the returned is out");
+        held.remove([again]);
+        assert!(held.drain(0).is_none());
     }
 
     #[test]

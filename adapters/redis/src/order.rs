@@ -17,6 +17,9 @@ use crate::reclaim::{Cursor, Waits};
 use crate::scripts::{LOCK, OWN, TAKE, array, streams, text};
 use crate::settle::millis;
 
+/// For how many leases one is kept that did not get empty within one.
+const STAYS: u32 = 10;
+
 impl Reader {
     /// Renews what is owned, takes one free partition more while others have as many, and begins to
     /// give up what is beyond this process's share: so all processes of a group share them.
@@ -39,9 +42,39 @@ impl Reader {
             self.owned[index] = Some(begun + shared.lease());
             self.begin_anew(index);
         }
-        for index in places.flatten().filter(|index| self.owned[*index].is_some()) {
-            shared.held.shut(index);
-            self.leaving[index] = true;
+        let beyond: Vec<_> = places.flatten().collect();
+        for index in 0..self.owned.len() {
+            if self.owned[index].is_some() {
+                self.leave_or_stay(index, beyond.contains(&index)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up what is beyond the share once it is empty. What does not get so within a lease,
+    /// and what is within the share again, hands out again.
+    async fn leave_or_stay(&mut self, index: usize, beyond: bool) -> Result<()> {
+        let (now, lease) = (Instant::now(), self.shared.lease());
+        let Some(since) = self.leaving[index] else {
+            if beyond && self.staying[index].is_none_or(|until| until <= now) {
+                self.shared.held.leave(index);
+                self.leaving[index] = Some(now);
+            }
+            return Ok(());
+        };
+        match self.shared.held.drain(index) {
+            None if beyond => return self.give_up(index).await,
+            None => {}
+            Some(waiting) => {
+                for holding in waiting {
+                    drop(self.settler.give_back(holding, false));
+                }
+            }
+        }
+        if (!beyond || since + lease <= now) && self.shared.held.stay(index) {
+            self.leaving[index] = None;
+            self.staying[index] = beyond.then(|| now + STAYS * lease);
+            self.begin_anew(index);
         }
         Ok(())
     }
@@ -76,7 +109,7 @@ impl Reader {
     fn lose(&mut self, index: usize) {
         tracing::warn!(partition = index, "an ordered partition is somebody else's now");
         self.owned[index] = None;
-        self.leaving[index] = false;
+        self.leaving[index] = None;
         self.shared.set_token(index, String::from("lost"));
         self.shared.held.lose(index);
     }
@@ -87,22 +120,25 @@ impl Reader {
     }
 
     pub(crate) async fn disown(&mut self) -> Result<()> {
+        let mut disowned = Ok(());
         for index in 0..self.owned.len() {
-            self.give_up(index).await?;
+            disowned = disowned.and(self.give_up(index).await);
         }
-        Ok(())
+        disowned
     }
 
     async fn give_up(&mut self, index: usize) -> Result<()> {
-        self.leaving[index] = false;
-        if self.owned[index].take().is_none() {
+        if self.owned[index].is_none() {
             return Ok(());
         }
         let call = Call::new(&LOCK)
             .key(&self.shared.group.partitions[index].lock)
             .arg(self.shared.token(index))
             .arg(0);
-        self.shared.link.run::<i64>("give up a partition", &call).await.map(drop)
+        self.shared.link.run::<i64>("give up a partition", &call).await?;
+        (self.owned[index], self.leaving[index]) = (None, None);
+        self.shared.held.lose(index);
+        Ok(())
     }
 
     /// Reads what is owned: first what was delivered before, in its order, then what is new.
@@ -115,16 +151,13 @@ impl Reader {
     ) -> Result<()> {
         let (mut keys, mut last) = (Vec::new(), Vec::new());
         let mut found_some = false;
-        for index in 0..self.owned.len() {
-            if self.owned[index].is_none() || room == 0 {
+        let (first, partitions) = (self.turn, self.owned.len());
+        for index in (first..partitions).chain(0..first) {
+            if self.owned[index].is_none() || self.leaving[index].is_some() || room == 0 {
                 continue;
             }
             match self.shared.held.reopen(index) {
                 Reopening::Open => {}
-                Reopening::Again if self.leaving[index] => {
-                    self.give_up(index).await?;
-                    continue;
-                }
                 Reopening::Again => self.begin_anew(index),
                 Reopening::Not(waiting) => {
                     for holding in waiting {
@@ -145,6 +178,9 @@ impl Reader {
             }
             let taken = self.surplus.len() - before;
             found_some |= taken > 0;
+            if taken > 0 {
+                self.turn = (index + 1) % partitions;
+            }
             room = room.saturating_sub(taken);
         }
         if found_some {

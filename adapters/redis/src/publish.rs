@@ -230,6 +230,11 @@ impl Writer {
                 held_back.jobs.push_back(job);
                 continue;
             }
+            if !jobs.is_empty() && !job.layout.declared.load(Ordering::Relaxed) {
+                // Declaring takes its time: what comes before is sent first.
+                lot.push_front(job);
+                break;
+            }
             match timeout_at(job.deadline, self.topology.ensure(&job.layout)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) if error.retry_class() == RetryClass::Permanent => {

@@ -15,6 +15,8 @@ local mine, free, answer = 0, nil, { -1 }
 for i = 2, #KEYS do
     local held = redis.call('GET', KEYS[i])
     if held == ARGV[1] then
+        -- The client counts the lease from this call on.
+        redis.call('PEXPIRE', KEYS[i], ARGV[3])
         return { i - 2 }
     elseif not held then
         free = free or i
