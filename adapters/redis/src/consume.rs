@@ -1,3 +1,5 @@
+mod leave;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -17,10 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::held::Source;
 use crate::id::Id;
 use crate::line::Line;
-use crate::link::Call;
 use crate::message::read;
 use crate::reclaim::{Cursor, is_suspect};
-use crate::scripts::{Found, LEAVE};
+use crate::scripts::Found;
 use crate::settle::{RedisSettler, Shared};
 use crate::topology::Topology;
 use crate::upkeep::{TICK, TRIM_EVERY};
@@ -28,9 +29,6 @@ use crate::upkeep::{TICK, TRIM_EVERY};
 /// The most entries and bytes of one read.
 const MOST: usize = 500;
 const MOST_BYTES: usize = 8 * 1024 * 1024;
-
-/// Consumers of crashed processes are deleted when they have had nothing pending for so long.
-const FORGOTTEN: Duration = Duration::from_hours(1);
 
 /// How long giving back may take: all of it comes again by itself, and the server may be gone.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -364,49 +362,6 @@ impl Reader {
             failed => tracing::debug!(?failed, "leaving the group failed"),
         }
         drop(inbox.take());
-    }
-
-    async fn leave(&mut self) -> Result<()> {
-        // One that fails keeps none of the others from being tried.
-        let disowned = self.disown().await;
-        let forgotten = self.forget_process().await;
-        let swept = self.sweep().await;
-        disowned.and(forgotten).and(swept)
-    }
-
-    /// Says that this process is no more in an ordered group, unless another consumer of it owns
-    /// something there.
-    async fn forget_process(&self) -> Result<()> {
-        let group = &self.shared.group;
-        if !group.ordered {
-            return Ok(());
-        }
-        let mut owners = redis::cmd("MGET");
-        for partition in &group.partitions {
-            owners.arg(&partition.lock);
-        }
-        let owners: Vec<Option<String>> = self.shared.link.query("leave", &owners).await?;
-        let process = &self.topology.process;
-        if owners.iter().flatten().any(|owner| owner.starts_with(process.as_str())) {
-            return Ok(());
-        }
-        // One that owns nothing says that it is here with its next tick.
-        let mut forget = redis::cmd("ZREM");
-        forget.arg(&group.members).arg(process);
-        self.shared.link.query::<i64>("leave", &forget).await.map(drop)
-    }
-
-    /// Deletes this consumer and those of crashed processes, where nothing is pending. The server
-    /// makes one anew when it reads.
-    async fn sweep(&self) -> Result<()> {
-        let shared = &self.shared;
-        let mut call = Call::new(&LEAVE);
-        for source in 0..self.cursors.len() {
-            call = call.key(shared.group.stream(source));
-        }
-        let forgotten = crate::settle::millis(FORGOTTEN);
-        let call = call.arg(&shared.group.name).arg(&shared.consumer).arg(forgotten);
-        shared.link.run::<i64>("leave", &call).await.map(drop)
     }
 }
 

@@ -1,30 +1,22 @@
+mod calls;
+
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anybroker_core::{Confirmer, Delivery, Error, ErrorKind, Result};
-use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, DeleteMessageBatchResultEntry};
-use futures_util::{StreamExt, stream};
+use anybroker_core::{Confirmer, Delivery, Error};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::Instant;
 
-use crate::answers::{Answers, hide};
-use crate::clients::CALL;
-use crate::error::{BROKER, error_of, failed};
-use crate::lane::{ENTRIES, Job};
+use crate::error::BROKER;
+use crate::lane::Job;
 use crate::topology::Topology;
 
 const SETTLE: &str = "settle";
 
 /// The longest that SQS hides a message that was received, from then on.
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_hours(12);
-
-/// What a delete waits that was refused as one too many.
-const SLOWED_DOWN: Duration = Duration::from_millis(500);
-
-/// Calls at once that renew.
-const CALLS: usize = 8;
 
 /// What a consumer has received and not settled.
 #[derive(Debug)]
@@ -272,176 +264,6 @@ impl Held {
             }
         }
     }
-
-    /// Renews what no handler can have yet.
-    pub(crate) async fn renew_waiting(&self) {
-        let waiting: Vec<_> = {
-            let table = self.table();
-            let waiting =
-                |(tag, entry): (&u64, &Entry)| (entry.state == State::Waiting).then_some(*tag);
-            table.entries.iter().filter_map(waiting).collect()
-        };
-        if let Err(error) = self.renew(&waiting).await {
-            tracing::warn!(%error, waiting = waiting.len(), "leases were not renewed");
-        }
-    }
-
-    /// Renews; what turns out to be gone is lost.
-    pub(crate) async fn renew(&self, tags: &[u64]) -> Result<()> {
-        let mut renewed = Ok(());
-        let began = Instant::now();
-        let all = {
-            let table = self.table();
-            let hide = |tag: &u64| {
-                let entry = table.entries.get(tag);
-                // To renew what goes back or ran out would hide it from the others.
-                let entry = entry.filter(|entry| {
-                    let goes_back = matches!(entry.state, State::Returning | State::Lost);
-                    !table.closed && !goes_back && entry.deadline > began
-                })?;
-                Some((*tag, Arc::clone(&entry.receipt), self.visibility))
-            };
-            tags.iter().filter_map(hide).collect()
-        };
-        let mut followers = Vec::new();
-        for (tag, result) in self.hide_all(all).await {
-            let mut table = self.table();
-            let Some(entry) = table.entries.get_mut(&tag) else { continue };
-            match result {
-                Ok(()) => entry.deadline = began + self.visibility,
-                Err(error) if error.kind() == ErrorKind::StaleDelivery => {
-                    if matches!(entry.state, State::Waiting | State::HandedOut) {
-                        entry.state = State::Lost;
-                        followers.extend(table.lose_followers(tag));
-                    }
-                }
-                Err(error) => renewed = Err(error),
-            }
-        }
-        let followers = followers.into_iter();
-        let followers = followers.map(|(tag, receipt)| (tag, receipt, Duration::ZERO)).collect();
-        for (tag, result) in self.hide_all(followers).await {
-            if let Err(error) = result {
-                tracing::debug!(%error, tag, "a delivery comes back when its lease runs out");
-            }
-        }
-        renewed
-    }
-
-    /// Hides deliveries for so long from now.
-    async fn hide_all(&self, hide: Vec<(u64, Receipt, Duration)>) -> Vec<(u64, Result<()>)> {
-        let batches = hide.chunks(ENTRIES).map(|batch| async move {
-            let until = self.earliest(batch.iter().map(|(tag, ..)| *tag));
-            let hide = batch.iter().map(|(_, receipt, time)| (&**receipt, *time));
-            let answers = self.hide(hide, until).await;
-            batch.iter().map(|(tag, ..)| *tag).zip(answers).collect::<Vec<_>>()
-        });
-        stream::iter(batches.collect::<Vec<_>>()).buffer_unordered(CALLS).concat().await
-    }
-
-    /// One call, until then: later it would be about what somebody else may have.
-    async fn hide(
-        &self,
-        batch: impl ExactSizeIterator<Item = (&str, Duration)>,
-        until: Instant,
-    ) -> Vec<Result<()>> {
-        let count = batch.len();
-        let hidden = hide(&self.topology, &self.queue, SETTLE, batch);
-        timeout_at(until, hidden).await.unwrap_or_else(|_| late(count))
-    }
-
-    /// When the first of these leases runs out.
-    fn earliest(&self, tags: impl Iterator<Item = u64>) -> Instant {
-        let table = self.table();
-        let deadlines = tags.filter_map(|tag| table.entries.get(&tag)).map(|entry| entry.deadline);
-        deadlines.min().unwrap_or_else(|| Instant::now() + CALL)
-    }
-
-    /// One call that gives back.
-    pub(crate) async fn give_back(self: Arc<Self>, batch: Vec<GiveBack>) {
-        let until = self.earliest(batch.iter().map(|back| back.tag));
-        let hide = batch.iter().map(|back| (&*back.receipt, back.after));
-        let answers = self.hide(hide, until).await;
-        for (back, answer) in batch.into_iter().zip(answers) {
-            match back.then {
-                Then::Nothing => {}
-                Then::End => self.end(back.tag),
-                Then::Confirm(confirmer) => {
-                    self.end(back.tag);
-                    confirmer.confirm(answer);
-                }
-            }
-        }
-    }
-
-    /// One call that deletes; each delivery is let go of.
-    pub(crate) async fn delete(self: Arc<Self>, batch: Vec<Delete>) {
-        let mut deleted = Vec::with_capacity(batch.len());
-        let mut entries = Vec::with_capacity(batch.len());
-        let mut stale = Vec::new();
-        {
-            let (table, now) = (self.table(), Instant::now());
-            for Delete(tag, confirmer) in batch {
-                // It may have waited for its turn past its lease.
-                let entry = table.entries.get(&tag).filter(|entry| entry.deadline > now);
-                let request = entry.and_then(|entry| {
-                    DeleteMessageBatchRequestEntry::builder()
-                        .id(deleted.len().to_string())
-                        .receipt_handle(&*entry.receipt)
-                        .build()
-                        .ok()
-                });
-                match request {
-                    Some(request) => {
-                        entries.push(request);
-                        deleted.push(Delete(tag, confirmer));
-                    }
-                    None => stale.push(Delete(tag, confirmer)),
-                }
-            }
-        }
-        for Delete(tag, confirmer) in stale {
-            drop(self.lose_followers(tag));
-            self.end(tag);
-            confirmer.confirm(Err(ran_out()));
-        }
-        if deleted.is_empty() {
-            return;
-        }
-        let mut answers = Answers::new(SETTLE, deleted.len());
-        let delete = self.topology.clients.calls.delete_message_batch().queue_url(&*self.queue);
-        let until = self.earliest(deleted.iter().map(|Delete(tag, _)| *tag));
-        match timeout_at(until, delete.set_entries(Some(entries)).send()).await {
-            Err(_) => answers.all = late(deleted.len()),
-            Ok(Ok(sent)) => {
-                let refused = sent.failed().iter();
-                answers.fill(
-                    &self.queue,
-                    sent.successful().iter().map(DeleteMessageBatchResultEntry::id),
-                    refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
-                );
-            }
-            Ok(Err(error)) => answers.fail(&failed(SETTLE, &self.queue, error)),
-        }
-        let mut again = Vec::new();
-        for (Delete(tag, confirmer), answer) in deleted.into_iter().zip(answers.all) {
-            if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Blocked) {
-                again.push(Delete(tag, confirmer));
-                continue;
-            }
-            if answer.is_err() {
-                // It comes again: in order nothing may pass it. They come when their leases end.
-                drop(self.lose_followers(tag));
-            }
-            self.end(tag);
-            confirmer.confirm(answer);
-        }
-        if !again.is_empty() {
-            // Slowed down; until the lease runs out there is time.
-            sleep(SLOWED_DOWN).await;
-            Box::pin(self.delete(again)).await;
-        }
-    }
 }
 
 /// Why a delivery cannot be settled any more.
@@ -457,12 +279,6 @@ impl From<Stale> for Error {
     fn from(_: Stale) -> Self {
         ran_out()
     }
-}
-
-/// What was not answered before the first lease ran out.
-fn late(count: usize) -> Vec<Result<()>> {
-    let text = "no answer before the lease ran out";
-    (0..count).map(|_| Err(error_of(ErrorKind::Timeout, SETTLE, text))).collect()
 }
 
 fn ran_out() -> Error {

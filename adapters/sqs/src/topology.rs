@@ -1,3 +1,5 @@
+mod topics;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-use crate::clients::{Clients, SnsClients};
+use crate::clients::Clients;
 use crate::error::{error_of, failed};
 use crate::message::SQS_BYTES;
 use crate::names::{self, FIFO};
@@ -264,92 +266,6 @@ impl Topology {
         let arn = found.attributes.as_mut().and_then(|all| all.remove(&Attribute::QueueArn));
         arn.ok_or_else(|| error_of(ErrorKind::Broker, DECLARE, "no ARN came back"))
     }
-
-    fn sns(&self) -> Result<&SnsClients> {
-        self.clients.sns.as_ref().ok_or_else(|| {
-            let text = "topics need SNS, and this connection says sns=off: use a queue";
-            error_of(ErrorKind::Unsupported, DECLARE, text)
-        })
-    }
-
-    /// As [`topic`](Self::topic), for who repeats it until a deadline.
-    pub(crate) async fn topic_at_once(&self, destination: &Destination) -> Result<Arc<str>> {
-        let name = names::of_topic(self.prefix(), destination)?;
-        let known = || self.known().topics.get(&name).cloned();
-        if let Some(arn) = known() {
-            return Ok(arn);
-        }
-        let _turn = self.turns.acquire().await;
-        if let Some(arn) = known() {
-            return Ok(arn);
-        }
-        let sns = self.sns()?;
-        let arns = match self.arns.get() {
-            Some(arns) => Some(arns),
-            // Where there is no topic yet, there may be one next time.
-            None => first_topics(sns).await?.map(|arns| self.arns.get_or_init(|| arns)),
-        };
-        let existing = match arns {
-            Some(arns) => {
-                let arn = format!("{arns}{name}");
-                let off = self.settings.options.declare == Declare::Off;
-                (off || topic_exists(sns, &arn).await?).then_some(arn)
-            }
-            None => None,
-        };
-        let arn = match existing {
-            Some(arn) => arn.into(),
-            None => {
-                let other = names::other_shape(&name);
-                if let Some(arns) = arns
-                    && topic_exists(sns, &format!("{arns}{other}")).await?
-                {
-                    return Err(mismatch("topic", &name, &other));
-                }
-                if self.settings.options.declare != Declare::Create {
-                    return Err(missing("topic", &name));
-                }
-                let arn = create_topic(sns, &name).await?.into();
-                self.created(&arn);
-                arn
-            }
-        };
-        self.known().topics.insert(name, Arc::clone(&arn));
-        Ok(arn)
-    }
-
-    /// Nothing happens to a subscription that is there already.
-    async fn subscribe(&self, topic: &str, queue: &str, dead_letters: &str) -> Result<()> {
-        let (queue, dead_letters) =
-            (self.queue_arn(queue).await?, self.queue_arn(dead_letters).await?);
-        let what = format!("subscription of {queue:?} to {topic:?}");
-        self.sns()?
-            .calls
-            .subscribe()
-            .topic_arn(topic)
-            .protocol("sqs")
-            .endpoint(queue)
-            .return_subscription_arn(true)
-            .attributes("RawMessageDelivery", "true")
-            .attributes("RedrivePolicy", json!({ "deadLetterTargetArn": dead_letters }).to_string())
-            .send()
-            .await
-            .map_err(|error| failed(DECLARE, &what, error))?;
-        Ok(())
-    }
-
-    async fn verify_subscribed(&self, topic: &str, queue: &str) -> Result<()> {
-        let queue = self.queue_arn(queue).await?;
-        let list = self.sns()?.calls.list_subscriptions_by_topic().topic_arn(topic);
-        let mut subscriptions = list.into_paginator().items().send();
-        while let Some(found) = subscriptions.next().await {
-            let found = found.map_err(|error| failed(DECLARE, topic, error))?;
-            if found.endpoint() == Some(&queue) {
-                return Ok(());
-            }
-        }
-        Err(missing("subscription", &format!("{topic} -> {queue}")))
-    }
 }
 
 /// Repeats what the broker has not done yet because it was asked too often or too early.
@@ -375,34 +291,6 @@ async fn patiently<T, F: Future<Output = Result<T>>>(declare: impl Fn() -> F) ->
             done => return done,
         }
     }
-}
-
-/// An account's topics differ in their names alone, so that one tells the others' ARNs.
-async fn first_topics(sns: &SnsClients) -> Result<Option<String>> {
-    let listed = sns.calls.list_topics().send().await;
-    let listed = listed.map_err(|error| failed(DECLARE, "list of topics", error))?;
-    let arn = listed.topics().first().and_then(|topic| topic.topic_arn());
-    Ok(arn.and_then(|arn| arn.rsplit_once(':')).map(|(start, _)| format!("{start}:")))
-}
-
-async fn topic_exists(sns: &SnsClients, arn: &str) -> Result<bool> {
-    match sns.calls.get_topic_attributes().topic_arn(arn).send().await {
-        Ok(_) => Ok(true),
-        Err(error) => match failed(DECLARE, &format!("topic {arn:?}"), error) {
-            error if error.kind() == ErrorKind::NotFound => Ok(false),
-            error => Err(error),
-        },
-    }
-}
-
-async fn create_topic(sns: &SnsClients, name: &str) -> Result<String> {
-    let mut create = sns.calls.create_topic().name(name);
-    if name.ends_with(FIFO) {
-        create = create.attributes("FifoTopic", "true");
-    }
-    let what = format!("topic {name:?}");
-    let created = create.send().await.map_err(|error| failed(DECLARE, &what, error))?;
-    created.topic_arn.ok_or_else(|| error_of(ErrorKind::Broker, DECLARE, "no ARN came back"))
 }
 
 fn missing(what: &str, name: &str) -> Error {
