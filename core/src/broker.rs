@@ -165,7 +165,7 @@ impl Outgoing {
             return Ok(());
         }
         let text = format!(
-            "the payload has {size} bytes, at most {most} fit; store it elsewhere and send a reference, or raise what the broker takes"
+            "the payload has {size} bytes, at most {most} fit; store it elsewhere and send a reference, or raise max-payload where the broker takes more"
         );
         let error = Error::new(ErrorKind::TooLarge, text);
         Err(error.broker(capabilities.broker).operation("publish"))

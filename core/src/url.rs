@@ -111,7 +111,15 @@ impl BrokerUrl {
     /// # Errors
     /// [`ErrorKind::Config`] for another word, with those that are known.
     pub fn choice<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Result<Option<T>> {
-        let expected = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or ");
+        let mut expected = String::new();
+        for (index, (word, _)) in words.iter().enumerate() {
+            let comma = match words.len() - index {
+                _ if index == 0 => "",
+                1 => " or ",
+                _ => ", ",
+            };
+            expected = expected + comma + word;
+        }
         let Some(given) = self.option::<String>(name, &expected)? else { return Ok(None) };
         match words.iter().find(|(word, _)| *word == given) {
             Some((_, value)) => Ok(Some(*value)),

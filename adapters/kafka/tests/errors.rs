@@ -31,7 +31,11 @@ async fn a_wrong_url_says_what_to_write() {
         (format!("{server}?partition=4"), ErrorKind::Config, "did you mean \"partitions\"?"),
         (format!("{server}?partitions=0"), ErrorKind::Config, "a number from 1"),
         (format!("{server}?partitions=many"), ErrorKind::Config, "a number from 1"),
-        (format!("{server}?sasl=kerberos"), ErrorKind::Config, "plain or scram-sha-256"),
+        (
+            format!("{server}?sasl=kerberos"),
+            ErrorKind::Config,
+            "plain, scram-sha-256 or scram-sha-512",
+        ),
         (format!("{server}?group-protocol=new"), ErrorKind::Config, "classic or consumer"),
         (format!("{server}?connect=twice"), ErrorKind::Config, "once or wait"),
         (format!("{server}?session-timeout=6"), ErrorKind::Config, "30s"),

@@ -165,8 +165,5 @@ fn a_choice_is_one_of_a_few_words() {
     assert_eq!(declare("amqp://h?declare=verify").expect("known"), Some(Declare::Verify));
     assert_eq!(declare("amqp://h?declare=off").expect("known"), Some(Declare::Off));
     let error = declare("amqp://h?declare=no").expect_err("unknown").to_string();
-    assert_eq!(
-        error,
-        "connect: option declare=no is not understood: write create or verify or off"
-    );
+    assert_eq!(error, "connect: option declare=no is not understood: write create, verify or off");
 }

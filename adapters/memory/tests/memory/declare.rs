@@ -45,7 +45,7 @@ async fn another_shape_is_a_mismatch_that_shows_both() {
     let queue = Queue::new("q").ordered().partitions(4);
     broker.declare_destination(&queue.clone().into()).await.unwrap();
     broker.declare(&Subscription::queue(queue)).await.unwrap();
-    let both = ["queue (ordered, partitions: 4)", "queue (unordered, partitions: 1)"];
+    let both = ["as ordered queue with partitions: 4", "as unordered queue with partitions: 1"];
     let error = broker.declare(&Subscription::queue("q")).await.unwrap_err();
     assert_error(&error, ErrorKind::Mismatch, &both);
     let error = send(&broker, Queue::new("q"), message("a")).await.unwrap_err();
@@ -61,7 +61,7 @@ async fn name_is_a_queue_or_a_topic() {
     let broker = broker();
     broker.declare_destination(&Destination::topic("t")).await.unwrap();
     let error = send(&broker, Queue::new("t"), message("a")).await.unwrap_err();
-    let both = ["as a topic", "as a queue"];
+    let both = ["as unordered topic", "as unordered queue"];
     assert_error(&error, ErrorKind::Mismatch, &both);
     let error = broker.depth(&Subscription::queue("t")).await.unwrap_err();
     assert_error(&error, ErrorKind::Mismatch, &both);
