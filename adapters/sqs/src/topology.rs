@@ -4,15 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use anybroker_core::{
-    Backoff, Declare, Destination, Error, ErrorKind, Jitter, Result, Subscription,
-};
+use anybroker_core::adapter::pause;
+use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Subscription};
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use serde_json::json;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::clients::Clients;
 use crate::error::{error_of, failed};
@@ -270,23 +269,14 @@ impl Topology {
 
 /// Repeats what the broker has not done yet because it was asked too often or too early.
 async fn patiently<T, F: Future<Output = Result<T>>>(declare: impl Fn() -> F) -> Result<T> {
-    let backoff = Backoff::exponential(Duration::from_millis(250))
-        .cap(Duration::from_secs(5))
-        .jitter(Jitter::Equal);
     let began = Instant::now();
-    // By the clock, so that those of several processes and groups differ.
-    let seed = format!("{began:?}");
-    let mut attempt = 1;
+    let mut failures = 0;
     loop {
         match declare().await {
-            Err(error) if error.kind() == ErrorKind::Blocked => {
-                let pause = backoff.delay(attempt, &seed);
-                if began.elapsed() + pause > PATIENCE {
-                    return Err(error);
-                }
+            Err(error) if error.kind() == ErrorKind::Blocked && began.elapsed() < PATIENCE => {
                 tracing::warn!(%error, "declaring again");
-                sleep(pause).await;
-                attempt += 1;
+                failures += 1;
+                pause(failures).await;
             }
             done => return done,
         }
