@@ -2,6 +2,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
@@ -53,8 +54,34 @@ impl Process {
         !matches!(waitid(WaitId::Pid(Pid::from_child(&self.leader)), options), Ok(None))
     }
 
+    /// Stops it, and waits until no thread of it runs any more.
     pub(super) fn pause(&self) -> Result<(), Error> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.runs() {
+            if Instant::now() > end {
+                return Err(Error::new("the server goes on after SIGSTOP"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Whether a thread of the group is not stopped, where the system shows that.
+    fn runs(&self) -> bool {
+        let Ok(processes) = fs::read_dir("/proc") else { return false };
+        let tasks = processes.flatten().filter_map(|process| {
+            self.is_of_group(&process.path()).then(|| fs::read_dir(process.path().join("task")))
+        });
+        tasks.flatten().flatten().flatten().any(|task| {
+            let state = stat(&task.path()).and_then(|fields| fields.first().cloned());
+            state.is_some_and(|state| !matches!(&*state, "T" | "Z" | "X"))
+        })
+    }
+
+    fn is_of_group(&self, process: &Path) -> bool {
+        let group = self.group().to_string();
+        stat(process).is_some_and(|fields| fields.get(2) == Some(&group))
     }
 
     pub(super) fn resume(&self) -> Result<(), Error> {
@@ -71,6 +98,13 @@ impl Process {
         kill_process_group(Pid::from_child(&self.leader), signal)
             .map_err(|error| Error::new(format!("cannot signal the server: {error}")))
     }
+}
+
+/// State, parent and group of a process or thread, and more; `None` once it is gone.
+fn stat(path: &Path) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(path.join("stat")).ok()?;
+    // The name before may hold anything.
+    Some(stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect())
 }
 
 /// The last lines of `server.log`, which is what a failed start is explained with.

@@ -1,3 +1,4 @@
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -128,10 +129,13 @@ impl Server {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let error = match self.recipe.probe(&self.url) {
-                Ok(version) if self.recipe.accepts(&version) => {
-                    self.version = version;
-                    return Ok(());
-                }
+                Ok(version) if self.recipe.accepts(&version) => match self.tls_listens() {
+                    Ok(()) => {
+                        self.version = version;
+                        return Ok(());
+                    }
+                    Err(error) => error,
+                },
                 Ok(version) => {
                     return Err(Error::new(format!("{name} was started, and {version} answers")));
                 }
@@ -147,6 +151,15 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// The listener with TLS may be there a moment later than the other one.
+    fn tls_listens(&self) -> Result<(), Error> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let start = tls.url.rfind(['@', '/']).map_or(0, |at| at + 1);
+        TcpStream::connect(&tls.url[start..])
+            .map(drop)
+            .map_err(Error::io("its listener with TLS is not there"))
     }
 
     fn own(&self) -> Result<&Backing, Error> {
