@@ -1,33 +1,41 @@
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 
+use rdkafka::message::BorrowedMessage;
+
 use crate::commands::Commands;
-use crate::partition::Kept;
 
 /// What a group's reader has read and its clerk has not yet put on the desk.
 ///
-/// Nothing of it is handed out: when its partition is another's, it is let go. It knows the
-/// assignment that it was read for, so that no later one takes it for its own.
-#[derive(Default)]
-pub(crate) struct Arrivals {
-    state: Mutex<State>,
-    reader: OnceLock<Thread>,
+/// Nothing of it is handed out: when its partition is another's, it is let go.
+pub(crate) struct Arrivals<M> {
+    state: Mutex<State<M>>,
+    reader: Bell,
 }
 
-/// A message that was read.
-pub(crate) struct Arrival {
+/// A message that was read, and the assignment that it was read for: no later one takes it for its
+/// own.
+pub(crate) struct Arrival<'a> {
     pub(crate) assignment: u16,
-    pub(crate) offset: i64,
-    pub(crate) message: Kept,
+    pub(crate) message: BorrowedMessage<'a>,
 }
 
-#[derive(Default)]
-struct State {
-    arrived: Vec<Arrival>,
-    /// What is finished, for the reader to free: it allocated it, and an allocator lets a thread
-    /// wait for another whose memory it frees.
-    spent: Vec<Kept>,
-    /// How many there is room for, here and on the desk, and how many wait on the desk.
+/// Wakes the thread that has taken it.
+#[derive(Clone, Default)]
+pub(crate) struct Bell(Arc<OnceLock<Thread>>);
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        if let Some(thread) = self.0.get() {
+            thread.unpark();
+        }
+    }
+}
+
+struct State<M> {
+    arrived: Vec<M>,
+    /// How many there is room for, here and at the clerk's, and how many wait there.
     window: usize,
     waiting: usize,
     /// Whether the reader found no room, and waits to be woken when there is some.
@@ -36,27 +44,26 @@ struct State {
 }
 
 /// Ends both threads when one of them ends, however it does.
-pub(crate) struct End<'a>(pub(crate) &'a Arrivals, pub(crate) &'a Commands);
+pub(crate) struct End<'a, M>(pub(crate) &'a Arrivals<M>, pub(crate) &'a Commands);
 
-impl Drop for End<'_> {
+impl<M> Drop for End<'_, M> {
     fn drop(&mut self) {
         let Self(arrivals, commands) = self;
         arrivals.lock().ended = true;
-        arrivals.wake();
+        arrivals.reader.ring();
         commands.wake();
     }
 }
 
-impl Arrivals {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl<M> Arrivals<M> {
+    pub(crate) fn new(reader: Bell) -> Self {
+        let state =
+            State { arrived: Vec::new(), window: 0, waiting: 0, waits: false, ended: false };
+        Self { state: Mutex::new(state), reader }
     }
 
-    /// Wakes the reader.
-    pub(crate) fn wake(&self) {
-        if let Some(reader) = self.reader.get() {
-            reader.unpark();
-        }
+    fn lock(&self) -> MutexGuard<'_, State<M>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn ended(&self) -> bool {
@@ -65,28 +72,26 @@ impl Arrivals {
 
     // What the clerk calls.
 
-    /// Takes what has arrived, and gives what is finished.
-    pub(crate) fn exchange(&self, arrived: &mut Vec<Arrival>, spent: &mut Vec<Kept>) {
-        let mut state = self.lock();
-        std::mem::swap(&mut state.arrived, arrived);
-        state.spent.append(spent);
+    /// Takes what has arrived.
+    pub(crate) fn take(&self, into: &mut VecDeque<M>) {
+        into.extend(self.lock().arrived.drain(..));
     }
 
-    /// Says how many wait on the desk, and how many may in all.
+    /// Says how many wait at the clerk's, and how many may in all.
     pub(crate) fn report(&self, waiting: usize, window: usize) {
         let mut state = self.lock();
         (state.waiting, state.window) = (waiting, window);
         if state.waits && !state.is_full() {
             state.waits = false;
             drop(state);
-            self.wake();
+            self.reader.ring();
         }
     }
 
     // What the reader calls.
 
     pub(crate) fn started(&self) {
-        let _ = self.reader.set(std::thread::current());
+        let _ = self.reader.0.set(std::thread::current());
     }
 
     /// Whether there is no room; if so, the reader is woken when there is.
@@ -96,16 +101,15 @@ impl Arrivals {
         state.waits
     }
 
-    /// Gives what was read, and takes what is finished; answers whether there is anything new.
-    pub(crate) fn push(&self, lot: &mut Vec<Arrival>, spent: &mut Vec<Kept>) -> bool {
+    /// Gives what was read; answers whether the clerk has anything to take.
+    pub(crate) fn push(&self, lot: &mut Vec<M>) -> bool {
         let mut state = self.lock();
-        std::mem::swap(&mut state.spent, spent);
         state.arrived.append(lot);
         !state.arrived.is_empty()
     }
 }
 
-impl State {
+impl<M> State<M> {
     fn is_full(&self) -> bool {
         self.arrived.len() + self.waiting >= self.window
     }
@@ -115,20 +119,17 @@ impl State {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use anybroker_core::Envelope;
-
     use super::*;
 
     #[test]
     fn the_reader_is_woken_whatever_made_it_full() {
-        let arrivals = Arrivals::default();
+        let arrivals = Arrivals::new(Bell::default());
         arrivals.started();
         arrivals.report(0, 1);
-        let message = (Envelope::new("t", "").into(), None);
-        arrivals.push(&mut vec![Arrival { assignment: 0, offset: 0, message }], &mut Vec::new());
+        arrivals.push(&mut vec!["message"]);
         assert!(arrivals.is_full());
         // The clerk takes what has arrived before it says how much waits.
-        arrivals.exchange(&mut Vec::new(), &mut Vec::new());
+        arrivals.take(&mut VecDeque::new());
         arrivals.report(0, 1);
         let since = Instant::now();
         std::thread::park_timeout(Duration::from_secs(30));

@@ -1,12 +1,13 @@
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anybroker_core::{Confirmation, Error, Hop, now};
-use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::{Message, TopicPartitionList};
 
-use crate::arrivals::Arrivals;
+use crate::arrivals::{Arrival, Arrivals};
 use crate::commands::{Commands, tag};
 use crate::desk::{Desk, commits};
 use crate::membership::GroupContext;
@@ -19,6 +20,9 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 const MOST_PLACES: usize = 100_000;
 const MOST_WAITING: usize = 10_000;
 
+/// How many messages are read before others are handed out.
+const LOT: usize = 256;
+
 /// Holds what is moved on.
 const NOBODY: u32 = u32::MAX;
 
@@ -29,16 +33,20 @@ const NOBODY: u32 = u32::MAX;
 pub(crate) struct Clerk<'a> {
     pub(crate) consumer: &'a BaseConsumer<GroupContext>,
     pub(crate) commands: &'a Arc<Commands>,
-    pub(crate) arrivals: &'a Arrivals,
+    pub(crate) arrivals: &'a Arrivals<Arrival<'a>>,
 }
 
 impl Clerk<'_> {
     /// Hands out and commits, until the last consumer is gone or nothing can be read.
     pub(crate) fn work(&self) -> Option<Error> {
         let context = self.consumer.context();
-        let mut arrived = Vec::new();
+        let (mut arrived, mut read) = (VecDeque::new(), Vec::with_capacity(LOT));
         let mut committed = Instant::now();
         loop {
+            self.arrivals.take(&mut arrived);
+            for Arrival { assignment, message } in arrived.drain(..LOT.min(arrived.len())) {
+                read.push((assignment, message.offset(), context.read(&message)));
+            }
             let mut desk = context.desk();
             desk.apply(self.commands);
             let ended = self.arrivals.ended();
@@ -55,8 +63,7 @@ impl Clerk<'_> {
                 }
                 continue;
             }
-            self.arrivals.exchange(&mut arrived, &mut desk.spent);
-            desk.read(&mut arrived);
+            desk.read(read.drain(..));
             let next_due = desk.advance();
             self.reserve(&mut desk);
             // Before the others, who would take every place again and again.
@@ -67,7 +74,7 @@ impl Clerk<'_> {
             }
             desk.dispatch();
             let window = desk.prefetch().max(64) * 2;
-            self.arrivals.report(desk.ready(), window);
+            self.arrivals.report(desk.ready() + arrived.len(), window);
             self.limit(&mut desk, window);
             self.move_on(&mut desk);
             let done = desk.seats.iter().any(|seat| seat.leaving && seat.held == 0);
@@ -98,6 +105,9 @@ impl Clerk<'_> {
                 (COMMIT_INTERVAL, usize::MAX)
             };
             drop(desk);
+            if !arrived.is_empty() {
+                continue;
+            }
             let due = next_due.map(|due| due.duration_since(now()).unwrap_or_default());
             self.commands.sleep(due.map_or(time, |due| due.min(time)), batch);
         }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime};
 use anybroker_core::Delivery;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
-use crate::arrivals::Arrival;
 use crate::commands::{Command, Commands, Seat, Settled, place, tag};
 use crate::partition::{Kept, Partition};
 use crate::position::Position;
@@ -26,8 +25,6 @@ pub(crate) struct Desk {
     permit: Arc<AtomicBool>,
     pub(crate) flushes: Vec<tokio::sync::oneshot::Sender<()>>,
     taken: Vec<Command>,
-    /// Finished; see [`Arrivals`](crate::arrivals::Arrivals).
-    pub(crate) spent: Vec<Kept>,
 }
 
 /// A suspect that has run for so long is no longer alone: others would wait for it for ever.
@@ -47,7 +44,6 @@ impl Desk {
             permit,
             flushes: Vec::new(),
             taken: Vec::new(),
-            spent: Vec::new(),
         }
     }
 
@@ -80,8 +76,8 @@ impl Desk {
     }
 
     /// Takes in what was read; what was read for an assignment that ended is let go.
-    pub(crate) fn read(&mut self, arrived: &mut Vec<Arrival>) {
-        for Arrival { assignment, offset, message } in arrived.drain(..) {
+    pub(crate) fn read(&mut self, read: impl Iterator<Item = (u16, i64, Kept)>) {
+        for (assignment, offset, message) in read {
             if let Some(partition) = self.partition(assignment) {
                 partition.read(offset, message);
             }
@@ -90,10 +86,9 @@ impl Desk {
 
     fn settle(&mut self, tag: u64, settled: Settled) {
         let (id, offset) = place(tag);
-        let Self { partitions, spent, .. } = self;
-        let Some(partition) = partitions.iter_mut().find(|known| known.id == id) else { return };
+        let Some(partition) = self.partition(id) else { return };
         let holder = match settled {
-            Settled::Finished => partition.finish(offset, spent),
+            Settled::Finished => partition.finish(offset),
             Settled::GivenBack { returned, after } => {
                 partition.give_back(offset, after, |_| returned)
             }

@@ -21,7 +21,7 @@ use crate::error::{code, failed};
 use crate::message::read;
 use crate::names::Names;
 use crate::options::TokenProvider;
-use crate::partition::Partition;
+use crate::partition::{Kept, Partition};
 use crate::position::Position;
 use crate::publish::Publisher;
 use crate::topology::{ANSWER, offsets};
@@ -94,14 +94,19 @@ impl GroupContext {
         self.assigned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads a message of a partition that is assigned.
-    pub(crate) fn read(&self, message: &BorrowedMessage<'_>) -> Option<Arrival> {
-        let (number, offset) = (message.partition(), message.offset());
+    /// Takes a message of a partition that is assigned.
+    pub(crate) fn arrival<'a>(&self, message: BorrowedMessage<'a>) -> Option<Arrival<'a>> {
+        let number = message.partition();
         let is_from = |known: &&Assigned| known.1 == number && *known.0 == *message.topic();
         let assignment = self.assigned().iter().find(is_from)?.2;
+        Some(Arrival { assignment, message })
+    }
+
+    /// Reads what has arrived.
+    pub(crate) fn read(&self, message: &BorrowedMessage<'_>) -> Kept {
         let (envelope, hop) = read(message, &self.group.default_type);
         let hop = (hop != Hop::default()).then(|| Box::new(hop));
-        Some(Arrival { assignment, offset, message: (Arc::new(envelope), hop) })
+        (Arc::new(envelope), hop)
     }
 
     /// Takes partitions over where their owners before left.

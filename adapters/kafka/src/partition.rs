@@ -262,11 +262,10 @@ impl Partition {
         Some((slot, seat))
     }
 
-    /// Finishes a message, which is spent then; answers who held it.
-    pub(crate) fn finish(&mut self, offset: i64, spent: &mut Vec<Kept>) -> Option<u32> {
+    /// Finishes a message; answers who held it.
+    pub(crate) fn finish(&mut self, offset: i64) -> Option<u32> {
         let (slot, seat) = self.returned_by(offset)?;
-        slot.state = State::Done;
-        spent.extend(slot.message.take());
+        (slot.state, slot.message) = (State::Done, None);
         self.let_go();
         while self.slots.front().is_some_and(|slot| slot.state == State::Done) {
             self.slots.pop_front();

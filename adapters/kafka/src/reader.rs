@@ -6,7 +6,7 @@ use anybroker_core::{Error, ErrorKind, Result, RetryClass};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::arrivals::{Arrival, Arrivals, End};
+use crate::arrivals::{Arrival, Arrivals, Bell, End};
 use crate::clerk::Clerk;
 use crate::client::Clients;
 use crate::commands::{Commands, Seat};
@@ -36,15 +36,15 @@ pub(crate) fn start(
     let token = clients.settings.token.clone();
     let context = GroupContext::new(group, desk, Arc::clone(&commands), token);
     let mut consumer: BaseConsumer<GroupContext> = clients.create(&options, context, "consume")?;
-    let arrivals = Arc::new(Arrivals::default());
-    let woken = Arc::clone(&arrivals);
-    consumer.set_nonempty_callback(move || woken.wake());
+    let bell = Bell::default();
+    let reader = bell.clone();
+    consumer.set_nonempty_callback(move || reader.ring());
     let topics: Vec<_> = topics.iter().map(String::as_str).collect();
     consumer.subscribe(&topics).map_err(|error| failed("consume", "joining the group", error))?;
-    let name = format!("anybroker {}", consumer.context().group.names.group);
+    let name = format!("serves {}", consumer.context().group.names.group);
     std::thread::Builder::new()
         .name(name)
-        .spawn(move || Member { consumer, commands, arrivals }.run())
+        .spawn(move || Member { consumer, commands, bell }.run())
         .map(drop)
         .map_err(no_thread)
 }
@@ -57,29 +57,17 @@ fn no_thread(error: std::io::Error) -> Error {
 struct Member {
     consumer: BaseConsumer<GroupContext>,
     commands: Arc<Commands>,
-    arrivals: Arc<Arrivals>,
+    /// The reader's.
+    bell: Bell,
 }
 
 impl Member {
     fn run(self) {
-        let Self { consumer, commands, arrivals } = self;
+        let Self { consumer, commands, bell } = self;
         commands.started();
         let _ended = commands.announce_end();
         let context = Arc::clone(consumer.context());
-        let failure = std::thread::scope(|scope| {
-            let _end = End(&arrivals, &commands);
-            let reader = Reader { consumer: &consumer, commands: &commands, arrivals: &arrivals };
-            let name = format!("anybroker {} reads", context.group.names.group);
-            let started =
-                std::thread::Builder::new().name(name).spawn_scoped(scope, move || reader.run());
-            match started {
-                Ok(_) => {
-                    let (consumer, commands) = (&consumer, &commands);
-                    Clerk { consumer, commands, arrivals: &arrivals }.work()
-                }
-                Err(error) => Some(no_thread(error)),
-            }
-        });
+        let failure = work(&consumer, &commands, bell);
         commands.failed.store(failure.is_some(), Ordering::SeqCst);
         // What was settled until here counts; the last commit is made when the client gives its
         // partitions back.
@@ -98,18 +86,39 @@ impl Member {
     }
 }
 
+/// Reads on one thread and serves on this one, until either ends.
+fn work(
+    consumer: &BaseConsumer<GroupContext>,
+    commands: &Arc<Commands>,
+    bell: Bell,
+) -> Option<Error> {
+    let arrivals = Arrivals::new(bell);
+    let arrivals = &arrivals;
+    std::thread::scope(|scope| {
+        let _end = End(arrivals, commands);
+        let reader = Reader { consumer, commands, arrivals };
+        let name = format!("reads {}", consumer.context().group.names.group);
+        let started =
+            std::thread::Builder::new().name(name).spawn_scoped(scope, move || reader.run());
+        match started {
+            Ok(_) => Clerk { consumer, commands, arrivals }.work(),
+            Err(error) => Some(no_thread(error)),
+        }
+    })
+}
+
 /// The thread that polls the client, which calls back the group's rebalances on it.
 struct Reader<'a> {
     consumer: &'a BaseConsumer<GroupContext>,
     commands: &'a Commands,
-    arrivals: &'a Arrivals,
+    arrivals: &'a Arrivals<Arrival<'a>>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn run(self) {
         let _end = End(self.arrivals, self.commands);
         self.arrivals.started();
-        let (mut lot, mut spent) = (Vec::with_capacity(LOT), Vec::new());
+        let mut lot = Vec::with_capacity(LOT);
         let mut glanced = Instant::now();
         while !self.arrivals.ended() {
             let full = self.arrivals.is_full();
@@ -120,10 +129,9 @@ impl Reader<'_> {
                     return self.consumer.context().fail(error);
                 }
                 let all = lot.len() == most;
-                if self.arrivals.push(&mut lot, &mut spent) {
+                if self.arrivals.push(&mut lot) {
                     self.commands.wake();
                 }
-                spent.clear();
                 if all && !full {
                     continue;
                 }
@@ -137,7 +145,7 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// What cannot be mended: offsets that are gone, rights that are missing.
-    fn poll(&self, most: usize, lot: &mut Vec<Arrival>) -> Result<()> {
+    fn poll(&self, most: usize, lot: &mut Vec<Arrival<'a>>) -> Result<()> {
         let context = self.consumer.context();
         let mut before = true;
         while lot.len() < most {
@@ -147,7 +155,7 @@ impl Reader<'_> {
                 // The client answers the same for what it saw to itself.
                 None if !before => break,
                 None => {}
-                Some(Ok(message)) => lot.extend(context.read(&message)),
+                Some(Ok(message)) => lot.extend(context.arrival(message)),
                 Some(Err(error)) => self.failed(error)?,
             }
             before = some;

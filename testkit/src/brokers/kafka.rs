@@ -157,6 +157,7 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
+log.segment.delete.delay.ms=1000
 ";
 
 /// Log4j 1, which 3.9 brings with it. 4.3 has Log4j 2, which is told the level alone.

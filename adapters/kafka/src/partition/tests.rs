@@ -35,15 +35,15 @@ fn only_the_finished_prefix_is_committed() {
     read(&mut partition, 10..16);
     take_all(&mut partition);
     for offset in [12, 11, 14] {
-        partition.finish(offset, &mut Vec::new());
+        partition.finish(offset);
     }
     let position = partition.position(None);
     assert_eq!((position.offset, &*position.done), (10, &[(11, 13), (14, 15)][..]));
-    partition.finish(10, &mut Vec::new());
+    partition.finish(10);
     assert_eq!(partition.position(None).offset, 13);
-    assert_eq!(partition.finish(10, &mut Vec::new()), None, "finished twice is finished once");
-    partition.finish(13, &mut Vec::new());
-    partition.finish(15, &mut Vec::new());
+    assert_eq!(partition.finish(10), None, "finished twice is finished once");
+    partition.finish(13);
+    partition.finish(15);
     assert_eq!(partition.position(None).offset, 16);
     assert_eq!(partition.out, 0);
 }
@@ -53,10 +53,10 @@ fn offsets_that_are_no_message_hold_nothing_up() {
     let mut partition = owner(Position::at(10), None);
     read(&mut partition, [10, 12, 17]);
     take_all(&mut partition);
-    partition.finish(12, &mut Vec::new());
-    partition.finish(17, &mut Vec::new());
+    partition.finish(12);
+    partition.finish(17);
     assert_eq!(partition.position(None).done, [(12, 18)]);
-    partition.finish(10, &mut Vec::new());
+    partition.finish(10);
     assert_eq!(partition.position(None).offset, 18);
 }
 
@@ -66,7 +66,7 @@ fn the_next_owner_repeats_nothing_that_is_finished() {
     read(&mut first, 10..20);
     take_all(&mut first);
     for offset in (10..20).filter(|offset| ![11, 15].contains(offset)) {
-        first.finish(offset, &mut Vec::new());
+        first.finish(offset);
     }
     first.give_back(11, Duration::ZERO, |returned| returned);
     first.give_back(15, Duration::ZERO, |_| 3);
@@ -86,7 +86,7 @@ fn what_was_out_at_one_end_may_have_come_back_and_at_two_runs_alone() {
     for _ in 0..3 {
         first.take(1);
     }
-    first.finish(11, &mut Vec::new());
+    first.finish(11);
     let mut second = next_owner(&first);
     read(&mut second, 10..14);
     assert_eq!(take_all(&mut second), [(10, 1), (12, 1), (13, 0)]);
@@ -101,7 +101,7 @@ fn what_was_out_at_one_end_may_have_come_back_and_at_two_runs_alone() {
     for (offset, returned) in [(10, 3), (12, 2)] {
         assert_eq!(fourth.suspect(), Some(offset));
         assert_eq!(fourth.take_suspect(offset, 1).expect("it is there").1, returned);
-        fourth.finish(offset, &mut Vec::new());
+        fourth.finish(offset);
     }
     assert_eq!(take_all(&mut fourth), [(13, 1), (14, 0), (15, 0)]);
 }
@@ -138,7 +138,7 @@ fn in_place_what_is_given_back_holds_back_the_others() {
     partition.take(1);
     partition.give_back(0, Duration::from_hours(1), |returned| returned + 1);
     assert!(take_all(&mut partition).is_empty());
-    partition.finish(1, &mut Vec::new());
+    partition.finish(1);
     assert!(take_all(&mut partition).is_empty(), "however long it takes");
 }
 
@@ -150,10 +150,10 @@ fn what_waits_for_its_time_blocks_nobody_and_can_be_moved_on() {
     assert_eq!(take_all(&mut partition).len(), 19);
     assert!(partition.advance().is_some());
     for offset in 1..20 {
-        partition.finish(offset, &mut Vec::new());
+        partition.finish(offset);
     }
     assert!(partition.take_laggard(20, 9).is_none(), "not many are behind it");
     assert_eq!(partition.take_laggard(10, 9).expect("it lags").0, 0);
-    partition.finish(0, &mut Vec::new());
+    partition.finish(0);
     assert_eq!(partition.position(None).offset, 20);
 }
