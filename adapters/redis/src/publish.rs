@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -269,32 +269,40 @@ impl Writer {
         let link = Arc::clone(&self.link);
         Some(Box::pin(async move {
             let (epoch, mut connection) = connection;
-            let sent = connection.req_packed_commands(&pipeline, 0, jobs.len());
-            let answer = timeout_at(jobs[0].deadline, sent).await;
+            let mut sent = pin!(connection.req_packed_commands(&pipeline, 0, jobs.len()));
+            // Each waits until its own time is over, not until that of the one before it.
+            let mut answer = None;
+            for job in &mut jobs {
+                match timeout_at(job.deadline, &mut sent).await {
+                    Ok(answered) => {
+                        answer = Some(answered);
+                        break;
+                    }
+                    Err(_) => {
+                        let text = "the server did not answer within the publish timeout";
+                        job.answer(Err(error_of(ErrorKind::Timeout, "publish", text)));
+                    }
+                }
+            }
             // A replica answers for ever, and takes nothing.
             let of_use = |value: &Value| !matches!(value, Value::ServerError(error) if is_replica(&error.clone().into()));
-            if !matches!(&answer, Ok(Ok(values)) if values.iter().all(of_use)) {
+            if !matches!(&answer, Some(Ok(values)) if values.iter().all(of_use)) {
                 link.broken(epoch).await;
             }
-            settle(jobs, answer.ok());
+            if let Some(answer) = answer {
+                settle(jobs, answer);
+            }
         }))
     }
 }
 
 /// Answers each with its own result.
-fn settle(jobs: Vec<Job>, answer: Option<Result<Vec<Value>, RedisError>>) {
+fn settle(jobs: Vec<Job>, answer: Result<Vec<Value>, RedisError>) {
     let mut values = match answer {
-        Some(Ok(values)) => values.into_iter(),
-        Some(Err(error)) => {
+        Ok(values) => values.into_iter(),
+        Err(error) => {
             for mut job in jobs {
                 job.answer(Err(unanswered("publish", "waiting for the answer", error.clone())));
-            }
-            return;
-        }
-        None => {
-            for mut job in jobs {
-                let text = "the server did not answer within the publish timeout";
-                job.answer(Err(error_of(ErrorKind::Timeout, "publish", text)));
             }
             return;
         }
