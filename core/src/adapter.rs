@@ -4,11 +4,14 @@
 mod names;
 mod options;
 mod patience;
+mod room;
 mod server;
 
 pub use names::{partition, prefixed, stable_hash};
 pub use options::Options;
 pub use patience::{patiently, pause};
+pub(crate) use room::Place;
+pub use room::Room;
 pub use server::Server;
 
 #[doc(inline)]

@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
 
+use crate::adapter::Place;
 use crate::{Error, ErrorKind, Result, RetryClass};
 
 /// Resolves when the broker has answered a send or a settlement.
@@ -23,7 +24,10 @@ enum State {
 ///
 /// Dropped without an answer it answers [`RetryClass::Ambiguous`].
 #[derive(Debug)]
-pub struct Confirmer(oneshot::Sender<Result<()>>);
+pub struct Confirmer {
+    sender: oneshot::Sender<Result<()>>,
+    _place: Option<Place>,
+}
 
 impl Confirmation {
     /// A confirmation that is there already.
@@ -34,7 +38,7 @@ impl Confirmation {
     /// A confirmation that another task answers.
     pub fn channel() -> (Confirmer, Self) {
         let (sender, receiver) = oneshot::channel();
-        (Confirmer(sender), Self(State::Waiting(receiver)))
+        (Confirmer { sender, _place: None }, Self(State::Waiting(receiver)))
     }
 
     /// The answer, when it is there already.
@@ -69,7 +73,12 @@ impl Confirmer {
     /// Answers the confirmation.
     pub fn confirm(self, result: Result<()>) {
         // Nobody waits any more: the answer is of no use, which is the caller's decision.
-        let _ = self.0.send(result);
+        let _ = self.sender.send(result);
+    }
+
+    /// Holds a place until it is gone.
+    pub(crate) fn holding(self, place: Place) -> Self {
+        Self { _place: Some(place), ..self }
     }
 }
 

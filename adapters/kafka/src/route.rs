@@ -3,12 +3,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use anybroker_core::adapter::Room;
 use anybroker_core::{
     Capabilities, Confirmation, Destination, Outgoing, Producer, Result, Subscription,
 };
 use tokio::runtime::Handle;
 
-use crate::error::closed;
+use crate::error::{BROKER, closed};
 use crate::names::{self, Names};
 use crate::publish::{Publisher, Record, Waiting};
 use crate::topology::Topology;
@@ -20,6 +21,7 @@ pub(crate) struct KafkaProducer {
     pub(crate) open: AtomicBool,
     pub(crate) capabilities: Capabilities,
     runtime: Handle,
+    room: Room,
     routes: RwLock<HashMap<Destination, Arc<Route>>>,
 }
 
@@ -40,7 +42,8 @@ impl KafkaProducer {
         capabilities: Capabilities,
     ) -> Self {
         let (runtime, routes) = (Handle::current(), RwLock::default());
-        Self { topology, publisher, open: AtomicBool::new(true), capabilities, runtime, routes }
+        let (open, room) = (AtomicBool::new(true), Room::default());
+        Self { topology, publisher, open, capabilities, runtime, room, routes }
     }
 
     fn route(&self, destination: &Destination) -> Result<Arc<Route>> {
@@ -121,7 +124,10 @@ impl Producer for KafkaProducer {
             Ok(route) => route,
             Err(error) => return Confirmation::ready(Err(error)),
         };
-        let (confirmer, confirmation) = Confirmation::channel();
+        let (confirmer, confirmation) = match self.room.channel(&outgoing.envelope) {
+            Ok(both) => both,
+            Err(error) => return Confirmation::ready(Err(error.broker(BROKER))),
+        };
         let hop = outgoing.hop();
         let topic = if hop.not_before.is_some() { &route.later } else { &route.topic };
         let waiting = Waiting::Publisher(confirmer);

@@ -8,7 +8,11 @@ use anybroker_core::{
     Broker, BrokerUrl, Envelope, ErrorKind, Outgoing, Queue, RetryClass, Subscription, Topic,
 };
 use anybroker_kafka::KafkaBroker;
+use anybroker_testkit::brokers::Kafka;
+use bytes::Bytes;
 use support::{builder, connect, server, unique};
+
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 async fn refusal(url: &str) -> (ErrorKind, String) {
     let refused = match url.parse::<BrokerUrl>() {
@@ -137,4 +141,36 @@ async fn a_producer_that_fails_for_good_is_replaced() {
     let error = send().await.expect_err("its producer has failed");
     assert_eq!(error.retry_class(), RetryClass::Ambiguous, "{error}");
     send().await.expect("another producer has taken over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_to_a_broker_that_takes_nothing_is_refused_before_memory_is_full() {
+    let started = tokio::task::spawn_blocking(|| Kafka::new().launch()).await;
+    let server = started.expect("no panic").expect("a server of its own");
+    let url: BrokerUrl = server.url().parse().expect("a URL");
+    let broker = KafkaBroker::builder().url(url).expect("options").publish_timeout(TIMEOUT);
+    let broker = broker.connect().await.expect("a connection");
+    let (producer, queue) = (broker.producer(), Queue::new("flood"));
+    let payload = Bytes::from(vec![b'x'; 900_000]);
+    let send = || producer.send(Outgoing::new(queue.clone(), Envelope::new("t", payload.clone())));
+    send().await.expect("a confirmed publish");
+
+    server.pause().expect("it stops");
+    let sends: Vec<_> = (0..700).map(|_| send()).collect();
+    server.resume().expect("it goes on");
+    let (mut stored, mut refused) = (1, 0);
+    for sent in sends {
+        match sent.await {
+            Ok(()) => stored += 1,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Blocked, "{error}");
+                assert!(error.to_string().contains("await some"), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && stored > 500, "{stored} stored, {refused} refused");
+    send().await.expect("there is room again");
+    let group = Subscription::queue(queue.clone());
+    support::depth(&broker, &group, |depth| depth.ready == Some(stored + 1)).await;
 }

@@ -1,13 +1,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anybroker_core::adapter::stable_hash;
-use anybroker_core::{Confirmation, Confirmer, Envelope, ErrorKind, Hop, Result};
+use anybroker_core::adapter::{Room, stable_hash};
+use anybroker_core::{Confirmation, Confirmer, Envelope, Hop, Result};
 use lapin::types::ShortString;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::error::{closed, error_of};
+use crate::error::{BROKER, closed};
 use crate::group::Group;
 use crate::lane::Lane;
 use crate::link::Link;
@@ -17,15 +17,11 @@ use crate::topology::{Needs, Place, Topology, short};
 /// flight on one channel are slower, since the client searches all of them at each confirm.
 const LANES: usize = 4;
 
-/// The most bytes that wait for their confirm, and what a message counts beside its payload.
-const ROOM: usize = 512 * 1024 * 1024;
-const OVERHEAD: usize = 1024;
-
 /// Sends messages, each over the lane of its key, and answers what became of each.
 pub(crate) struct Publishers {
     lanes: Vec<mpsc::UnboundedSender<Box<Job>>>,
     next: AtomicUsize,
-    waiting: Arc<AtomicUsize>,
+    room: Room,
     topology: Arc<Topology>,
 }
 
@@ -39,7 +35,6 @@ pub(crate) struct Job {
     pub(crate) confirmer: Option<Confirmer>,
     /// Whether the broker refused it before.
     pub(crate) refused: bool,
-    waiting: Arc<AtomicUsize>,
 }
 
 /// Where a message goes.
@@ -67,24 +62,21 @@ impl Publishers {
         Self {
             lanes: lanes.collect(),
             next: AtomicUsize::new(0),
-            waiting: Arc::default(),
+            room: Room::default(),
             topology: Arc::clone(topology),
         }
     }
 
     /// Sends; calls with one key are stored in their order.
     pub(crate) fn send(&self, target: Target, envelope: Envelope, hop: Hop) -> Confirmation {
-        let cost = envelope.payload.len() + OVERHEAD;
-        if self.waiting.fetch_add(cost, Ordering::Relaxed) > ROOM {
-            self.waiting.fetch_sub(cost, Ordering::Relaxed);
-            let text = "too many messages wait for their confirm; await some before sending more";
-            return Confirmation::ready(Err(error_of(ErrorKind::Blocked, "publish", text)));
-        }
+        let (confirmer, confirmation) = match self.room.channel(&envelope) {
+            Ok(both) => both,
+            Err(error) => return Confirmation::ready(Err(error.broker(BROKER))),
+        };
         let lane = match &envelope.key {
             Some(key) => usize::try_from(stable_hash(key) >> 33).unwrap_or_default(),
             None => self.next.fetch_add(1, Ordering::Relaxed),
         };
-        let (confirmer, confirmation) = Confirmation::channel();
         let job = Box::new(Job {
             target,
             envelope,
@@ -92,7 +84,6 @@ impl Publishers {
             deadline: Instant::now() + self.topology.settings.options.publish_timeout,
             confirmer: Some(confirmer),
             refused: false,
-            waiting: Arc::clone(&self.waiting),
         });
         match self.lanes[lane % self.lanes.len()].send(job) {
             Ok(()) => confirmation,
@@ -106,12 +97,6 @@ impl Job {
         if let Some(confirmer) = self.confirmer.take() {
             confirmer.confirm(result);
         }
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.waiting.fetch_sub(self.envelope.payload.len() + OVERHEAD, Ordering::Relaxed);
     }
 }
 

@@ -1,9 +1,10 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anybroker_core::adapter::Room;
 use anybroker_core::{
     Broker, Capabilities, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind, Peek,
     Producer, Redrive, Result, Subscription,
@@ -35,7 +36,7 @@ pub struct RedisBroker {
     publishing: Arc<Link>,
     clients: Arc<[Client]>,
     jobs: mpsc::UnboundedSender<Job>,
-    waiting: Arc<AtomicUsize>,
+    room: Room,
     /// Ends the consumers, which may still have copies to store.
     closing: watch::Sender<bool>,
     /// Ends the publisher, after the consumers.
@@ -73,7 +74,7 @@ impl RedisBroker {
             publishing,
             clients,
             jobs,
-            waiting: Arc::default(),
+            room: Room::default(),
             closing: watch::channel(false).0,
             draining,
             open: Arc::new(AtomicBool::new(true)),
@@ -164,7 +165,7 @@ impl Broker for RedisBroker {
             capabilities: self.capabilities.clone(),
             topology: Arc::clone(&self.topology),
             jobs: self.jobs.clone(),
-            waiting: Arc::clone(&self.waiting),
+            room: self.room.clone(),
         })
     }
 

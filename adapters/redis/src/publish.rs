@@ -3,10 +3,11 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use anybroker_core::adapter::Room;
 use anybroker_core::{
     Capabilities, Confirmation, Confirmer, Envelope, ErrorKind, Hop, Outgoing, Producer, Result,
     RetryClass,
@@ -17,7 +18,7 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::error::{closed, error_of, failed, is_replica, unanswered};
+use crate::error::{BROKER, closed, error_of, failed, is_replica, unanswered};
 use crate::layout::Layout;
 use crate::link::Link;
 use crate::message::write;
@@ -30,10 +31,6 @@ const LOT: usize = 512;
 const BYTES: usize = 1024 * 1024;
 const PIPELINES: usize = 4;
 
-/// The most bytes that wait for their confirm, and what a message counts beside its payload.
-const ROOM: usize = 512 * 1024 * 1024;
-const OVERHEAD: usize = 1024;
-
 /// Between attempts that fail at once.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -43,7 +40,7 @@ pub(crate) struct RedisProducer {
     pub(crate) capabilities: Capabilities,
     pub(crate) topology: Arc<Topology>,
     pub(crate) jobs: mpsc::UnboundedSender<Job>,
-    pub(crate) waiting: Arc<AtomicUsize>,
+    pub(crate) room: Room,
 }
 
 /// A message on its way.
@@ -55,7 +52,6 @@ pub(crate) struct Job {
     delay: Option<Duration>,
     deadline: Instant,
     confirmer: Option<Confirmer>,
-    waiting: Arc<AtomicUsize>,
 }
 
 impl RedisProducer {
@@ -66,14 +62,9 @@ impl RedisProducer {
         outgoing.check(&self.capabilities)?;
         let hop = outgoing.hop();
         let Outgoing { destination, envelope, delay, .. } = outgoing;
-        let size = envelope.payload.len();
         let layout = self.topology.layout(&destination)?;
-        if self.waiting.fetch_add(size + OVERHEAD, Ordering::Relaxed) > ROOM {
-            self.waiting.fetch_sub(size + OVERHEAD, Ordering::Relaxed);
-            let text = "too many messages wait for their confirm; await some before sending more";
-            return Err(error_of(ErrorKind::Blocked, "publish", text));
-        }
-        let (confirmer, confirmation) = Confirmation::channel();
+        let (confirmer, confirmation) =
+            self.room.channel(&envelope).map_err(|error| error.broker(BROKER))?;
         let job = Job {
             hop,
             // Each group of a topic parks it, those to come too. In order, it keeps its place.
@@ -84,7 +75,6 @@ impl RedisProducer {
             envelope,
             deadline: Instant::now() + self.topology.settings.options.publish_timeout,
             confirmer: Some(confirmer),
-            waiting: Arc::clone(&self.waiting),
         };
         Ok((job, confirmation))
     }
@@ -128,12 +118,6 @@ impl Job {
         if let Some(confirmer) = self.confirmer.take() {
             confirmer.confirm(result);
         }
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.waiting.fetch_sub(self.envelope.payload.len() + OVERHEAD, Ordering::Relaxed);
     }
 }
 
@@ -249,7 +233,7 @@ impl Writer {
                     continue;
                 }
             }
-            bytes += job.envelope.payload.len() + OVERHEAD;
+            bytes += job.envelope.payload.len() + Room::OVERHEAD;
             jobs.push(job);
             if bytes > BYTES {
                 break;

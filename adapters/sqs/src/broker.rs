@@ -257,7 +257,7 @@ impl SqsProducer {
             return Err(too_large("the payload", envelope.payload.len(), most));
         }
         let hop = outgoing.hop();
-        Ok(self.senders.send(&target, envelope, &hop, delay.unwrap_or_default()))
+        self.senders.publish(&target, envelope, &hop, delay.unwrap_or_default())
     }
 }
 

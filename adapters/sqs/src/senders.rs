@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anybroker_core::adapter::Room;
 use anybroker_core::{
     Backoff, Confirmation, Confirmer, Destination, Envelope, Error, ErrorKind, Hop, Jitter, Result,
     RetryClass, Subscription,
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::answers::Answers;
-use crate::error::{closed, error_of};
+use crate::error::{BROKER, closed, error_of};
 use crate::lane::{Job, Lane};
 use crate::message::{self, SNS_BYTES, SQS_BYTES};
 use crate::names;
@@ -69,13 +70,15 @@ pub(crate) struct Senders {
     lanes: Mutex<HashMap<(String, u64), Lane<Unsent>>>,
     /// Held by what has to end before the broker is closed; `None` once it closes.
     alive: Mutex<Option<Alive>>,
+    room: Room,
 }
 
 pub(crate) type Alive = mpsc::Sender<Infallible>;
 
 impl Senders {
     pub(crate) fn new(topology: Arc<Topology>, alive: Alive) -> Self {
-        Self { topology, lanes: Mutex::default(), alive: Mutex::new(Some(alive)) }
+        let (alive, room) = (Mutex::new(Some(alive)), Room::default());
+        Self { topology, lanes: Mutex::default(), alive, room }
     }
 
     /// Keeps the broker from being closed before the answer is dropped.
@@ -98,7 +101,30 @@ impl Senders {
         hop: &Hop,
         delay: Duration,
     ) -> Confirmation {
-        let (confirmer, confirmation) = Confirmation::channel();
+        self.start(target, envelope, hop, delay, Confirmation::channel())
+    }
+
+    /// As [`Self::send`], for as long as there is room: of copies no more wait than messages are
+    /// held, and they are on their way to make room.
+    pub(crate) fn publish(
+        &self,
+        target: &Target,
+        envelope: &Envelope,
+        hop: &Hop,
+        delay: Duration,
+    ) -> Result<Confirmation> {
+        let channel = self.room.channel(envelope).map_err(|error| error.broker(BROKER))?;
+        Ok(self.start(target, envelope, hop, delay, channel))
+    }
+
+    fn start(
+        &self,
+        target: &Target,
+        envelope: &Envelope,
+        hop: &Hop,
+        delay: Duration,
+        (confirmer, confirmation): (Confirmer, Confirmation),
+    ) -> Confirmation {
         match self.push(target, envelope, hop, delay, confirmer) {
             Ok(()) => confirmation,
             Err(error) => Confirmation::ready(Err(error)),
