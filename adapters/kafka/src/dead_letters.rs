@@ -162,7 +162,9 @@ impl DeadLetters {
             ("message.max.bytes", &*largest),
             ("batch.size", &*batch),
             ("transactional.id", &*self.names.dead_letters),
-            ("transaction.timeout.ms", "30000"),
+            // A lot takes some milliseconds; and until the broker gives up one whose process was
+            // killed, nobody reads the group's retries that were stored after it.
+            ("transaction.timeout.ms", "10000"),
             ("partitioner", "murmur2_random"),
         ];
         let producer = clients.transactor(&options)?;
