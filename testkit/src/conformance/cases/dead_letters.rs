@@ -1,5 +1,7 @@
 //! Dead letters: whole, with their reason, of one group; shown, sent back, removed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anybroker_core::{
@@ -10,6 +12,7 @@ use tokio::time::Instant;
 use crate::conformance::case::{Checked, Need, cases};
 use crate::conformance::lab::{self, Lab, QUIET, ids, message, messages, sorted};
 use crate::conformance::receiver::{Receiver, settle_all};
+use crate::conformance::worked::{Sightings, Working, by_key};
 
 cases! {
     a_dead_letter_says_why;
@@ -29,6 +32,7 @@ cases! {
     redrive_twice_sends_nothing_twice;
     redrive_reaches_only_its_own_group: Need::TOPICS;
     redrive_keeps_its_rate;
+    redrive_keeps_the_order_of_each_key;
     a_redriven_message_can_be_given_up_again;
     purge_removes_what_is_there;
     dead_letters_outlive_their_connection;
@@ -238,6 +242,38 @@ async fn redrive_keeps_its_rate(lab: Lab) -> Checked {
     let took = begun.elapsed();
     assert!(took >= Duration::from_secs(1), "6 messages at 5 a second took {took:?}");
     assert_eq!(receiver.ack(6).await?, ids(6));
+    Ok(())
+}
+
+async fn redrive_keeps_the_order_of_each_key(lab: Lab) -> Checked {
+    let queue = lab::queue().ordered();
+    let subscription = Subscription::queue(queue.clone());
+    let given_up = Arc::new(AtomicBool::new(false));
+    let works = Arc::clone(&given_up);
+    let (mut seen, service) = Sightings::of(move |_| {
+        let works = works.load(Ordering::SeqCst);
+        async move { Ok(if works { Outcome::Ack } else { Outcome::dead_letter("test", "") }) }
+    });
+    let working = Working::on(&lab, &subscription, service).await?;
+    let rounds = (0..5).flat_map(|round| {
+        (0..4).map(move |key| message(&format!("k{key}.{round}")).with_key(format!("k{key}")))
+    });
+    lab.publish(queue, rounds).await?;
+    seen.take(20).await?;
+    lab.depth(&subscription, "twenty dead letters", |depth| depth.dead_lettered == Some(20))
+        .await?;
+    given_up.store(true, Ordering::SeqCst);
+    lab.step("redriven");
+    assert_eq!(lab.broker().redrive(&subscription, &Redrive::all()).await?, 20);
+    let again = seen.take(20).await?;
+    let keys = by_key(&again);
+    assert_eq!(keys.len(), 4);
+    for (key, ids) in keys {
+        let expected: Vec<_> = (0..5).map(|round| format!("{key}.{round}")).collect();
+        assert_eq!(ids, expected, "key {key} is out of order");
+    }
+    let report = working.drain().await?;
+    assert_eq!((report.dead_lettered, report.handled), (20, 20), "{report}");
     Ok(())
 }
 

@@ -9,20 +9,23 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anybroker_core::{
-    Backoff, DeadLetterFilter, DeadLetterLayer, Envelope, IdempotencyLayer, MemoryIdempotencyStore,
-    Message, Outcome, Reason, Redrive, RetryLayer, Subscription, TimeoutLayer, Worker,
+    Backoff, BoxError, DeadLetterFilter, DeadLetterLayer, Destination, Envelope, Error, ErrorKind,
+    IdempotencyLayer, MemoryIdempotencyStore, Message, Outcome, Queue, Reason, Redrive, RetryLayer,
+    Subscription, TimeoutLayer, TypedMessage, Worker, batch_handler_fn,
 };
-use tokio::time::sleep;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{self, Lab, QUIET, message, messages};
+use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, message, messages};
 use crate::conformance::worked::{Sightings, Working, acknowledge};
 
 cases! {
     poison_gets_exactly_its_attempts_and_harms_no_neighbour: Need::TOPICS;
     a_redriven_message_passes_all_layers_again;
     a_handler_that_hangs_is_timed_out_and_retried;
+    a_batch_is_settled_message_by_message;
     the_same_id_twice_is_handled_once: Need::TOPICS;
     a_duplicate_at_the_same_moment_waits_for_the_first;
     a_crash_in_the_middle_frees_the_claim;
@@ -126,6 +129,66 @@ async fn a_handler_that_hangs_is_timed_out_and_retried(lab: Lab) -> Checked {
     seen.take(4).await?;
     let report = working.drain().await?;
     assert_eq!((report.handled, report.retried), (2, 2), "{report}");
+    Ok(())
+}
+
+/// The number of a message `m7`.
+struct Number(u32);
+
+impl TypedMessage for Number {
+    const TYPE: &'static str = "conformance.message";
+    const VERSION: u32 = 1;
+
+    fn destination() -> Destination {
+        Queue::new(Self::TYPE).into()
+    }
+
+    fn to_envelope(&self) -> Result<Envelope, Error> {
+        Ok(message(&format!("m{}", self.0)))
+    }
+
+    fn from_envelope(envelope: &Envelope) -> Result<Self, Error> {
+        let number = envelope.id.strip_prefix('m').and_then(|number| number.parse().ok());
+        number.map(Self).ok_or_else(|| Error::new(ErrorKind::Undecodable, "no number"))
+    }
+}
+
+async fn a_batch_is_settled_message_by_message(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone());
+    let (sender, mut batches) = mpsc::unbounded_channel();
+    let service =
+        batch_handler_fn(8, Duration::from_millis(100), move |batch: Vec<(Number, Message)>| {
+            let seen = batch.iter().map(|(Number(number), message)| (*number, message.attempt()));
+            let seen: Vec<_> = seen.collect();
+            // A case that has seen enough reads no more.
+            let _ = sender.send(seen.clone());
+            async move {
+                sleep(Duration::from_millis(50)).await;
+                let odd_first = |(number, attempt): (u32, u32)| match (number % 2, attempt) {
+                    (1, 1) => Err(BoxError::from("not yet")),
+                    _ => Ok(()),
+                };
+                seen.into_iter().map(odd_first).collect::<Vec<_>>()
+            }
+        });
+    let retry = RetryLayer::new(Backoff::fixed(Duration::from_millis(100)));
+    let service = ServiceBuilder::new().layer(retry).service(service);
+    let working = Working::on(&lab, &subscription, service).await?;
+    lab.publish(queue, messages(20)).await?;
+    let (mut seen, mut largest) = (Vec::new(), 0);
+    while seen.len() < 30 {
+        let batch = timeout(PATIENCE, batches.recv()).await?.ok_or("the handler is gone")?;
+        largest = largest.max(batch.len());
+        seen.extend(batch);
+    }
+    assert!((2..=8).contains(&largest), "the largest batch had {largest}");
+    seen.sort_unstable();
+    let each =
+        (0..20).flat_map(|number| (1..=1 + number % 2).map(move |attempt| (number, attempt)));
+    assert_eq!(seen, each.collect::<Vec<_>>());
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.retried), (20, 10), "{report}");
     Ok(())
 }
 

@@ -53,6 +53,9 @@ async fn cancelled_receive_loses_nothing(lab: Lab) -> Checked {
     let subscription = Subscription::queue(queue.clone());
     let mut consumer = lab.broker().consume(&subscription, 64).await?;
     let count = 500;
+    let mut none = Vec::new();
+    let waits = poll_fn(|cx| Poll::Ready(consumer.poll_receive(cx, 3, &mut none))).await;
+    assert!(waits.is_pending(), "nothing was sent");
     let sender = lab.clone();
     let published = tokio::spawn(async move { sender.publish(queue, messages(count)).await });
     let (mut seen, mut settled, mut cancelled) = (Vec::new(), Vec::new(), 0_u32);
@@ -80,6 +83,7 @@ async fn cancelled_receive_loses_nothing(lab: Lab) -> Checked {
     for confirmation in settled {
         confirmation.await?;
     }
+    assert!(cancelled > 0, "no receive was cancelled");
     assert_eq!(sorted(seen), ids(count));
     Ok(())
 }
