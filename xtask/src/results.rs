@@ -23,6 +23,34 @@ enum Outcome {
     Ignored,
 }
 
+/// What a suite's target does not offer, beside what its broker cannot do: by the suite, and the
+/// beginning of the reason.
+const NOT_OFFERED: [(&str, &str); 7] = [
+    ("memory", "no other process can reach the broker"),
+    ("memory", "the target does not say how to kill"),
+    ("recorder", "no other process can reach the broker"),
+    ("recorder", "the target does not say how to kill"),
+    ("folder", "the target offers no connection with declare=off"),
+    ("folder", "the target does not say how to kill"),
+    // It keeps nothing.
+    ("sqs-ministack", "the target does not say how to kill"),
+];
+
+/// The cases that are ignored since a target offers less than it did: without this, one that lost
+/// its hook would only run fewer of them.
+pub(crate) fn lost(content: &str) -> Result<Vec<String>, serde_json::Error> {
+    let cases: Vec<Case> = content.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let lost = cases.iter().filter_map(|case| {
+        let reason = case.reason.as_deref().filter(|_| case.outcome == Outcome::Ignored)?;
+        let of_target = reason.starts_with("the target ") || reason.starts_with("no other process");
+        let known =
+            |(suite, known): &(&str, &str)| case.suite == *suite && reason.starts_with(known);
+        (of_target && !NOT_OFFERED.iter().any(known))
+            .then(|| format!("{}::{} is ignored: {reason}", case.suite, case.name))
+    });
+    Ok(lost.collect())
+}
+
 /// The table of cases and brokers for a file's content: a number stands for an ignored case, and
 /// for its reason below the table.
 pub(crate) fn table(content: &str) -> Result<String, serde_json::Error> {
@@ -127,7 +155,18 @@ pub(crate) fn counts(line: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{counts, table};
+    use super::{counts, lost, table};
+
+    #[test]
+    fn a_target_that_offers_less_is_seen() {
+        let content = r#"{"suite":"memory","case":"a","outcome":"ignored","reason":"no other process can reach the broker"}
+{"suite":"kafka","case":"a","outcome":"ignored","reason":"no other process can reach the broker"}
+{"suite":"kafka","case":"b","outcome":"ignored","reason":"kafka: deliveries are not leased"}
+{"suite":"kafka","case":"c","outcome":"failed","reason":"the target is wrong"}
+"#;
+        let expected = ["kafka::a is ignored: no other process can reach the broker"];
+        assert_eq!(lost(content).unwrap(), expected);
+    }
 
     #[test]
     fn table_shows_each_case_on_each_broker() {

@@ -63,9 +63,14 @@ pub(crate) fn run(brokers: &[Broker]) -> Result<ExitCode, Box<dyn Error>> {
         cargo_test(&arguments, &urls, &results, &mut tally)?;
     }
     drop(servers);
-    let table = results::table(&fs::read_to_string(&results)?)?;
-    println!("\n{table}\n{} passed, {} failed", tally.passed, tally.failed);
-    let is_green = tally.failed == 0 && !tally.has_errors;
+    let results = fs::read_to_string(&results)?;
+    let lost = results::lost(&results)?;
+    println!("\n{}", results::table(&results)?);
+    for case in &lost {
+        println!("{case}");
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    let is_green = tally.failed == 0 && !tally.has_errors && lost.is_empty();
     Ok(if is_green { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
