@@ -28,8 +28,8 @@ pub use anybroker_core::{
     Confirmation, Destination, Expired, Outgoing, Publish, Publisher, Queue, Report, RunningWorker,
     Start, Subscription, Topic, Worker, shutdown_signal,
 };
-// Brokers, and looking after them.
-/// What adapters are written with.
+// Brokers, their errors and their dead letters.
+/// The crate `anybroker-core`, which an adapter for another broker is written against.
 pub use anybroker_core as adapter;
 pub use anybroker_core::{BoxError, Error, ErrorKind, Result, RetryClass, retry_class};
 pub use anybroker_core::{

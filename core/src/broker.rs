@@ -82,8 +82,10 @@ pub trait Producer: Send + Sync + fmt::Debug {
     /// The send goes on when the confirmation is dropped.
     ///
     /// # Errors
-    /// `Unroutable`, `TooLarge`, `Invalid`, `Closed`, `Timeout`, `Unavailable`; the retry class
-    /// is `Ambiguous` where the broker may have the message.
+    /// `Invalid`, `TooLarge`, `Unroutable`, `Unsupported` and `Closed`; `NotFound`, `Mismatch` and
+    /// `Denied` where the destination or the right to it is missing; `Blocked`, `Timeout`,
+    /// `Unavailable`, and `Broker` for what fits none of them. The retry class says whether to try
+    /// again: it is `Ambiguous` where the broker may have the message.
     fn send(&self, outgoing: Outgoing) -> Confirmation;
 }
 

@@ -9,7 +9,7 @@ use crate::{Error, ErrorKind, Result};
 /// A broker's URL, taken apart: `scheme://user:password@host:port,host:port/path?option=value`.
 ///
 /// The password shows in no output. Options are taken one by one; what is left over is an error
-/// that lists the known ones.
+/// that names the nearest known one, or lists them.
 ///
 /// ```
 /// # use anybroker_core::BrokerUrl;

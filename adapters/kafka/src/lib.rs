@@ -65,8 +65,7 @@
 //!   it is the lag, which the markers of transactions and compaction make an upper bound. `in_flight`
 //!   is as of each process's last commit.
 //! - Whether a topic has groups is not seen when publishing: it keeps the message.
-//! - Share groups (KIP-932) are not used, since the client lacks them; they would take the place of
-//!   the tracker of finished offsets (`partition`, `position`), and nothing else.
+//! - Share groups (KIP-932) are not used: the client does not know them.
 //!
 //! # Dead letters
 //! Looking reads the topic. A redrive is one transaction for each 500 letters: the copies, and a
@@ -78,8 +77,8 @@
 //! |---|---|---|
 //! | `kafka+ssl://` | | TLS; needs the feature `tls`, which is on by default |
 //! | `user:password@` | `credentials` | by SASL |
-//! | `sasl=plain` | `sasl` | or `scram-sha-256`, `scram-sha-512` |
-//! | | `oauth_token` | by `OAUTHBEARER`, with tokens of yours; topics must exist |
+//! | `sasl=plain` | `sasl` | or `scram-sha-256`, `scram-sha-512`, which need the feature `tls` too |
+//! | | `oauth_token` | by `OAUTHBEARER`, with tokens of yours; topics must exist; needs the feature `tls` too |
 //! | `ca=/path` | `ca` | trusted instead of the system's authorities |
 //! | `cert=/path&key=/path` | `client_certificate` | what the broker is shown |
 //! | `prefix=dev` | `prefix` | put before each name, with a dot |

@@ -29,9 +29,10 @@
 //! # Ordering
 //! An ordered group has one active consumer for each partition (`x-single-active-consumer`). A
 //! queue has as many partitions as it says; a group of a topic has one, whatever it says, since
-//! without a plugin RabbitMQ cannot part a topic's messages by their key. At a
-//! drain its channel is closed, so that all comes back in order; that counts as an attempt for what
-//! was prefetched.
+//! without a plugin RabbitMQ cannot part a topic's messages by their key. A retry or a release waits
+//! in the process up to 22.5 min, three quarters of `consumer_timeout`; one that is to wait longer is
+//! stored anew, and later messages of its key pass it. At a drain its channel is closed, so that all
+//! comes back in order; that counts as an attempt for what was prefetched.
 //!
 //! A message that an unordered group releases goes to the end of the queue where RabbitMQ would
 //! count the return as an attempt (before 4), and keeps its place elsewhere.

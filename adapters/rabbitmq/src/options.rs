@@ -11,7 +11,8 @@ use crate::error::error_of;
 
 /// Sets up a connection; [`connect`](Self::connect) opens it.
 ///
-/// Each method is an option of the URL too: `amqps://user:password@host/vhost?prefix=dev`.
+/// Each method but [`exchange`](Self::exchange) and [`bind`](Self::bind) is an option of the URL
+/// too: `amqps://user:password@host/vhost?prefix=dev`.
 ///
 /// # Defaults
 /// `amqp://guest:guest@localhost:5672/%2F`, no prefix, `declare=create`, one attempt to connect,

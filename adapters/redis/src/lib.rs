@@ -63,9 +63,10 @@
 //! and renews it. Reading, claiming and settling in order check the lock in the same script, so that
 //! a process that stood still for longer than that reads and settles nothing more. What is retried or
 //! released keeps its place: nothing later is handed out until it was. The connections of a group
-//! share its partitions, rounded up: each takes one more each half second, and when another comes,
-//! gives up what is beyond its share once all that handlers have of it is settled. One of which they
-//! keep something for a lease stays for ten more. `redrive` puts a message behind the others.
+//! share its partitions evenly, rounded up: each takes one more each half second. When another
+//! connection comes, each gives up what is beyond its share, a partition once its handlers have
+//! settled all they have of it. If they have not within a lease, it stays for ten leases more.
+//! `redrive` puts a message behind the others.
 //!
 //! # Trimming
 //! What every group has finished is removed, by `XTRIM MINID ~`, two seconds after at the earliest and

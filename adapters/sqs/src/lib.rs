@@ -4,7 +4,7 @@
 //! |---|---|
 //! | queue | queue; ordered: FIFO queue `….fifo` |
 //! | topic | SNS topic; ordered: FIFO topic `….fifo` |
-//! | group | queue `topic--group`, subscribed with raw delivery, with the policy and the redrive policy that takes |
+//! | group | queue `topic--group`, subscribed with raw delivery; its policy lets the topic send to it, and the subscription has a redrive policy to the dead-letter queue |
 //! | dead-letter queue | queue `…--dlq` |
 //! | envelope | body: a structured `CloudEvents` event in JSON, binary payloads in base64 |
 //! | key | message group; its SHA-256 where SQS does not take it; without key a group of its own |

@@ -37,10 +37,11 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 
 /// Runs handlers over the deliveries of one broker's subscriptions.
 ///
-/// Each subscription is handled by one loop per core and 16 handlers, each with a consumer of its own; handlers
-/// run inside the loop, concurrently, without a task of their own. A handler that blocks its
-/// thread therefore holds up its loop (not the leases): move blocking work to
-/// `tokio::task::spawn_blocking`.
+/// Each subscription is handled by one loop for each 16 handlers, at most one per runtime thread,
+/// and no more than an ordered one has partitions; with more than 16 subscriptions each has one.
+/// A loop has a consumer of its own, and runs its handlers concurrently, without a task for each.
+/// A handler that blocks its thread therefore holds up its loop (not the leases): move blocking
+/// work to `tokio::task::spawn_blocking`.
 ///
 /// # Back-pressure
 /// The service's `poll_ready` is the only one: while it is pending, its subscription receives
@@ -48,13 +49,15 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 ///
 /// # Ordering
 /// An ordered subscription handles messages of one key one after the other. A retry or a release
-/// waits in the process and holds its key back. A drain waits for it too, within its timeout, where
-/// the broker would forget the rest ([`ordered_delays`](crate::Capabilities::ordered_delays)).
+/// waits in the process and holds its key back; but one longer than three quarters of the broker's
+/// [`longest_hold`](crate::Capabilities::longest_hold) is left to the broker, where it may lose its
+/// place. A drain waits for it too, within its timeout, where the broker would forget the rest
+/// ([`ordered_delays`](crate::Capabilities::ordered_delays)).
 ///
 /// # Defaults
 /// 64 handlers at once for each subscription; 30 s to drain. An error that no retry layer judged
-/// is retried 5 times in all, after 1 s, 2 s, 4 s, 8 s (each times 0.5 to 1.5); permanent and
-/// exhausted errors go to the dead-letter queue. A panic is an error like any other.
+/// is attempted 5 times in all, with waits of 1 s, 2 s, 4 s and 8 s (each times 0.5 to 1.5);
+/// permanent and exhausted errors go to the dead-letter queue. A panic is an error like any other.
 #[must_use = "a worker does nothing until it is started"]
 pub struct Worker {
     broker: Arc<dyn Broker>,
@@ -106,8 +109,9 @@ impl Worker {
         self
     }
 
-    /// Sets how many loops share a subscription; one for each 16 handlers unless set, at most one
-    /// per thread of the runtime.
+    /// Sets how many loops share a subscription; unless set one for each 16 handlers, at most one
+    /// per thread of the runtime. Never more than handlers, or than an ordered subscription has
+    /// partitions.
     pub fn loops(mut self, loops: usize) -> Self {
         self.loops = Some(loops.max(1));
         self
