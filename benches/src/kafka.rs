@@ -1,9 +1,8 @@
 //! Apache Kafka, idempotent and `acks=all`, against librdkafka used as an expert would: a
 //! `ThreadedProducer` whose context only counts, and a `BaseConsumer`.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -15,16 +14,12 @@ use anybroker::kafka::rdkafka::producer::{
     BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer,
 };
 use anybroker::kafka::rdkafka::{ClientConfig, ClientContext, Message as _};
-use anybroker::{
-    BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
-};
-use tokio::sync::Notify;
+use anybroker::{BoxError, Broker, Queue, connect};
 use tokio::task::spawn_blocking;
-use tower::service_fn;
 
 use crate::measure::{Goal, Table, in_turn, rate};
+use crate::ours::{Attributes, PAYLOAD, consume_all, name, new_queue, publish_all};
 
-const PAYLOAD: [u8; 256] = [b'x'; 256];
 const WINDOW: usize = 1_000;
 
 pub(crate) async fn run(table: &mut Table, url: &str, quick: bool) -> Result<(), BoxError> {
@@ -49,14 +44,6 @@ pub(crate) async fn run(table: &mut Table, url: &str, quick: bool) -> Result<(),
     Ok(())
 }
 
-/// What the bare client's messages carry beside their payload.
-#[derive(Clone, Copy)]
-enum Attributes {
-    /// What an envelope carries.
-    Same,
-    None,
-}
-
 struct Bench {
     url: String,
     messages: usize,
@@ -73,8 +60,8 @@ impl Bench {
     /// A queue, created, with so many partitions as the library gives it.
     async fn queue(&self) -> Result<(Arc<dyn Broker>, Queue, String), BoxError> {
         let broker = connect(&self.url).await?;
-        let name = format!("bench-{}", Envelope::new("name", "").id);
-        let queue = Queue::new(name.clone());
+        let queue = new_queue();
+        let name = name(&queue);
         broker.declare_destination(&queue.clone().into()).await?;
         Ok((broker, queue, name))
     }
@@ -91,7 +78,7 @@ impl Bench {
 
     async fn publish(&self) -> Result<f64, BoxError> {
         let (broker, queue, name) = self.queue().await?;
-        let rate = publish_all(&broker, &queue, self.messages).await?;
+        let rate = publish_all(&broker, &queue, self.messages, WINDOW).await?;
         self.end(broker, &name).await?;
         Ok(rate)
     }
@@ -99,35 +86,10 @@ impl Bench {
     /// From the first message to the last: joining the group is not counted on either side.
     async fn consume(&self) -> Result<f64, BoxError> {
         let (broker, queue, name) = self.queue().await?;
-        publish_all(&broker, &queue, self.messages).await?;
-        let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
-        let started = Arc::new(OnceLock::new());
-        let service = service_fn({
-            let (left, started) = (Arc::clone(&left), Arc::clone(&started));
-            move |message: Message| {
-                started.get_or_init(Instant::now);
-                std::hint::black_box(message.envelope().payload.len());
-                if left.0.fetch_sub(1, Ordering::Relaxed) == 1 {
-                    left.1.notify_one();
-                }
-                std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
-            }
-        });
-        let worker = Worker::new(Arc::clone(&broker))
-            .subscribe(Subscription::queue(queue), service)
-            .concurrency(WINDOW)
-            .start()
-            .await?;
-        let mut rate_seen = 0.0;
-        let report = worker
-            .run_until(async {
-                left.1.notified().await;
-                rate_seen = rate(self.messages, *started.get_or_init(Instant::now));
-            })
-            .await?;
-        assert_eq!(report.handled, self.messages as u64, "{report}");
+        publish_all(&broker, &queue, self.messages, WINDOW).await?;
+        let rate = consume_all(&broker, queue.clone(), self.messages, WINDOW).await?.between;
         self.end(broker, &name).await?;
-        Ok(rate_seen)
+        Ok(rate)
     }
 
     async fn bare_publish(&self, attributes: Attributes) -> Result<f64, BoxError> {
@@ -150,7 +112,7 @@ impl Bench {
         let (broker, queue, name) = self.queue().await?;
         match attributes {
             Attributes::Same => {
-                publish_all(&broker, &queue, self.messages).await?;
+                publish_all(&broker, &queue, self.messages, WINDOW).await?;
             }
             Attributes::None => {
                 self.bare_publish_to(name.clone(), attributes).await?;
@@ -162,31 +124,6 @@ impl Bench {
         self.end(broker, &name).await?;
         Ok(rate)
     }
-}
-
-/// Publishes through the public API, `WINDOW` in flight.
-async fn publish_all(
-    broker: &Arc<dyn Broker>,
-    queue: &Queue,
-    messages: usize,
-) -> Result<f64, BoxError> {
-    let publisher = broker.publisher();
-    let first = Envelope::new("bench.message", &PAYLOAD[..]);
-    publisher.publish_envelope(queue.clone(), first).start().await?;
-    let started = Instant::now();
-    let mut window = VecDeque::with_capacity(WINDOW);
-    for _ in 1..messages {
-        if window.len() == WINDOW {
-            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
-            oldest.await?;
-        }
-        let envelope = Envelope::new("bench.message", &PAYLOAD[..]);
-        window.push_back(publisher.publish_envelope(queue.clone(), envelope).start());
-    }
-    for confirmation in window {
-        confirmation.await?;
-    }
-    Ok(rate(messages, started))
 }
 
 /// Counts what was stored, and lets the publishing thread go on.

@@ -3,6 +3,7 @@
 mod kafka;
 mod measure;
 mod memory;
+mod ours;
 mod rabbitmq;
 mod redis;
 mod sqs;
@@ -32,7 +33,7 @@ struct Arguments {
     /// What to measure
     #[arg(default_values = ["memory", "rabbitmq", "kafka", "redis", "sqs"])]
     brokers: Vec<Bench>,
-    /// Fewer messages and rounds: a first impression in about a minute
+    /// Fewer messages and rounds: a first impression, in about a minute for each broker
     #[arg(long)]
     quick: bool,
     /// Fail unless every ratio and rate reaches its stated goal

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anybroker::{
-    BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
-};
+use anybroker::{BoxError, Queue, Subscription, connect};
 use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
@@ -16,11 +14,10 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio::sync::Notify;
-use tower::service_fn;
 
 use crate::measure::{Goal, Table, in_turn, rate};
+use crate::ours::{Attributes, PAYLOAD, consume_all, name, new_queue, publish_all};
 
-const PAYLOAD: [u8; 256] = [b'x'; 256];
 const WINDOW: usize = 1_000;
 /// A multiple-ack for each hundred, and a lot of publishes as large.
 const LOT: usize = 100;
@@ -64,14 +61,6 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// What the bare client's messages carry beside their payload.
-#[derive(Clone, Copy)]
-enum Attributes {
-    /// What an envelope carries.
-    Same,
-    None,
-}
-
 struct Bench {
     url: String,
     messages: usize,
@@ -80,9 +69,9 @@ struct Bench {
 impl Bench {
     async fn publish(&self) -> Result<f64, BoxError> {
         let broker = connect(&self.url).await?;
-        let queue = Queue::new(unique_name());
+        let queue = new_queue();
         broker.declare_destination(&queue.clone().into()).await?;
-        let rate = publish_all(&broker, &queue, self.messages).await?;
+        let rate = publish_all(&broker, &queue, self.messages, WINDOW).await?;
         broker.close().await?;
         let subscription = Subscription::queue(queue);
         self.delete(&[subscription.stored_name(), subscription.derived_name("dlq")]).await?;
@@ -91,34 +80,10 @@ impl Bench {
 
     async fn consume(&self) -> Result<f64, BoxError> {
         let broker = connect(&self.url).await?;
-        let queue = Queue::new(unique_name());
+        let queue = new_queue();
         broker.declare_destination(&queue.clone().into()).await?;
-        publish_all(&broker, &queue, self.messages).await?;
-        let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
-        let service = service_fn({
-            let left = Arc::clone(&left);
-            move |message: Message| {
-                std::hint::black_box(message.envelope().payload.len());
-                if left.0.fetch_sub(1, Ordering::Relaxed) == 1 {
-                    left.1.notify_one();
-                }
-                std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
-            }
-        });
-        let subscription = Subscription::queue(queue.clone());
-        let started = Instant::now();
-        let worker = Worker::new(Arc::clone(&broker))
-            .subscribe(subscription, service)
-            .concurrency(WINDOW)
-            .start()
-            .await?;
-        let report = worker
-            .run_until(async {
-                left.1.notified().await;
-            })
-            .await?;
-        let rate = rate(self.messages, started);
-        assert_eq!(report.handled, self.messages as u64, "{report}");
+        publish_all(&broker, &queue, self.messages, WINDOW).await?;
+        let rate = consume_all(&broker, queue.clone(), self.messages, WINDOW).await?.in_all;
         broker.close().await?;
         let subscription = Subscription::queue(queue);
         self.delete(&[subscription.stored_name(), subscription.derived_name("dlq")]).await?;
@@ -137,7 +102,7 @@ impl Bench {
     }
 
     async fn bare_publish(&self, connections: usize) -> Result<f64, BoxError> {
-        let name = unique_name();
+        let name = name(&new_queue());
         let channels = self.channels(connections).await?;
         declare(&channels[0].1, &name).await?;
         let rate = bare_publish_all(&channels, &name, self.messages).await?;
@@ -152,12 +117,12 @@ impl Bench {
         connections: usize,
         attributes: Attributes,
     ) -> Result<f64, BoxError> {
-        let name = unique_name();
+        let name = name(&new_queue());
         let channels = self.channels(connections).await?;
         match attributes {
             Attributes::Same => {
                 let broker = connect(&self.url).await?;
-                publish_all(&broker, &Queue::new(name.clone()), self.messages).await?;
+                publish_all(&broker, &Queue::new(name.clone()), self.messages, WINDOW).await?;
                 broker.close().await?;
             }
             Attributes::None => {
@@ -207,29 +172,6 @@ async fn declare(channel: &Channel, queue: &str) -> Result<(), lapin::Error> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(queue.into(), options, arguments).await?;
     Ok(())
-}
-
-/// Publishes through the public API, `WINDOW` in flight.
-async fn publish_all(
-    broker: &Arc<dyn Broker>,
-    queue: &Queue,
-    messages: usize,
-) -> Result<f64, BoxError> {
-    let publisher = broker.publisher();
-    let started = Instant::now();
-    let mut window = VecDeque::with_capacity(WINDOW);
-    for _ in 0..messages {
-        if window.len() == WINDOW {
-            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
-            oldest.await?;
-        }
-        let envelope = Envelope::new("bench.message", &PAYLOAD[..]);
-        window.push_back(publisher.publish_envelope(queue.clone(), envelope).start());
-    }
-    for confirmation in window {
-        confirmation.await?;
-    }
-    Ok(rate(messages, started))
 }
 
 /// Each channel has a task that publishes lots, with as many in flight as the window allows.
@@ -312,8 +254,4 @@ async fn bare_consumer(
         }
     }
     Ok(())
-}
-
-fn unique_name() -> String {
-    format!("bench-{}", Envelope::new("name", "").id)
 }

@@ -1,23 +1,16 @@
 //! Redis Streams against redis-rs used as an expert would: one multiplexed connection, pipelined
 //! `XADD`, `XREADGROUP COUNT 500` and one `XACK` for all that it answered.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anybroker::{
-    BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
-};
+use anybroker::{BoxError, Envelope, connect};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
-use tokio::sync::Notify;
-use tower::service_fn;
 
 use crate::measure::{Goal, Table, in_turn, rate};
+use crate::ours::{Attributes, PAYLOAD, consume_all, name, new_queue, publish_all};
 
-const PAYLOAD: [u8; 256] = [b'x'; 256];
 const WINDOW: usize = 1_000;
 /// Messages of a pipeline; as many pipelines are in flight as the window allows.
 const LOT: usize = 250;
@@ -51,14 +44,6 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// What the bare client's messages carry beside their payload.
-#[derive(Clone, Copy)]
-enum Attributes {
-    /// What an envelope carries.
-    Same,
-    None,
-}
-
 struct Bench {
     url: String,
     messages: usize,
@@ -67,11 +52,11 @@ struct Bench {
 impl Bench {
     async fn publish(&self) -> Result<f64, BoxError> {
         let broker = connect(&self.url).await?;
-        let name = unique_name();
-        let queue = Queue::new(name.clone());
+        let queue = new_queue();
+        let name = name(&queue);
         broker.declare_destination(&queue.clone().into()).await?;
         self.rewrite().await?;
-        let rate = publish_all(&broker, &queue, self.messages).await?;
+        let rate = publish_all(&broker, &queue, self.messages, WINDOW).await?;
         broker.close().await?;
         self.delete(&name).await?;
         Ok(rate)
@@ -79,42 +64,19 @@ impl Bench {
 
     async fn consume(&self) -> Result<f64, BoxError> {
         let broker = connect(&self.url).await?;
-        let name = unique_name();
-        let queue = Queue::new(name.clone());
+        let queue = new_queue();
+        let name = name(&queue);
         broker.declare_destination(&queue.clone().into()).await?;
-        publish_all(&broker, &queue, self.messages).await?;
+        publish_all(&broker, &queue, self.messages, WINDOW).await?;
         self.rewrite().await?;
-        let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
-        let service = service_fn({
-            let left = Arc::clone(&left);
-            move |message: Message| {
-                std::hint::black_box(message.envelope().payload.len());
-                if left.0.fetch_sub(1, Ordering::Relaxed) == 1 {
-                    left.1.notify_one();
-                }
-                std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
-            }
-        });
-        let started = Instant::now();
-        let worker = Worker::new(Arc::clone(&broker))
-            .subscribe(Subscription::queue(queue), service)
-            .concurrency(WINDOW)
-            .start()
-            .await?;
-        let report = worker
-            .run_until(async {
-                left.1.notified().await;
-            })
-            .await?;
-        let rate = rate(self.messages, started);
-        assert_eq!(report.handled, self.messages as u64, "{report}");
+        let rate = consume_all(&broker, queue.clone(), self.messages, WINDOW).await?.in_all;
         broker.close().await?;
         self.delete(&name).await?;
         Ok(rate)
     }
 
     async fn bare_publish(&self, attributes: Attributes) -> Result<f64, BoxError> {
-        let (name, connection) = (unique_name(), self.connection().await?);
+        let (name, connection) = (name(&new_queue()), self.connection().await?);
         self.rewrite().await?;
         let rate = bare_publish_all(&connection, &name, self.messages, attributes).await?;
         self.delete(&name).await?;
@@ -122,7 +84,7 @@ impl Bench {
     }
 
     async fn bare_consume(&self, attributes: Attributes) -> Result<f64, BoxError> {
-        let (name, mut connection) = (unique_name(), self.connection().await?);
+        let (name, mut connection) = (name(&new_queue()), self.connection().await?);
         bare_publish_all(&connection, &name, self.messages, attributes).await?;
         let create = redis::cmd("XGROUP").arg("CREATE").arg(&name).arg(GROUP).arg("0").take();
         create.query_async::<()>(&mut connection).await?;
@@ -210,29 +172,6 @@ impl Bench {
     }
 }
 
-/// Publishes through the public API, `WINDOW` in flight.
-async fn publish_all(
-    broker: &Arc<dyn Broker>,
-    queue: &Queue,
-    messages: usize,
-) -> Result<f64, BoxError> {
-    let publisher = broker.publisher();
-    let started = Instant::now();
-    let mut window = VecDeque::with_capacity(WINDOW);
-    for _ in 0..messages {
-        if window.len() == WINDOW {
-            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
-            oldest.await?;
-        }
-        let envelope = Envelope::new("bench.message", &PAYLOAD[..]);
-        window.push_back(publisher.publish_envelope(queue.clone(), envelope).start());
-    }
-    for confirmation in window {
-        confirmation.await?;
-    }
-    Ok(rate(messages, started))
-}
-
 async fn bare_publish_all(
     connection: &MultiplexedConnection,
     name: &str,
@@ -311,8 +250,4 @@ fn read_all(found: Value, mut each: impl FnMut(Vec<u8>, Event)) -> usize {
         count += 1;
     }
     count
-}
-
-fn unique_name() -> String {
-    format!("bench-{}", Envelope::new("name", "").id)
 }

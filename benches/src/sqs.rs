@@ -1,25 +1,20 @@
 //! SQS, as ElasticMQ stands in for it, against the SDK used as an expert would: batches of ten,
 //! several calls in flight.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anybroker::{
-    BoxError, Broker, Envelope, Message, Outcome, Queue, Subscription, Worker, connect,
-};
+use anybroker::{BoxError, Broker, Queue, connect};
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Config, Credentials, Region};
 use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, SendMessageBatchRequestEntry};
 use aws_smithy_http_client::Builder;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tower::service_fn;
 
 use crate::measure::{Goal, Table, in_turn, rate};
+use crate::ours::{PAYLOAD, consume_all, name, new_queue, publish_all};
 
-const PAYLOAD: [u8; 256] = [b'x'; 256];
 const WINDOW: usize = 1_000;
 const BATCH: usize = 10;
 /// Calls in flight.
@@ -71,43 +66,20 @@ struct Bench {
 
 impl Bench {
     async fn publish(&self) -> Result<f64, BoxError> {
-        let queue = Queue::new(unique_name());
+        let queue = new_queue();
         self.broker.declare_destination(&queue.clone().into()).await?;
-        let rate = publish_all(&self.broker, &queue, self.messages).await?;
+        let rate = publish_all(&self.broker, &queue, self.messages, WINDOW).await?;
         self.delete(&queue).await?;
         Ok(rate)
     }
 
     async fn consume(&self) -> Result<f64, BoxError> {
-        let queue = Queue::new(unique_name());
-        publish_all(&self.broker, &queue, self.messages).await?;
-        let left = Arc::new((AtomicUsize::new(self.messages), Notify::new()));
-        let service = service_fn({
-            let left = Arc::clone(&left);
-            move |message: Message| {
-                std::hint::black_box(message.envelope().payload.len());
-                if left.0.fetch_sub(1, Ordering::Relaxed) == 1 {
-                    left.1.notify_one();
-                }
-                std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
-            }
-        });
-        let started = Instant::now();
-        let worker = Worker::new(Arc::clone(&self.broker))
-            .subscribe(Subscription::queue(queue.clone()), service)
-            .concurrency(WINDOW)
-            .start()
-            .await?;
-        let mut rate_of_all = 0.0;
-        let report = worker
-            .run_until(async {
-                left.1.notified().await;
-                rate_of_all = rate(self.messages, started);
-            })
-            .await?;
-        assert_eq!(report.handled, self.messages as u64, "{report}");
+        let queue = new_queue();
+        publish_all(&self.broker, &queue, self.messages, WINDOW).await?;
+        let rate =
+            consume_all(&self.broker, queue.clone(), self.messages, WINDOW).await?.until_handled;
         self.delete(&queue).await?;
-        Ok(rate_of_all)
+        Ok(rate)
     }
 
     async fn bare_publish(&self, body: &str) -> Result<f64, BoxError> {
@@ -168,7 +140,7 @@ impl Bench {
     }
 
     async fn create(&self) -> Result<String, BoxError> {
-        let created = self.client.create_queue().queue_name(unique_name()).send().await?;
+        let created = self.client.create_queue().queue_name(name(&new_queue())).send().await?;
         Ok(created.queue_url.ok_or("no URL came back")?)
     }
 
@@ -198,9 +170,9 @@ impl Bench {
 
     /// What the adapter stores for a payload.
     async fn body(&self) -> Result<String, BoxError> {
-        let queue = Queue::new(unique_name());
-        publish_all(&self.broker, &queue, 1).await?;
-        let url = self.client.get_queue_url().queue_name(native(&queue)).send().await?;
+        let queue = new_queue();
+        publish_all(&self.broker, &queue, 1, WINDOW).await?;
+        let url = self.client.get_queue_url().queue_name(name(&queue)).send().await?;
         let receive = self.client.receive_message().set_queue_url(url.queue_url);
         let mut received = receive.send().await?.messages.unwrap_or_default();
         self.delete(&queue).await?;
@@ -209,41 +181,10 @@ impl Bench {
     }
 
     async fn delete(&self, queue: &Queue) -> Result<(), BoxError> {
-        for name in [native(queue), format!("{}--dlq", native(queue))] {
-            let url = self.client.get_queue_url().queue_name(name).send().await?;
+        for stored in [name(queue), format!("{}--dlq", name(queue))] {
+            let url = self.client.get_queue_url().queue_name(stored).send().await?;
             self.client.delete_queue().set_queue_url(url.queue_url).send().await?;
         }
         Ok(())
     }
-}
-
-/// Publishes through the public API, `WINDOW` in flight.
-async fn publish_all(
-    broker: &Arc<dyn Broker>,
-    queue: &Queue,
-    messages: usize,
-) -> Result<f64, BoxError> {
-    let publisher = broker.publisher();
-    let started = Instant::now();
-    let mut window = VecDeque::with_capacity(WINDOW);
-    for _ in 0..messages {
-        if window.len() == WINDOW {
-            let oldest: anybroker::Confirmation = window.pop_front().expect("a full window");
-            oldest.await?;
-        }
-        let envelope = Envelope::new("bench.message", &PAYLOAD[..]);
-        window.push_back(publisher.publish_envelope(queue.clone(), envelope).start());
-    }
-    for confirmation in window {
-        confirmation.await?;
-    }
-    Ok(rate(messages, started))
-}
-
-fn native(queue: &Queue) -> String {
-    anybroker::Destination::from(queue.clone()).name().to_owned()
-}
-
-fn unique_name() -> String {
-    format!("bench-{}", Envelope::new("name", "").id)
 }
