@@ -6,8 +6,8 @@
 //! - The memory broker behaves as the others do. A [`Recorder`] around it, or around any other,
 //!   notes what the code under test publishes.
 //! - Under tokio's paused clock (feature `test-util` of tokio), hours pass at once: the memory
-//!   broker, the worker and the layers take their time from it. [`until_handled`] waits for the
-//!   end of it.
+//!   broker, the worker and the layers take their time from it. [`until_handled`] waits until a
+//!   group has nothing left to handle.
 //!
 #![cfg_attr(feature = "messages", doc = include_str!("../docs/virtual-time.md"))]
 
