@@ -1,5 +1,5 @@
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, ExitCode, Stdio};
+use std::process::{self, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use anybroker_core::{
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tower::service_fn;
 
 use super::case::Checked;
@@ -24,8 +25,8 @@ const PART: &str = "ANYBROKER_TEST_CHILD";
 pub(super) struct Child(process::Child);
 
 impl Child {
-    /// Starts a process that handles the group's messages: each id is in the ledger before its
-    /// message is acknowledged.
+    /// Starts a process that handles the group's messages, 16 at once, as their ids say (see
+    /// `handle`). Its ledger tells what [`Handling`] reads.
     pub(super) fn consumer(target: &str, of: &Subscription, ledger: &Path) -> Checked<Self> {
         Self::start(target, of, ledger, None)
     }
@@ -46,6 +47,7 @@ impl Child {
         let group = destination.is_topic().then(|| of.group_name());
         let part = json!({
             "target": target, "name": destination.name(), "group": group, "ledger": ledger, "run": run,
+            "limit": of.delivery_limit(), "lease": of.lease_time().as_secs(),
         });
         let mut command = Command::new(std::env::current_exe()?);
         // It ends with its input, and so with this process, whatever ends it.
@@ -53,9 +55,14 @@ impl Child {
         Ok(Self(command.stdout(Stdio::null()).spawn()?))
     }
 
+    /// How it has ended by itself, if it has.
+    pub(super) fn ended(&mut self) -> Checked<Option<ExitStatus>> {
+        Ok(self.0.try_wait()?)
+    }
+
     /// Fails if it has ended by itself.
     pub(super) fn check(&mut self) -> Checked {
-        match self.0.try_wait()? {
+        match self.ended()? {
             None => Ok(()),
             Some(status) => Err(format!("the child process ended by itself: {status}").into()),
         }
@@ -77,6 +84,56 @@ impl Drop for Child {
         let _ = self.0.wait();
     }
 }
+
+/// A folder for ledgers, gone at the end.
+#[derive(Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn new(queue: &str) -> Checked<Self> {
+        let path = std::env::temp_dir().join(format!("anybroker-{queue}"));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    /// A file in it.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left in the temporary folder harms nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What the handlers of child processes have done, as their ledger tells it.
+#[derive(Debug, Default)]
+pub(super) struct Handling {
+    /// Id and attempt of each start of a handler.
+    pub(super) starts: Vec<(String, u32)>,
+    /// The id of each message that was about to be acknowledged.
+    pub(super) ends: Vec<String>,
+}
+
+impl Handling {
+    pub(super) fn read(ledger: &Path) -> Checked<Self> {
+        let mut handling = Self::default();
+        for line in Ledger::read(ledger)? {
+            let (id, what) = line.split_once(' ').ok_or_else(|| format!("no line: {line}"))?;
+            match what {
+                END => handling.ends.push(id.to_owned()),
+                attempt => handling.starts.push((id.to_owned(), attempt.parse()?)),
+            }
+        }
+        Ok(handling)
+    }
+}
+
+/// Stands in the ledger where the attempt does when a handler starts.
+const END: &str = "end";
 
 /// Does what a [`Child`] is for, if this process is one.
 pub(super) fn take_part(targets: &[Target]) -> Option<ExitCode> {
@@ -103,6 +160,13 @@ fn perform(part: &str, targets: &[Target]) -> Checked {
         Some(group) => Subscription::topic(name).group(group),
         None => Subscription::queue(name),
     };
+    let subscription = match part["limit"].as_u64() {
+        Some(limit) => subscription.max_deliveries(u32::try_from(limit)?),
+        None => subscription.unlimited_deliveries(),
+    };
+    // Where deliveries are leased, the next process has a killed one's when its leases are over.
+    let lease = Duration::from_secs(part["lease"].as_u64().ok_or("no lease")?);
+    let subscription = subscription.lease(lease);
     let target = targets.iter().find(|one| one.name == target).ok_or("an unknown target")?;
     let ledger = Ledger::open(&PathBuf::from(text("ledger").ok_or("no ledger")?))?;
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -117,19 +181,40 @@ fn perform(part: &str, targets: &[Target]) -> Checked {
 
 async fn consume(broker: Arc<dyn Broker>, of: Subscription, ledger: Ledger) -> Checked {
     let ledger = Arc::new(ledger);
-    let service = service_fn(move |message: Message| {
-        let ledger = ledger.clone();
-        async move {
-            let id = message.envelope().id.clone();
-            spawn_blocking(move || ledger.append([&*id])).await??;
-            Ok::<_, BoxError>(Outcome::Ack)
-        }
-    });
-    // Where deliveries are leased, the next process has a killed one's when its leases are over.
-    let subscription = of.unlimited_deliveries().lease(Duration::from_secs(3));
-    let worker = Worker::new(broker).concurrency(16).subscribe(subscription, service);
+    let service = service_fn(move |message: Message| handle(message, ledger.clone()));
+    let worker = Worker::new(broker).concurrency(16).subscribe(of, service);
     worker.start().await?.run_until(std::future::pending::<()>()).await?;
     Ok(())
+}
+
+/// Notes the start, does what the id says up to its number, and notes the end before it
+/// acknowledges.
+async fn handle(message: Message, ledger: Arc<Ledger>) -> Result<Outcome, BoxError> {
+    let id = message.envelope().id.clone();
+    let note = |line: String| {
+        let ledger = ledger.clone();
+        spawn_blocking(move || ledger.append([&*line]))
+    };
+    note(format!("{id} {}", message.attempt())).await??;
+    // Long enough that some are cut off in between.
+    sleep(Duration::from_millis(20)).await;
+    match id.trim_end_matches(|character: char| character.is_ascii_digit()) {
+        "hang" => std::future::pending().await,
+        "abort" => process::abort(),
+        "slow" => sleep(Duration::from_millis(300)).await,
+        "dead" => return Ok(Outcome::dead_letter("test", "as its id says")),
+        // In the worker.
+        "soon" if message.attempt() == 1 => {
+            return Ok(Outcome::Retry { after: Duration::from_millis(500) });
+        }
+        // Longer than the worker waits, so that the broker has to.
+        "later" if message.attempt() == 1 => {
+            return Ok(Outcome::Retry { after: Duration::from_secs(6) });
+        }
+        _ => {}
+    }
+    note(format!("{id} {END}")).await??;
+    Ok(Outcome::Ack)
 }
 
 async fn publish(broker: &dyn Broker, to: &Destination, ledger: &Ledger, run: &str) -> Checked {
