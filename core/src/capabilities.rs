@@ -27,6 +27,9 @@ pub struct Capabilities {
     pub detects_unrouted: bool,
     /// Whether a delivery that comes back after a crash counts as an attempt.
     pub counts_crashes: bool,
+    /// Whether any number of processes share a group, ordered ones apart. Where not, so many are at
+    /// work as the destination has partitions; those beyond stand by until another leaves.
+    pub shares_partitions: bool,
     /// Whether a delivery of an ordered group that is given back to wait stays hidden for as long,
     /// before the later ones of its key. Where not, a worker that drains waits for what becomes due
     /// within its drain timeout; what has longer to wait is given back, and comes too early.
@@ -64,6 +67,7 @@ impl Capabilities {
             start_earliest: true,
             detects_unrouted: true,
             counts_crashes: true,
+            shares_partitions: true,
             ordered_delays: true,
             complete_peek: true,
             settlement: SettlementProof::Confirmed,

@@ -63,6 +63,7 @@ impl KafkaBroker {
         let wait = settings.options.wait;
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.detects_unrouted = false;
+        capabilities.shares_partitions = false;
         capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
         let clients = Clients::new(settings);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anybroker_core::{
     BoxError, Broker, Envelope, Message, Outcome, Outgoing, Subscription, Worker,
 };
-use support::{ack, builder, connect, connect_single, id, receive, send_numbers, unique};
+use support::{ack, builder, connect, id, receive, send_numbers, unique};
 use tokio::sync::oneshot;
 use tower::service_fn;
 
@@ -96,34 +96,4 @@ async fn what_waits_for_a_handler_neither_delays_a_handover_nor_counts() {
     }
     let counted: Vec<_> = seen.lock().unwrap().values().copied().filter(|n| *n != 1).collect();
     assert!(counted.is_empty(), "{counted:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_process_beyond_the_partitions_waits_until_another_leaves() {
-    let first = connect_single().await;
-    let subscription = Subscription::queue(unique("beyond"));
-    // In one process any number of consumers share a partition.
-    let mut consumers = Vec::new();
-    for _ in 0..3 {
-        consumers.push(first.consume(&subscription, 1).await.expect("a consumer"));
-    }
-    let other = connect_single().await;
-    let mut beside = other.consume(&subscription, 1).await.expect("a consumer that waits");
-    send_numbers(&first, subscription.destination(), 3).await;
-    let mut held = Vec::new();
-    for consumer in &mut consumers {
-        held.push(receive(consumer).await);
-    }
-    let mut seen: Vec<_> = held.iter().map(id).collect();
-    seen.sort_unstable();
-    assert_eq!(seen, ["0", "1", "2"], "one for each");
-    for delivery in held {
-        ack(delivery).await;
-    }
-    // Whoever has the partition by now: it goes to the other one when this one leaves.
-    send_numbers(&first, subscription.destination(), 1).await;
-    for consumer in consumers {
-        consumer.close().await.expect("a closed consumer");
-    }
-    ack(receive(&mut beside).await).await;
 }

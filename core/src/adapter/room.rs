@@ -63,10 +63,10 @@ mod tests {
         confirmer.confirm(Ok(()));
         assert!(room.channel(&envelope).is_ok());
         // Nobody awaits them: what counts is who is to answer.
-        taken.into_iter().for_each(|(confirmer, confirmation)| {
+        for (confirmer, confirmation) in taken {
             drop(confirmation);
             drop(confirmer);
-        });
+        }
         assert_eq!(room.0.load(Ordering::Relaxed), 0);
     }
 }

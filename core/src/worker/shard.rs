@@ -78,6 +78,8 @@ pub(super) struct Shard<S: Service<Message>> {
 pub(super) struct Held {
     pub(super) delivery: Delivery,
     lease: LeaseSlot,
+    /// In order, until when it can wait here: no broker lets it be held for ever.
+    waits_until: Option<Instant>,
 }
 
 impl<S> Shard<S>
@@ -274,19 +276,23 @@ where
             Err(panic) => policy::outcome_of(panicked(&*panic), attempt, id),
         };
         let next = match outcome {
-            Outcome::Retry { after } if self.parks(after) => {
+            Outcome::Retry { after } if self.parks(after, held.waits_until) => {
                 self.report.retried += 1;
                 self.parked.push(Instant::now() + after, held, Wait::Retry);
                 None
             }
             // Given back to the broker, it would come again behind the later ones of its key.
-            Outcome::Release { after } if self.lanes.is_some() && self.parks(after) => {
+            Outcome::Release { after }
+                if self.lanes.is_some() && self.parks(after, held.waits_until) =>
+            {
                 self.report.released += 1;
                 let due = Instant::now() + after.max(SHORTEST_RELEASE);
                 self.parked.push(due, held, Wait::Release);
                 None
             }
-            Outcome::Release { after } if after < SHORTEST_RELEASE && self.parks(after) => {
+            Outcome::Release { after }
+                if after < SHORTEST_RELEASE && self.parks(after, held.waits_until) =>
+            {
                 self.parked.push(Instant::now() + SHORTEST_RELEASE, held, Wait::GiveBack);
                 None
             }
@@ -298,10 +304,12 @@ where
         self.admit(next);
     }
 
-    fn parks(&self, after: Duration) -> bool {
-        match self.lanes {
+    fn parks(&self, after: Duration, until: Option<Instant>) -> bool {
+        match until {
             _ if self.draining && self.keeps_waits => false,
-            Some(_) => after <= self.longest_ordered_wait,
+            Some(until) => {
+                until.checked_duration_since(Instant::now()).is_some_and(|left| after <= left)
+            }
             None => after <= LONGEST_PARKED && self.parked.len() < self.parked_limit,
         }
     }

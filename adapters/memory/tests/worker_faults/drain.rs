@@ -92,6 +92,32 @@ async fn an_ordered_drain_waits_for_what_the_broker_would_forget() {
     assert_eq!(times, [(0, 10), (1, 10), (3, 15), (2, 15), (4, 15)]);
 }
 
+/// No wait alone is too long for the broker, but together they would be.
+#[tokio::test(start_paused = true)]
+async fn ordered_waits_together_end_before_the_broker_takes_the_delivery_back() {
+    let recorder = Recorder::new();
+    let (sender, inbox) = Inbox::channel(64);
+    sender.deliver(recorder.deliver(0, envelope().with_key("a"))).await.unwrap();
+    let after = Duration::from_mins(10);
+    let handler = service_fn(move |_: Message| async move { Answer::Ok(Outcome::Retry { after }) });
+    let mut capabilities = Capabilities::new("double", 1024);
+    capabilities.longest_hold = Some(Duration::from_mins(30));
+    let broker = Double::with(capabilities, vec![Box::new(inbox)]);
+    let subscription = Subscription::queue(Queue::new("keyed").ordered());
+    let (stop, report) = stop_with(Worker::new(broker).subscribe(subscription, handler)).await;
+    let begun = Instant::now();
+    pass(Duration::from_mins(29)).await;
+    {
+        let settled = recorder.settled.lock().unwrap();
+        let [(0, outcome, at)] = &settled[..] else { panic!("{settled:?}") };
+        assert_eq!(outcome, &Outcome::Retry { after }, "the third wait is the broker's");
+        assert_eq!((*at - begun).as_secs() / 60, 20);
+    }
+    stop.send(()).unwrap();
+    drop(sender);
+    assert_eq!(report.await.unwrap().retried, 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_release_that_waits_in_the_process_is_counted_once() {
     let broker = memory().await;

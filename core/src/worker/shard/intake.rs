@@ -13,7 +13,7 @@ use crate::worker::parked::Wait;
 use crate::worker::policy;
 use crate::worker::settling::Kind;
 use crate::worker::source::Received;
-use crate::{BoxError, Delivery, ErrorKind, Message, Outcome, Result};
+use crate::{BoxError, ErrorKind, Message, Outcome, Result};
 
 /// What is to be done with a delivery before a handler sees it.
 enum Admission {
@@ -54,9 +54,10 @@ where
         // Nothing at all counts too, or a consumer that answers so keeps the thread for itself.
         *budget = budget.saturating_sub(self.received.len().max(1));
         let mut received = std::mem::take(&mut self.received);
+        let waits_until = self.lanes.is_some().then(|| Instant::now() + self.longest_ordered_wait);
         for delivery in received.drain(..) {
             let lease = self.leases.hold(delivery.tag());
-            self.enter(Held { delivery, lease });
+            self.enter(Held { delivery, lease, waits_until });
         }
         self.received = received;
         Poll::Ready(Ok(()))
@@ -100,7 +101,7 @@ where
     /// Queues, parks or settles a delivery, and those of its lane that follow a settled one.
     pub(super) fn admit(&mut self, mut next: Option<Held>) {
         while let Some(held) = next.take() {
-            match self.admission(&held.delivery) {
+            match self.admission(&held) {
                 Admission::Run => self.queue.push_back(held),
                 Admission::Wait(due) => self.parked.push(due, held, Wait::Early),
                 Admission::Settle(outcome, kind) => next = self.settle_unseen(held, outcome, kind),
@@ -116,7 +117,8 @@ where
         self.settle(held, outcome, kind)
     }
 
-    fn admission(&self, delivery: &Delivery) -> Admission {
+    fn admission(&self, held: &Held) -> Admission {
+        let delivery = &held.delivery;
         let attempt = delivery.attempt();
         if self.subscription.delivery_limit().is_some_and(|limit| attempt > limit) {
             return Admission::Settle(policy::too_many_deliveries(attempt - 1), Kind::DeadLettered);
@@ -125,7 +127,7 @@ where
             && let Ok(remaining) = not_before.duration_since(crate::now())
             && !remaining.is_zero()
         {
-            return if self.parks(remaining) {
+            return if self.parks(remaining, held.waits_until) {
                 Admission::Wait(Instant::now() + remaining)
             } else {
                 Admission::Settle(Outcome::Release { after: remaining }, Kind::Delayed)
@@ -150,7 +152,7 @@ where
             }
             let admission = match wait {
                 Wait::GiveBack => Admission::Settle(AT_ONCE, Kind::Released),
-                _ => self.admission(&held.delivery),
+                _ => self.admission(&held),
             };
             match admission {
                 Admission::Run => self.queue.push_front(held),

@@ -6,10 +6,19 @@ use anybroker_core::{ErrorKind, Outcome, Start, Subscription};
 
 use crate::conformance::case::{Checked, Need, cases};
 use crate::conformance::lab::{self, Lab, QUIET, ids, ids_of, message, messages, refused, sorted};
+use crate::conformance::receiver::{Receiver, settle_all};
 
 cases! {
     a_queue_keeps_what_was_sent_before_its_first_consumer;
     competing_consumers_get_each_message_once;
+    any_number_of_processes_shares_a_group: Need::Of(
+        |can| can.shares_partitions,
+        "a partition is one process's",
+    );
+    processes_beyond_the_partitions_stand_by: Need::Of(
+        |can| !can.shares_partitions,
+        "any number of processes shares a group",
+    );
     each_group_gets_its_own_copy: Need::TOPICS;
     a_group_keeps_what_was_published_before_its_consumers_came;
     a_new_group_starts_with_what_comes_after_it: Need::TOPICS;
@@ -55,6 +64,50 @@ async fn competing_consumers_get_each_message_once(lab: Lab) -> Checked {
     assert_eq!(sorted(seen), ids(count));
     first.quiet(QUIET).await?;
     second.quiet(QUIET).await
+}
+
+async fn any_number_of_processes_shares_a_group(lab: Lab) -> Checked {
+    let queue = lab::queue().partitions(1);
+    let subscription = Subscription::queue(queue.clone());
+    let mut held = Vec::new();
+    lab.publish(queue, messages(3)).await?;
+    for number in 0..3 {
+        lab.step(format!("process {number}"));
+        let other = lab.reconnected().await?;
+        let mut receiver = Receiver::open(other.broker(), &subscription, 1).await?;
+        held.push((receiver.next().await?, receiver));
+    }
+    for (delivery, _receiver) in held {
+        delivery.settle(Outcome::Ack).await?;
+    }
+    Ok(())
+}
+
+async fn processes_beyond_the_partitions_stand_by(lab: Lab) -> Checked {
+    let queue = lab::queue().partitions(1);
+    let subscription = Subscription::queue(queue.clone());
+    // In one process any number of consumers shares a partition.
+    let mut receivers = Vec::new();
+    for _ in 0..3 {
+        receivers.push(Receiver::open(lab.broker(), &subscription, 1).await?);
+    }
+    lab.publish(queue.clone(), messages(3)).await?;
+    let mut held = Vec::new();
+    for receiver in &mut receivers {
+        held.push(receiver.next().await?);
+    }
+    assert_eq!(ids_of(&held), ids(3));
+    settle_all(held, &Outcome::Ack).await?;
+    lab.step("one beyond");
+    let other = lab.reconnected().await?;
+    let mut beyond = other.consume(&subscription).await?;
+    lab.publish(queue, messages(1)).await?;
+    lab.step("whoever has the partition by now, it goes to the other one");
+    for receiver in receivers {
+        receiver.close().await?;
+    }
+    assert_eq!(beyond.ack(1).await?, ids(1));
+    Ok(())
 }
 
 async fn each_group_gets_its_own_copy(lab: Lab) -> Checked {
