@@ -21,9 +21,13 @@ pub mod interchange;
 #[cfg(feature = "messages")]
 mod ledger;
 #[cfg(feature = "messages")]
+mod proxy;
+#[cfg(feature = "messages")]
 mod recorder;
 
 #[cfg(feature = "messages")]
 pub use handling::{handle, handle_attempt, until_handled};
+#[cfg(feature = "messages")]
+pub use proxy::Proxy;
 #[cfg(feature = "messages")]
 pub use recorder::Recorder;

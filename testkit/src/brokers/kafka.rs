@@ -58,7 +58,8 @@ impl Kafka {
         self
     }
 
-    /// Sends clients to another port of 127.0.0.1 than its own: a proxy's, say.
+    /// Sends clients to another port of 127.0.0.1 than its own, a proxy's, say. [`Server::url`] is
+    /// the way that avoids it, for the first connection of each client only.
     pub fn advertise(mut self, port: u16) -> Self {
         self.advertised = Some(port);
         self
@@ -216,7 +217,7 @@ impl Recipe for Kafka {
     }
 
     fn url(&self, site: &Site) -> String {
-        self.secured("kafka", self.advertised.unwrap_or(site.port()))
+        self.secured("kafka", site.port())
     }
 
     fn tls_url(&self, site: &Site) -> Option<String> {
