@@ -10,8 +10,9 @@ use anybroker_core::{
 };
 use anybroker_redis::RedisBroker;
 use anybroker_redis::redis::cmd;
+use anybroker_testkit::Proxy;
 use support::{
-    Proxy, ack, ack_all, connect, message, receive, run, send, server, servers, try_receive, unique,
+    ack, ack_all, connect, message, receive, run, send, server, servers, try_receive, unique,
 };
 use tokio::time::{Instant, sleep};
 
@@ -153,8 +154,8 @@ async fn a_consumer_that_lost_its_message_takes_nothing_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_that_fails_disturbs_nothing_that_is_in_hand() {
     for url in servers() {
-        let (proxy, direct) = (Proxy::start(&url).await, connect(&url).await);
-        let broker = connect(&proxy.url()).await;
+        let proxy = Proxy::start(&url).await.expect("a proxy");
+        let (broker, direct) = (connect(proxy.url()).await, connect(&url).await);
         let name = unique("cut");
         let subscription = Subscription::queue(Queue::new(name.clone()));
         let mut consumer = broker.consume(&subscription, 64).await.expect("a consumer");
