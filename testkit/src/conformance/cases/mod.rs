@@ -13,6 +13,7 @@ mod kills;
 mod layers;
 mod limits;
 mod ordering;
+mod processes;
 mod receiving;
 mod restarts;
 mod settlement;
@@ -27,6 +28,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
     // themselves last.
     [
         kills::CASES,
+        processes::CASES,
         volume::CASES,
         layers::CASES,
         workers::CASES,

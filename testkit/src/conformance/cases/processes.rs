@@ -1,0 +1,141 @@
+//! Processes end with messages in their hands: exactly those come again, and one that ends its
+//! process each time is given up alone.
+
+use std::collections::HashSet;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anybroker_core::{DeadLetterFilter, Outcome, Reason, Subscription};
+use tokio::time::{Instant, sleep};
+
+use crate::conformance::case::{Checked, Need, cases};
+use crate::conformance::child::{Child, Folder, Handling};
+use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages, sorted};
+
+cases! {
+    a_killed_process_leaves_exactly_what_it_held: Need::Processes;
+    a_message_that_aborts_its_process_is_one_dead_letter: Need::Processes, within 90;
+}
+
+/// Longer than a receive stays open that a killed process began: it takes, and counts, what comes
+/// back meanwhile.
+const LEASE: Duration = Duration::from_secs(3);
+
+async fn a_killed_process_leaves_exactly_what_it_held(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).lease(LEASE);
+    let folder = Folder::new(subscription.destination().name())?;
+    let ledger = folder.path("handled");
+    lab.publish(queue.clone(), messages(5)).await?;
+    let mut child = Child::consumer(lab.target(), &subscription, &ledger)?;
+    lab.step("what the child has done with");
+    until(&mut child, &ledger, |handling| handling.ends.len() == 5).await?;
+    lab.step("as many as a child handles at once");
+    let held: Vec<_> = (0..16).map(|number| format!("hang{number}")).collect();
+    lab.publish(queue.clone(), held.iter().map(|id| message(id))).await?;
+    let handling = until(&mut child, &ledger, |handling| handling.starts.len() == 21).await?;
+    assert!(handling.starts.iter().all(|(_, attempt)| *attempt == 1), "{handling:?}");
+    let is = |value: Option<u64>, expected| value.is_none_or(|value| value == expected);
+    lab.depth(&subscription, "what it holds", |depth| {
+        is(depth.ready, 0) && is(depth.in_flight, 16)
+    })
+    .await?;
+    lab.publish(queue.clone(), ["b0", "b1", "b2"].map(message)).await?;
+    child.kill()?;
+    lab.step("what it held, and what waited behind");
+    let mut receiver = lab.consume(&subscription).await?;
+    let counts = lab.broker().capabilities().counts_crashes;
+    let mut again = Vec::new();
+    while again.len() < held.len() + 3 {
+        let delivery = receiver.next().await?;
+        let (id, attempt) = (delivery.envelope().id.clone(), delivery.attempt());
+        if id.starts_with("hang") {
+            assert_eq!(attempt, if counts { 2 } else { 1 }, "{id}");
+        } else {
+            // What no handler has seen counts where the broker knows only what it handed out.
+            assert!(attempt <= 2, "{id} was never handled, and is at attempt {attempt}");
+        }
+        delivery.settle(Outcome::Ack).await?;
+        again.push(id);
+    }
+    assert_eq!(
+        sorted(again),
+        sorted([held, ["b0", "b1", "b2"].map(str::to_owned).into()].concat())
+    );
+    lab.step("what the child never saw");
+    lab.publish(queue, [message("after")]).await?;
+    let after = receiver.next().await?;
+    assert_eq!((&*after.envelope().id, after.attempt()), ("after", 1));
+    after.settle(Outcome::Ack).await?;
+    receiver.quiet(QUIET).await?;
+    assert_eq!(Handling::read(&ledger)?.starts.len(), handling.starts.len());
+    Ok(())
+}
+
+/// Waits until the child has done so much.
+async fn until(
+    child: &mut Child,
+    ledger: &Path,
+    done: impl Fn(&Handling) -> bool,
+) -> Checked<Handling> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        child.check()?;
+        let handling = Handling::read(ledger)?;
+        if done(&handling) {
+            return Ok(handling);
+        }
+        assert!(Instant::now() < end, "{handling:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn a_message_that_aborts_its_process_is_one_dead_letter(lab: Lab) -> Checked {
+    const LIMIT: u32 = 3;
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).max_deliveries(LIMIT).lease(LEASE);
+    let folder = Folder::new(subscription.destination().name())?;
+    let ledger = folder.path("handled");
+    // Some are done before it aborts, some are cut off beside it, some wait behind it.
+    let slow = (0..4).map(|number| format!("slow{number}"));
+    let innocent: HashSet<_> = ids(40).into_iter().chain(slow.clone()).collect();
+    lab.publish(queue.clone(), messages(5)).await?;
+    let beside = slow.chain(["abort".to_owned()]);
+    lab.publish(queue.clone(), beside.map(|id| message(&id))).await?;
+    lab.publish(queue, messages(40).skip(5)).await?;
+    for start in 1.. {
+        let mut child = Child::consumer(lab.target(), &subscription, &ledger)?;
+        let end = Instant::now() + PATIENCE;
+        let ended = loop {
+            if let Some(status) = child.ended()? {
+                break Some(status);
+            }
+            let ended: HashSet<_> = Handling::read(&ledger)?.ends.into_iter().collect();
+            let missing = innocent.difference(&ended).count();
+            lab.step(format!("start {start}: {missing} are not handled"));
+            let depth = lab.broker().depth(&subscription).await?;
+            let is = |value: Option<u64>, expected| value.is_none_or(|value| value == expected);
+            let settled = is(depth.ready, 0) && is(depth.in_flight, 0);
+            if missing == 0 && settled && is(depth.dead_lettered, 1) {
+                break None;
+            }
+            assert!(Instant::now() < end, "no end of it: {depth:?}");
+            sleep(Duration::from_millis(50)).await;
+        };
+        let Some(status) = ended else { break };
+        assert!(status.signal().is_some(), "it did not abort but ended by itself: {status}");
+        if start == LIMIT && !lab.broker().capabilities().counts_crashes {
+            return Ok(());
+        }
+        assert!(start <= LIMIT, "it has aborted {start} processes");
+    }
+    let starts = Handling::read(&ledger)?.starts.into_iter();
+    let attempts: Vec<_> = starts.filter(|(id, _)| id == "abort").map(|start| start.1).collect();
+    assert_eq!(attempts, Vec::from_iter(1..=LIMIT), "of the one that aborts");
+    let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
+    let dead: Vec<_> = peek.entries.iter().map(|entry| &*entry.envelope.id).collect();
+    assert_eq!(dead, ["abort"]);
+    assert_eq!(peek.entries[0].failure().ok_or("no failure")?.reason, Reason::MAX_DELIVERIES);
+    Ok(())
+}
