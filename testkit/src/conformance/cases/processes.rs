@@ -132,7 +132,7 @@ async fn a_message_that_aborts_its_process_is_one_dead_letter(lab: Lab) -> Check
     }
     let starts = Handling::read(&ledger)?.starts.into_iter();
     let attempts: Vec<_> = starts.filter(|(id, _)| id == "abort").map(|start| start.1).collect();
-    assert_eq!(attempts, Vec::from_iter(1..=LIMIT), "of the one that aborts");
+    assert_eq!(attempts, (1..=LIMIT).collect::<Vec<_>>(), "of the one that aborts");
     let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
     let dead: Vec<_> = peek.entries.iter().map(|entry| &*entry.envelope.id).collect();
     assert_eq!(dead, ["abort"]);
