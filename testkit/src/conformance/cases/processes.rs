@@ -15,12 +15,12 @@ use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages
 
 cases! {
     a_killed_process_leaves_exactly_what_it_held: Need::Processes;
-    a_message_that_aborts_its_process_is_one_dead_letter: Need::Processes, within 90;
+    a_message_that_aborts_its_process_is_one_dead_letter: Need::Processes, within 150;
 }
 
 /// Longer than a receive stays open that a killed process began: it takes, and counts, what comes
 /// back meanwhile.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(5);
 
 async fn a_killed_process_leaves_exactly_what_it_held(lab: Lab) -> Checked {
     let queue = lab::queue();
@@ -92,7 +92,7 @@ async fn until(
 }
 
 async fn a_message_that_aborts_its_process_is_one_dead_letter(lab: Lab) -> Checked {
-    const LIMIT: u32 = 3;
+    const LIMIT: u32 = 5;
     let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone()).max_deliveries(LIMIT).lease(LEASE);
     let folder = Folder::new(subscription.destination().name())?;
