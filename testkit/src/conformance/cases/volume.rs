@@ -144,15 +144,15 @@ async fn a_thousand_subscriptions_share_a_connection(lab: Lab) -> Checked {
     const QUEUES: usize = 20;
     // Fewer queues than consumers: what must scale is the connection, not the broker's disk.
     let queues: Vec<_> = (0..QUEUES).map(|_| lab::queue()).collect();
+    // All are held until the last one has come, and nobody renews them.
+    let subscription = |queue| Subscription::queue(queue).lease(Duration::from_mins(2));
     for queue in &queues {
-        lab.broker().declare(&Subscription::queue(queue.clone())).await?;
+        lab.broker().declare(&subscription(queue.clone())).await?;
     }
     let mut opening = JoinSet::new();
     for index in 0..SUBSCRIPTIONS {
         let (lab, queue) = (lab.clone(), queues[index % QUEUES].clone());
-        opening.spawn(
-            async move { Receiver::open(lab.broker(), &Subscription::queue(queue), 1).await },
-        );
+        opening.spawn(async move { Receiver::open(lab.broker(), &subscription(queue), 1).await });
     }
     let mut receivers = Vec::new();
     while let Some(opened) = opening.join_next().await {
