@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anybroker_core::{DeadLetterFilter, Outcome, Reason, SettlementProof, Subscription};
+use anybroker_core::{DeadLetterFilter, Outcome, Reason, Subscription};
 use tokio::time::{Instant, sleep};
 
 use crate::conformance::case::{Checked, Need, cases};
@@ -16,8 +16,8 @@ use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages
 cases! {
     a_killed_process_leaves_exactly_what_it_held: Need::Processes;
     a_message_that_aborts_its_process_is_one_dead_letter: Need::ProcessesOf(
-        |can| can.settlement != SettlementProof::WithinLease,
-        "what a killed process's receives still take counts as an attempt",
+        |can| !can.leased,
+        "what was leased to a killed process counts as an attempt",
     ), within 150;
 }
 
