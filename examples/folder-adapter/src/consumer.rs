@@ -18,6 +18,9 @@ use crate::name::{DEAD, FREE, HELD, Name, nanos};
 /// How often a consumer that waits looks into its folder.
 const INTERVAL: Duration = Duration::from_millis(20);
 
+/// What has come back so often may have ended its process.
+const SUSPICIOUS: u32 = 2;
+
 /// Deliveries that no handler has seen: dropped, they are released, which is no attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Unseen(Vec<Delivery>);
@@ -101,9 +104,16 @@ impl FolderSettler {
 
     /// Takes messages that are due. In an ordered group, a key's first one hides the others, be it
     /// held, delayed or free.
+    ///
+    /// A crash counts for all that was taken. So that a message which ends its process takes no
+    /// neighbours along into the dead letters, one that has come back twice is taken alone.
     fn take(&self, folder: &Folder, max: usize) -> io::Result<Unseen> {
         let group = folder.find(&self.subscription)?;
         let is_mine = |held: &&Held| Arc::ptr_eq(&held.0, &self.subscription);
+        let held = folder.held().len();
+        if folder.held().values().any(|(_, name)| name.deliveries > SUSPICIOUS) {
+            return Ok(Unseen::default());
+        }
         let room = self.prefetch - folder.held().values().filter(is_mine).count();
         let (now, mut keys, mut taken) = (now(), HashSet::new(), Unseen::default());
         for name in group.list(|name| name.state != DEAD)? {
@@ -111,6 +121,11 @@ impl FolderSettler {
             let is_hidden = has_lane && !keys.insert(name.key);
             if is_hidden || name.due > nanos(now) || taken.0.len() == room.min(max) {
                 continue;
+            }
+            let is_suspect = name.deliveries >= SUSPICIOUS;
+            if is_suspect && held + taken.0.len() > 0 {
+                // Nothing more, or its turn would never come.
+                break;
             }
             let (envelope, hop) = group.read(name, self.subscription.destination().name())?;
             let due = nanos(now + self.lease);
@@ -120,6 +135,9 @@ impl FolderSettler {
             folder.held().insert(tag, (Arc::clone(&self.subscription), mine));
             let hop = Some(Box::new(hop)).filter(|hop| **hop != Hop::default());
             taken.0.push(Delivery::new(envelope.into(), hop, name.deliveries, tag, settler));
+            if is_suspect {
+                break;
+            }
         }
         Ok(taken)
     }

@@ -33,8 +33,6 @@ pub(super) enum Need {
     Processes,
     /// The same, with topics.
     ProcessesOnTopics,
-    /// The same, with a capability.
-    ProcessesOf(fn(&Capabilities) -> bool, &'static str),
     /// A broker that may be killed.
     Restart,
 }
@@ -49,9 +47,6 @@ impl Need {
             Self::ProcessesOnTopics => Self::Processes
                 .missing(target, capabilities)
                 .or_else(|| Self::TOPICS.missing(target, capabilities)),
-            Self::ProcessesOf(can, reason) => Self::Processes
-                .missing(target, capabilities)
-                .or_else(|| Self::Of(can, reason).missing(target, capabilities)),
             Self::Of(can, reason) if !can(capabilities) => {
                 Some(format!("{}: {reason}", capabilities.broker))
             }
