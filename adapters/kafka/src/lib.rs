@@ -65,7 +65,10 @@
 //!   it is the lag, which the markers of transactions and compaction make an upper bound. `in_flight`
 //!   is as of each process's last commit.
 //! - Whether a topic has groups is not seen when publishing: it keeps the message.
-//! - Share groups (KIP-932) are not used: the client does not know them.
+//! - Share groups (KIP-932) are not used, since the client does not know them; they would take the
+//!   place of the tracker of finished offsets (`partition`, `position`), and of nothing else.
+//! - A topic that takes less than `max-payload` (its `max.message.bytes`) refuses whole batches, and
+//!   with a message that is too large those beside it: set `max-payload` to the topic's limit.
 //!
 //! # Dead letters
 //! Looking reads the topic. A redrive is one transaction for each 500 letters: the copies, and a

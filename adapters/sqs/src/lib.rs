@@ -32,7 +32,8 @@
 //! They are the receive count of the stored copy and what earlier copies used up. A crash counts
 //! for all that was received. So that a message which ends its process takes no neighbours along
 //! into the dead-letter queue, a consumer begins with one message at a time, and hands out alone
-//! what has come back a quarter of `max_deliveries`, at least twice.
+//! what has come back a quarter of `max_deliveries`, at least twice. A receive that a killed process
+//! had open still takes messages, for up to `poll`, and they count: keep leases above it.
 //!
 //! A message of an ordered queue cannot be stored anew without losing its place: it goes back by
 //! its visibility, which SQS counts like a crash. Its first 100 returns are therefore not counted,

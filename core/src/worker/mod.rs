@@ -51,7 +51,8 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 /// An ordered subscription handles messages of one key one after the other. A retry or a release
 /// waits in the process and holds its key back; but one that would end later than three quarters of
 /// the broker's [`longest_hold`](crate::Capabilities::longest_hold) after the message was received is
-/// left to the broker, where it may lose its place. A drain waits for it too, within its timeout, where the broker would forget the rest
+/// left to the broker, where it may lose its place. A drain waits for it too, within its timeout,
+/// where the broker would forget the rest
 /// ([`ordered_delays`](crate::Capabilities::ordered_delays)).
 ///
 /// # Defaults

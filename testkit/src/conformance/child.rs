@@ -31,8 +31,8 @@ impl Child {
         Self::start(target, of, ledger, None)
     }
 
-    /// Starts a process that publishes `<run>.0`, `<run>.1`, … to the group's queue or topic: each id is in the
-    /// ledger once it is confirmed.
+    /// Starts a process that publishes `<run>.0`, `<run>.1`, … to the group's queue or topic: each
+    /// id is in the ledger once it is confirmed.
     pub(super) fn publisher(
         target: &str,
         to: &Subscription,
