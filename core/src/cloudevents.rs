@@ -9,7 +9,8 @@
 //! | `correlationid`, `causationid` | `correlation_id`, `causation_id` |
 //! | `expirytime` | `expires` |
 //! | any other | a header |
-//! | `abhop`, `abattempts`, `notbefore` | the hop's `id`, `attempts`, `not_before` |
+//! | `abhop`, `notbefore` | the hop's `id`, `not_before` |
+//! | `abattempts`, `abunsettled` | the hop's `attempts`, `unsettled` |
 //! | `abfirstfailure` | the hop's `first_failure` |
 //! | `abreason`, `aberror`, `aborigin`, `abgroup`, `ablastfailure` | the hop's `failure` |
 //!

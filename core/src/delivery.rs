@@ -10,6 +10,7 @@ pub struct Delivery {
     envelope: Arc<Envelope>,
     hop: Option<Box<Hop>>,
     attempt: u32,
+    unsettled: u32,
     tag: u64,
     settler: Option<Arc<dyn Settler>>,
 }
@@ -68,9 +69,10 @@ impl Delivery {
         tag: u64,
         settler: Arc<dyn Settler>,
     ) -> Self {
-        let earlier = hop.as_ref().map_or(0, |hop| hop.attempts);
+        let (earlier, unsettled) = hop.as_ref().map_or((0, 0), |hop| (hop.attempts, hop.unsettled));
         let attempt = earlier.saturating_add(returned).saturating_add(1);
-        Self { envelope, hop, attempt, tag, settler: Some(settler) }
+        let unsettled = unsettled.saturating_add(returned);
+        Self { envelope, hop, attempt, unsettled, tag, settler: Some(settler) }
     }
 
     /// What was published.
@@ -80,14 +82,27 @@ impl Delivery {
 
     /// What travels beside the envelope.
     pub fn hop(&self) -> &Hop {
-        static PUBLISHED: Hop =
-            Hop { id: None, attempts: 0, not_before: None, first_failure: None, failure: None };
+        static PUBLISHED: Hop = Hop {
+            id: None,
+            attempts: 0,
+            unsettled: 0,
+            not_before: None,
+            first_failure: None,
+            failure: None,
+        };
         self.hop.as_deref().unwrap_or(&PUBLISHED)
     }
 
     /// The attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// How often in a row it came back without a settlement, over all its copies: since a handler
+    /// last ended with it, or since it was published. With one that came back often enough an
+    /// adapter hands out no other, since it may have ended its process.
+    pub fn unsettled(&self) -> u32 {
+        self.unsettled
     }
 
     /// What the settler knows the delivery by.
@@ -113,6 +128,7 @@ impl Delivery {
     /// Counts a failed attempt that will be repeated in this process.
     pub(crate) fn count_attempt(&mut self) {
         self.attempt = self.attempt.saturating_add(1);
+        self.unsettled = 0;
         let hop = self.hop.get_or_insert_default();
         hop.first_failure.get_or_insert_with(crate::now);
     }

@@ -34,6 +34,7 @@ pub(crate) const RESERVED: &[&str] = &[
     "notbefore",
     "abhop",
     "abattempts",
+    "abunsettled",
     "abfirstfailure",
     "ablastfailure",
     "abreason",

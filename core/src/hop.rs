@@ -14,6 +14,9 @@ pub struct Hop {
     pub id: Option<String>,
     /// Attempts that earlier copies used up.
     pub attempts: u32,
+    /// How often in a row it came back without a settlement until this copy was stored: it may have
+    /// ended its process.
+    pub unsettled: u32,
     /// No handler sees the copy earlier.
     pub not_before: Option<SystemTime>,
     /// When it failed first.
@@ -79,6 +82,7 @@ impl Hop {
         Self {
             id: Some(new_id()),
             attempts: delivery.attempt(),
+            unsettled: 0,
             not_before: (!after.is_zero()).then(|| later(now, after)),
             first_failure: delivery.hop().first_failure.or(Some(now)),
             failure: None,
@@ -90,6 +94,7 @@ impl Hop {
         Self {
             id: Some(new_id()),
             attempts: delivery.attempt() - 1,
+            unsettled: delivery.unsettled(),
             not_before: (!after.is_zero()).then(|| later(now(), after)),
             first_failure: delivery.hop().first_failure,
             failure: None,
@@ -102,6 +107,7 @@ impl Hop {
         Self {
             id: Some(new_id()),
             attempts: delivery.attempt(),
+            unsettled: 0,
             not_before: None,
             first_failure: delivery.hop().first_failure.or(Some(now)),
             failure: Some(Box::new(Failure {
@@ -153,6 +159,7 @@ mod tests {
         Hop {
             id: Some("earlier".to_owned()),
             attempts: 3,
+            unsettled: 1,
             not_before: Some(SystemTime::UNIX_EPOCH),
             first_failure: Some(SystemTime::UNIX_EPOCH),
             failure: None,
@@ -189,6 +196,16 @@ mod tests {
         assert_eq!(Hop::release(&delivery, Duration::ZERO).first_failure, None);
         assert_eq!(Hop::retry(&delivery, Duration::ZERO).not_before, None);
         assert_eq!(Hop::release(&delivery, Duration::ZERO).not_before, None);
+    }
+
+    #[test]
+    fn what_comes_back_unsettled_counts_until_a_handler_ends() {
+        let mut delivery = delivery(failed_before(), 2);
+        assert_eq!(delivery.unsettled(), 3);
+        assert_eq!(Hop::release(&delivery, Duration::ZERO).unsettled, 3);
+        assert_eq!(Hop::retry(&delivery, Duration::ZERO).unsettled, 0);
+        delivery.count_attempt();
+        assert_eq!((delivery.attempt(), delivery.unsettled()), (7, 0));
     }
 
     #[test]

@@ -114,11 +114,11 @@ prop_compose! {
 prop_compose! {
     fn hop()(
         id in option::of(text(40)),
-        attempts in any::<u32>(),
+        (attempts, unsettled) in any::<(u32, u32)>(),
         (not_before, first_failure) in (option::of(time()), option::of(time())),
         failure in option::of(failure()),
     ) -> Hop {
-        Hop { id, attempts, not_before, first_failure, failure: failure.map(Box::new) }
+        Hop { id, attempts, unsettled, not_before, first_failure, failure: failure.map(Box::new) }
     }
 }
 
@@ -137,6 +137,7 @@ fn soup_name() -> impl Strategy<Value = String> {
         "notbefore",
         "abhop",
         "abattempts",
+        "abunsettled",
         "abfirstfailure",
         "ablastfailure",
         "abreason",

@@ -233,8 +233,8 @@ impl Reader {
                 // It comes back when the channel closes, which ends this loop.
                 continue;
             }
-            let (delivery, returned) = self.delivery(message, settler);
-            if *narrow && returned < SUSPECT && self.widen(epoch).await.is_err() {
+            let delivery = self.delivery(message, settler);
+            if *narrow && delivery.unsettled() < SUSPECT && self.widen(epoch).await.is_err() {
                 return End::Lost;
             }
             if *closing.borrow() {
@@ -250,31 +250,25 @@ impl Reader {
         }
     }
 
-    /// The delivery, and how often its copy came back.
-    fn delivery(
-        &self,
-        message: message::Delivery,
-        settler: &Arc<ChannelSettler>,
-    ) -> (Delivery, u32) {
+    fn delivery(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
         let default_type = self.source.subscription.destination().name();
         let received = read(&message.properties, message.data.into(), default_type);
         if received.counts_apart {
             self.source.nack_is_free.store(true, Ordering::Relaxed);
         }
         let hop = (received.hop != Hop::default()).then(|| Box::new(received.hop));
-        let delivery = Delivery::new(
+        Delivery::new(
             Arc::new(received.envelope),
             hop,
             received.returned,
             message.delivery_tag,
             Arc::clone(settler) as _,
-        );
-        (delivery, received.returned)
+        )
     }
 
     fn hold(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
         settler.gate.pass();
-        self.delivery(message, settler).0
+        self.delivery(message, settler)
     }
 
     /// Stops receiving, and gives back what was not handed out.

@@ -266,7 +266,7 @@ impl Reader {
             .receive_message()
             .queue_url(&*self.queue)
             .max_number_of_messages(i32::try_from(places.len()).unwrap_or(1))
-            .wait_time_seconds(seconds(self.topology.settings.poll))
+            .wait_time_seconds(seconds(self.held.poll()))
             .visibility_timeout(seconds(self.held.visibility))
             .set_message_system_attribute_names(Some(message::READ.to_vec()))
             .message_attribute_names("All");
@@ -326,7 +326,8 @@ impl Reader {
         let hop = (hop != Hop::default()).then(|| Box::new(hop));
         let envelope = Arc::new(envelope);
         let delivery = Delivery::new(envelope, hop, returned, tag, Arc::clone(&self.settler));
-        (delivery, returned >= self.suspicious)
+        let suspect = delivery.unsettled() >= self.suspicious;
+        (delivery, suspect)
     }
 
     /// Gives back, uncounted, what waits from this place on. It is under way then: in

@@ -115,6 +115,13 @@ impl Held {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long a receive waits for messages: one whose process was killed would take, count and
+    /// hide once more what comes back when its leases run out.
+    pub(crate) fn poll(&self) -> Duration {
+        let third = Duration::from_secs(self.visibility.as_secs() / 3);
+        self.topology.settings.poll.min(third).max(Duration::from_secs(1))
+    }
+
     /// Takes in what a receive that began then has brought; answers its tag.
     pub(crate) fn insert(
         &self,
@@ -123,7 +130,7 @@ impl Held {
         place: OwnedSemaphorePermit,
         began: Instant,
     ) -> u64 {
-        let poll = self.topology.settings.poll;
+        let poll = self.poll();
         let deadline = if self.visibility > poll * 2 {
             began + self.visibility
         } else {

@@ -33,7 +33,8 @@
 //! for all that was received. So that a message which ends its process takes no neighbours along
 //! into the dead-letter queue, a consumer begins with one message at a time, and hands out alone
 //! what has come back a quarter of `max_deliveries`, at least twice. A receive that a killed process
-//! had open still takes messages, for up to `poll`, and they count: keep leases above it.
+//! had open still takes what is sent meanwhile, and that counts; it ends before the leases of what
+//! the process held, if those are 3 s or more.
 //!
 //! A message of an ordered queue cannot be stored anew without losing its place: it goes back by
 //! its visibility, which SQS counts like a crash. Its first 100 returns are therefore not counted,
@@ -71,7 +72,7 @@
 //! | `declare=create` | `declare` | who creates: `create`, `verify` or `off` |
 //! | `connect=once` | `wait_for_broker` | `wait` keeps trying |
 //! | `publish-timeout=30s` | `publish_timeout` | for a publish, its declaration included |
-//! | `poll=5s` | `poll` | how long a receive waits, 1 to 20 s; a close waits for the last one |
+//! | `poll=5s` | `poll` | how long a receive waits, 1 to 20 s, at most a third of the lease; a close waits for the last one |
 //!
 //! The feature `sso` adds the credentials of `aws sso login`.
 //!

@@ -147,7 +147,8 @@ impl SqsBuilder {
     option_methods!("`--`", "an account");
 
     /// Sets how long a receive waits for messages, in whole seconds from 1 to 20; 5 s unless set.
-    /// 20 s cost the fewest requests of an idle consumer; a close waits for the last receive.
+    /// 20 s cost the fewest requests of an idle consumer; a close waits for the last receive. It is
+    /// at most a third of a subscription's lease, but 1 s at least.
     pub fn poll(mut self, wait: Duration) -> Self {
         self.0.poll = Duration::from_secs(wait.as_secs().clamp(1, 20));
         self

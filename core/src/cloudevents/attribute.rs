@@ -17,6 +17,7 @@ pub(super) const CAUSATION_ID: &str = "causationid";
 pub(super) const EXPIRES: &str = "expirytime";
 pub(super) const HOP: &str = "abhop";
 pub(super) const ATTEMPTS: &str = "abattempts";
+pub(super) const UNSETTLED: &str = "abunsettled";
 pub(super) const NOT_BEFORE: &str = "notbefore";
 pub(super) const FIRST_FAILURE: &str = "abfirstfailure";
 pub(super) const LAST_FAILURE: &str = "ablastfailure";

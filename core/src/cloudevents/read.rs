@@ -39,6 +39,7 @@ pub struct AttributeReader {
     headers_size: usize,
     native: Map<String, Value>,
     attempts: Option<u32>,
+    unsettled: Option<u32>,
     hop: Hop,
     failure: Option<Box<Gathered>>,
 }
@@ -87,6 +88,7 @@ impl AttributeReader {
                 parsed(&mut self.hop.first_failure, attribute::parse_time(value))
             }
             attribute::ATTEMPTS => parsed(&mut self.attempts, value.parse().ok()),
+            attribute::UNSETTLED => parsed(&mut self.unsettled, value.parse().ok()),
             attribute::REASON => first(&mut self.failure().reason, value),
             attribute::ERROR => first(&mut self.failure().error, value),
             attribute::ORIGIN => first(&mut self.failure().origin, value),
@@ -138,7 +140,8 @@ impl AttributeReader {
         if !self.native.is_empty() {
             self.keep_native();
         }
-        let mut hop = Hop { attempts: self.attempts.unwrap_or(0), ..self.hop };
+        let (attempts, unsettled) = (self.attempts.unwrap_or(0), self.unsettled.unwrap_or(0));
+        let mut hop = Hop { attempts, unsettled, ..self.hop };
         let time = self.time.unwrap_or_else(now);
         if let Some(failure) = self.failure {
             hop.failure = Some(Box::new(Failure::new(

@@ -37,6 +37,9 @@ pub fn write_attributes(envelope: &Envelope, hop: &Hop, mut write: impl FnMut(&s
     if hop.attempts > 0 {
         write(attribute::ATTEMPTS, text.show(hop.attempts));
     }
+    if hop.unsettled > 0 {
+        write(attribute::UNSETTLED, text.show(hop.unsettled));
+    }
     if let Some(failure) = hop.failure.as_deref() {
         write(attribute::REASON, &failure.reason);
         write(attribute::ERROR, &failure.error);

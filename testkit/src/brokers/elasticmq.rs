@@ -80,9 +80,11 @@ impl Recipe for ElasticMq {
     fn configure(&self, site: &Site) -> Result<(), Error> {
         let (listen, port, data) = (site.listen, site.port(), site.data());
         let (is_persistent, data) = (self.is_persistent, data.display());
-        // H2 would wait half a second before it writes.
+        // A receive that waits takes a connection, and of those it would serve 1,024: the others
+        // would wait until one ends. H2 would wait half a second before it writes.
         let config = format!(
             r#"include classpath("application.conf")
+pekko.http.server {{ max-connections = 16384, backlog = 4096 }}
 node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path = "" }}
 rest-sqs {{ enabled = true, bind-port = {port}, bind-hostname = "{listen}", sqs-limits = strict }}
 rest-stats {{ enabled = false }}
