@@ -92,7 +92,7 @@ impl DeadLetters {
                 return Ok(true);
             }
             let (envelope, hop) = read(message, &self.default_type);
-            visit(Letter { offset: message.offset(), envelope, hop })
+            visit(Letter { offset: message.offset(), envelope, hop: *hop.unwrap_or_default() })
         })
     }
 

@@ -76,7 +76,8 @@ fn count(
         if position.is_some_and(|position| position.is_done(message.offset())) {
             return Ok(true);
         }
-        let waits = delays && read(message, "").1.not_before.is_some_and(|time| time > now());
+        let due = || read(message, "").1.and_then(|hop| hop.not_before);
+        let waits = delays && due().is_some_and(|time| time > now());
         *(if waits { &mut total.delayed } else { &mut total.ready }) += 1;
         Ok(true)
     })

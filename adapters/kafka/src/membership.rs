@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anybroker_core::{Error, Hop, Result};
+use anybroker_core::{Error, Result};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -105,7 +105,6 @@ impl GroupContext {
     /// Reads what has arrived.
     pub(crate) fn read(&self, message: &BorrowedMessage<'_>) -> Kept {
         let (envelope, hop) = read(message, &self.group.default_type);
-        let hop = (hop != Hop::default()).then(|| Box::new(hop));
         (Arc::new(envelope), hop)
     }
 

@@ -35,11 +35,11 @@ pub(crate) fn headers(envelope: &Envelope, hop: &Hop) -> OwnedHeaders {
 }
 
 /// Reads any record, ours or foreign.
-pub(crate) fn read(record: &impl Message, default_type: &str) -> (Envelope, Hop) {
+pub(crate) fn read(record: &impl Message, default_type: &str) -> (Envelope, Option<Box<Hop>>) {
     let mut reader = AttributeReader::new();
     let (mut content_type, mut has_id, mut has_time) = (None, false, false);
     if let Some(headers) = record.headers() {
-        for header in headers.iter() {
+        for header in (0..).map_while(|index| headers.try_get(index)) {
             let value = header.value.unwrap_or_default();
             match (header.key.strip_prefix("ce_"), std::str::from_utf8(value)) {
                 (Some(attribute), Ok(value)) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anybroker_core::adapter::pause;
 use anybroker_core::{
-    Consumer, Delivery, Error, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
+    Consumer, Delivery, Error, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
     Subscription,
 };
 use futures_util::{FutureExt, StreamExt};
@@ -256,10 +256,9 @@ impl Reader {
         if received.counts_apart {
             self.source.nack_is_free.store(true, Ordering::Relaxed);
         }
-        let hop = (received.hop != Hop::default()).then(|| Box::new(received.hop));
         Delivery::new(
             Arc::new(received.envelope),
-            hop,
+            received.hop,
             received.returned,
             message.delivery_tag,
             Arc::clone(settler) as _,

@@ -105,7 +105,7 @@ impl DeadLetters {
     fn read(&self, message: message::Delivery) -> (Envelope, Hop) {
         let default_type = self.group.destination.name();
         let received = read(&message.properties, message.data.into(), default_type);
-        (received.envelope, received.hop)
+        (received.envelope, *received.hop.unwrap_or_default())
     }
 
     /// Puts back what was only looked at: tag 0 means all that is open. The answer to the close

@@ -26,7 +26,7 @@ const PERSISTENT: u8 = 2;
 /// A message as it was received.
 pub(crate) struct Received {
     pub(crate) envelope: Envelope,
-    pub(crate) hop: Hop,
+    pub(crate) hop: Option<Box<Hop>>,
     /// How often it came back by failure.
     pub(crate) returned: u32,
     /// Whether the broker counts apart from that how often it handed it out.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anybroker_core::adapter::pause;
 use anybroker_core::{
-    Consumer, Declare, Delivery, ErrorKind, Hop, Inbox, InboxSender, Outcome, Result, RetryClass,
+    Consumer, Declare, Delivery, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
     Settler, Start, Subscription,
 };
 use async_trait::async_trait;
@@ -284,7 +284,6 @@ impl Reader {
             let Some(number) = Id::parse(id.as_bytes()) else { continue };
             let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
             bytes += envelope.payload.len();
-            let hop = (hop != Hop::default()).then(|| Box::new(hop));
             let suspect = is_suspect(count) && !shared.group.ordered;
             let tag = shared.held.insert(source, number, count, asked + shared.lease(), suspect);
             let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;

@@ -144,7 +144,7 @@ impl DeadLetters<'_> {
         let default_type = self.group.layout.destination.name();
         let letter = |found: Found| {
             let (envelope, hop) = read(&found.id, found.fields, default_type);
-            (found.id, DeadLetter { envelope: Arc::new(envelope), hop })
+            (found.id, DeadLetter { envelope: Arc::new(envelope), hop: *hop.unwrap_or_default() })
         };
         Ok(array(page).into_iter().filter_map(Found::first).map(letter).collect())
     }

@@ -5,8 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anybroker_core::{
-    Consumer, Delivery, Hop, Inbox, InboxSender, Outcome, Result, RetryClass, Settler,
-    Subscription, now,
+    Consumer, Delivery, Inbox, InboxSender, Outcome, Result, RetryClass, Settler, Subscription, now,
 };
 use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
@@ -316,14 +315,13 @@ impl Reader {
             returned = returned.saturating_sub(FORGIVEN);
         }
         // What comes before its time was not handled, however often it did.
-        if hop.not_before.is_some_and(|due| due > now()) {
+        if hop.as_ref().and_then(|hop| hop.not_before).is_some_and(|due| due > now()) {
             returned = 0;
         }
         let group = message::attribute(message, &Name::MessageGroupId);
         let group = group.filter(|_| self.ordered).map(ToOwned::to_owned);
         let receipt = message.receipt_handle().unwrap_or_default().into();
         let tag = self.held.insert(receipt, group, place, began);
-        let hop = (hop != Hop::default()).then(|| Box::new(hop));
         let envelope = Arc::new(envelope);
         let delivery = Delivery::new(envelope, hop, returned, tag, Arc::clone(&self.settler));
         let suspect = delivery.unsettled() >= self.suspicious;

@@ -224,7 +224,7 @@ impl DeadLetters {
             id: message.message_id().unwrap_or_default().to_owned(),
             receipt: message.receipt_handle().unwrap_or_default().to_owned(),
             envelope,
-            hop,
+            hop: *hop.unwrap_or_default(),
             sent_at: message::sent_at(message),
             deadline,
         }

@@ -37,16 +37,21 @@ pub struct AttributeReader {
     expires: Option<SystemTime>,
     headers: Headers,
     headers_size: usize,
-    native: Map<String, Value>,
-    attempts: Option<u32>,
-    unsettled: Option<u32>,
-    hop: Hop,
-    failure: Option<Box<Gathered>>,
+    native: Option<Map<String, Value>>,
+    hop: Option<Box<GatheredHop>>,
 }
 
-/// The parts of a failure, in whatever order they come.
+/// The parts of a hop, in whatever order they come; what was only published has none.
 #[derive(Debug, Default)]
-struct Gathered {
+struct GatheredHop {
+    hop: Hop,
+    attempts: Option<u32>,
+    unsettled: Option<u32>,
+    failure: Option<GatheredFailure>,
+}
+
+#[derive(Debug, Default)]
+struct GatheredFailure {
     reason: Option<String>,
     error: Option<String>,
     origin: Option<String>,
@@ -82,13 +87,15 @@ impl AttributeReader {
             attribute::CORRELATION_ID => text(&mut self.correlation_id, value),
             attribute::CAUSATION_ID => text(&mut self.causation_id, value),
             attribute::EXPIRES => parsed(&mut self.expires, attribute::parse_time(value)),
-            attribute::HOP => text(&mut self.hop.id, value),
-            attribute::NOT_BEFORE => parsed(&mut self.hop.not_before, attribute::parse_time(value)),
-            attribute::FIRST_FAILURE => {
-                parsed(&mut self.hop.first_failure, attribute::parse_time(value))
+            attribute::HOP => text(&mut self.hop().hop.id, value),
+            attribute::NOT_BEFORE => {
+                parsed(&mut self.hop().hop.not_before, attribute::parse_time(value))
             }
-            attribute::ATTEMPTS => parsed(&mut self.attempts, value.parse().ok()),
-            attribute::UNSETTLED => parsed(&mut self.unsettled, value.parse().ok()),
+            attribute::FIRST_FAILURE => {
+                parsed(&mut self.hop().hop.first_failure, attribute::parse_time(value))
+            }
+            attribute::ATTEMPTS => parsed(&mut self.hop().attempts, value.parse().ok()),
+            attribute::UNSETTLED => parsed(&mut self.hop().unsettled, value.parse().ok()),
             attribute::REASON => first(&mut self.failure().reason, value),
             attribute::ERROR => first(&mut self.failure().error, value),
             attribute::ORIGIN => first(&mut self.failure().origin, value),
@@ -103,12 +110,13 @@ impl AttributeReader {
 
     /// Reads a header that is no CloudEvents attribute.
     pub fn native(&mut self, name: &str, value: Value) {
-        if !self.native.contains_key(name) {
-            self.native.insert(name.to_owned(), value);
+        let native = self.native.get_or_insert_default();
+        if !native.contains_key(name) {
+            native.insert(name.to_owned(), value);
         }
     }
 
-    /// Ends the reading.
+    /// Ends the reading; what was only published has no hop.
     ///
     /// A content type that begins with `application/cloudevents` means a structured event: the
     /// payload is read as one, and its attributes count instead of those read before. If it is
@@ -125,11 +133,11 @@ impl AttributeReader {
         message_id: Option<&str>,
         content_type: Option<&str>,
         mut payload: Bytes,
-    ) -> (Envelope, Hop) {
+    ) -> (Envelope, Option<Box<Hop>>) {
         if content_type.is_some_and(json::is_structured)
             && let Ok((mut event, data)) = json::read(&payload)
         {
-            for (name, value) in self.native {
+            for (name, value) in self.native.into_iter().flatten() {
                 event.native(&name, value);
             }
             (self, payload) = (event, data);
@@ -137,21 +145,11 @@ impl AttributeReader {
             self.content_type = None;
             known_text(&mut self.content_type, own, json::MEDIA_TYPE);
         }
-        if !self.native.is_empty() {
-            self.keep_native();
+        if let Some(native) = self.native.take() {
+            self.keep_native(native);
         }
-        let (attempts, unsettled) = (self.attempts.unwrap_or(0), self.unsettled.unwrap_or(0));
-        let mut hop = Hop { attempts, unsettled, ..self.hop };
         let time = self.time.unwrap_or_else(now);
-        if let Some(failure) = self.failure {
-            hop.failure = Some(Box::new(Failure::new(
-                failure.reason.unwrap_or_default(),
-                failure.error.unwrap_or_default(),
-                failure.origin.unwrap_or_default(),
-                failure.group.unwrap_or_default(),
-                failure.at.or(hop.first_failure).unwrap_or(time),
-            )));
-        }
+        let hop = self.hop.and_then(|gathered| gathered.finish(time));
         let non_empty = |id: &&str| !id.is_empty();
         let envelope = Envelope {
             id: self.id.unwrap_or_else(|| {
@@ -181,8 +179,12 @@ impl AttributeReader {
         self.id.is_some() && self.source.is_some() && self.r#type.is_some()
     }
 
-    fn failure(&mut self) -> &mut Gathered {
-        self.failure.get_or_insert_default()
+    fn hop(&mut self) -> &mut GatheredHop {
+        self.hop.get_or_insert_default()
+    }
+
+    fn failure(&mut self) -> &mut GatheredFailure {
+        self.hop().failure.get_or_insert_default()
     }
 
     fn header(&mut self, name: &str, value: &str) -> bool {
@@ -198,16 +200,36 @@ impl AttributeReader {
     }
 
     /// Joins the native headers with those that an earlier hop kept.
-    fn keep_native(&mut self) {
+    fn keep_native(&mut self, mut native: Map<String, Value>) {
         if let Some(kept) = self.headers.remove(attribute::NATIVE) {
             match serde_json::from_str::<Map<String, Value>>(&kept) {
-                Ok(kept) => self.native.extend(kept),
-                Err(_) => self.native(attribute::NATIVE, kept.into()),
+                Ok(kept) => native.extend(kept),
+                Err(_) => {
+                    native.entry(attribute::NATIVE).or_insert_with(|| kept.into());
+                }
             }
         }
-        let text = Value::Object(std::mem::take(&mut self.native)).to_string();
+        let text = Value::Object(native).to_string();
         // The name keeps the rules of headers, so that there is no error to handle.
         let _ = self.headers.insert(attribute::NATIVE, text);
+    }
+}
+
+impl GatheredHop {
+    fn finish(self, time: SystemTime) -> Option<Box<Hop>> {
+        let mut hop = self.hop;
+        hop.attempts = self.attempts.unwrap_or(0);
+        hop.unsettled = self.unsettled.unwrap_or(0);
+        if let Some(failure) = self.failure {
+            hop.failure = Some(Box::new(Failure::new(
+                failure.reason.unwrap_or_default(),
+                failure.error.unwrap_or_default(),
+                failure.origin.unwrap_or_default(),
+                failure.group.unwrap_or_default(),
+                failure.at.or(hop.first_failure).unwrap_or(time),
+            )));
+        }
+        (hop != Hop::default()).then(|| Box::new(hop))
     }
 }
 
@@ -254,7 +276,8 @@ mod tests {
         for (name, value) in attributes {
             reader.attribute(name, value);
         }
-        reader.finish("orders", Some("17"), None, Bytes::new())
+        let (envelope, hop) = reader.finish("orders", Some("17"), None, Bytes::new());
+        (envelope, *hop.unwrap_or_default())
     }
 
     fn native(envelope: &Envelope) -> Value {

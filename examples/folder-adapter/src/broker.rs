@@ -150,6 +150,7 @@ impl Broker for FolderBroker {
             let mut entries = Vec::new();
             for name in group.list(|name| name.state == DEAD)? {
                 let (envelope, hop) = group.read(name, "")?;
+                let hop = *hop.unwrap_or_default();
                 if filter.matches(&envelope, &hop, now()) {
                     entries.push(DeadLetter { envelope: Arc::new(envelope), hop });
                 }
@@ -170,6 +171,7 @@ impl Broker for FolderBroker {
                 let group = folder.find(&subscription)?;
                 for name in group.list(|name| name.state == DEAD && name.at < begun)? {
                     let (envelope, hop) = group.read(name, "")?;
+                    let hop = *hop.unwrap_or_default();
                     if filter.matches(&envelope, &hop, now()) {
                         let hop = Hop::redrive();
                         group.store(folder.name(&envelope, &hop), &envelope, &hop)?;

@@ -133,7 +133,6 @@ impl FolderSettler {
             group.rename(name, mine)?;
             let (tag, settler) = (folder.later(), Arc::new(self.clone()));
             folder.held().insert(tag, (Arc::clone(&self.subscription), mine));
-            let hop = Some(Box::new(hop)).filter(|hop| **hop != Hop::default());
             taken.0.push(Delivery::new(envelope.into(), hop, name.deliveries, tag, settler));
             if is_suspect {
                 break;

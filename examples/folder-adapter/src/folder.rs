@@ -189,7 +189,11 @@ impl Group<'_> {
     }
 
     /// Reads a message. What is no event is a message too, and comes as it is.
-    pub(crate) fn read(&self, name: Name, default_type: &str) -> io::Result<(Envelope, Hop)> {
+    pub(crate) fn read(
+        &self,
+        name: Name,
+        default_type: &str,
+    ) -> io::Result<(Envelope, Option<Box<Hop>>)> {
         let (bytes, id) = (fs::read(self.file(name))?, name.at.to_string());
         let content_type = Some("application/cloudevents+json");
         Ok(AttributeReader::new().finish(default_type, Some(&id), content_type, bytes.into()))
