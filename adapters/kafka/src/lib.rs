@@ -67,8 +67,9 @@
 //! - Whether a topic has groups is not seen when publishing: it keeps the message.
 //! - Share groups (KIP-932) are not used, since the client does not know them; they would take the
 //!   place of the tracker of finished offsets (`partition`, `position`), and of nothing else.
-//! - A topic that takes less than `max-payload` (its `max.message.bytes`) refuses whole batches, and
-//!   with a message that is too large those beside it: set `max-payload` to the topic's limit.
+//! - To publish to a topic that takes less than `max-payload` (its `max.message.bytes`) is a
+//!   `Mismatch`: it would refuse whole batches, and with a message that is too large those beside it.
+//!   With `declare=off`, or where the user may not describe configurations, that is not looked at.
 //!
 //! # Dead letters
 //! Looking reads the topic. A redrive is one transaction for each 500 letters: the copies, and a
@@ -90,7 +91,7 @@
 //! | `replication=` | `replication` | of topics that are created; the broker's default |
 //! | `connect=once` | `wait_for_broker` | `wait` keeps trying |
 //! | `publish-timeout=30s` | `publish_timeout` | for a publish, waiting for a connection included |
-//! | `max-payload=1048576` | `max_payload` | the topics' `max.message.bytes` |
+//! | `max-payload=1048576` | `max_payload` | the topics' `max.message.bytes`, which those that are created get unless it is the default |
 //! | `group-protocol=classic` | `group_protocol` | or `consumer` (KIP-848, Kafka 4) |
 //! | `session-timeout=10s` | `session_timeout` | how long a killed process's messages wait; 6 s or more |
 //! | | `native_option` | any option of librdkafka |
@@ -112,6 +113,7 @@ mod dead_letters;
 mod depth;
 mod desk;
 mod error;
+mod limits;
 mod membership;
 mod message;
 mod names;

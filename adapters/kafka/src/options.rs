@@ -9,6 +9,7 @@ use rdkafka::client::OAuthToken;
 
 use crate::KafkaBroker;
 use crate::error::error_of;
+use crate::limits::MAX_PAYLOAD;
 
 /// Sets up a connection; [`connect`](Self::connect) opens it.
 ///
@@ -65,7 +66,7 @@ pub(crate) type TokenProvider = Arc<dyn Fn() -> Result<OAuthToken, BoxError> + S
 impl Default for KafkaBuilder {
     fn default() -> Self {
         Self(Settings {
-            server: Server::local(9092, 1024 * 1024),
+            server: Server::local(9092, MAX_PAYLOAD),
             options: Options::default(),
             partitions: 4,
             replication: None,
@@ -121,7 +122,7 @@ impl KafkaBuilder {
 
     option_methods!("a dot", "a cluster");
     server_methods!(
-        "Sets the topics' `max.message.bytes`; 1 MiB unless set, as Kafka does. Payloads may have 64 KiB less.",
+        "Sets the topics' `max.message.bytes`; 1 MiB unless set, as Kafka does. Payloads may have 64 KiB less. Those that are created get it; to publish to one that takes less is a `Mismatch`.",
         "instead of the system's"
     );
 

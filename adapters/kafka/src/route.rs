@@ -10,6 +10,7 @@ use anybroker_core::{
 use tokio::runtime::Handle;
 
 use crate::error::{BROKER, closed};
+use crate::limits;
 use crate::names::{self, Names};
 use crate::publish::{Publisher, Record, Waiting};
 use crate::topology::Topology;
@@ -97,7 +98,10 @@ impl KafkaProducer {
 impl Route {
     /// Declares the destination, then sends what waits for it, in its order.
     async fn open(self: Arc<Self>, topology: Arc<Topology>, publisher: Arc<Publisher>) {
-        let declare = || topology.declare_destination(&self.destination);
+        let declare = || async {
+            topology.declare_destination(&self.destination).await?;
+            limits::check(&topology, &self.topic).await
+        };
         let declared = topology.clients.settings.options.within("publish", declare).await;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let records = waiting.take().unwrap_or_default();

@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 
 use crate::client::{Clients, Context};
 use crate::error::{code, error_of, failed};
+use crate::limits::{LARGEST, MAX_PAYLOAD};
 use crate::names::{self, Names};
 use crate::position::Position;
 
@@ -36,7 +37,7 @@ struct Wanted<'a> {
     /// What is asked for; anything else is a mismatch.
     partitions: Option<usize>,
     default: usize,
-    options: &'a [(&'a str, &'a str)],
+    options: Vec<(&'a str, String)>,
 }
 
 impl Topology {
@@ -115,20 +116,21 @@ impl Topology {
         let start = subscription.start_position();
         let from_start = existed || !destination.is_topic() || start == Start::Earliest;
         self.position(&names.group, &names.topic, partitions, from_start).await?;
-        let largest = self.clients.settings.server.max_payload.saturating_add(COPY).to_string();
+        let largest = self.clients.settings.server.max_payload.saturating_add(COPY);
         let options = [
             // Messages that wait to be handled must outlast whatever a topic keeps by default.
-            ("retention.ms", "-1"),
-            ("retention.bytes", "-1"),
-            ("cleanup.policy", "delete"),
+            ("retention.ms", "-1".to_owned()),
+            ("retention.bytes", "-1".to_owned()),
+            ("cleanup.policy", "delete".to_owned()),
             // What fitted into the group's topic must fit into these.
-            ("max.message.bytes", &*largest),
+            (LARGEST, largest.to_string()),
         ];
         for name in [&names.retry, &names.dead_letters] {
             let retries = *name == names.retry;
             // The dead letters are looked for in one partition.
             let only = (!retries).then_some(1);
-            let wanted = Wanted { name, partitions: only, default: partitions, options: &options };
+            let options = options.to_vec();
+            let wanted = Wanted { name, partitions: only, default: partitions, options };
             let partitions = self.ensure(&wanted).await?;
             if retries {
                 self.position(&names.group, name, partitions, true).await?;
@@ -144,7 +146,10 @@ impl Topology {
         let by_shape = (destination.is_ordered() && !destination.is_native()).then_some(1);
         let partitions = stated.or(by_shape);
         let default = usize::from(self.clients.settings.partitions);
-        Wanted { name, partitions, default, options: &[] }
+        // What the broker gives it without being told may be more.
+        let largest = self.clients.settings.server.max_payload;
+        let options = (largest != MAX_PAYLOAD).then(|| (LARGEST, largest.to_string()));
+        Wanted { name, partitions, default, options: options.into_iter().collect() }
     }
 
     /// Answers how many partitions the topic has, creating it if that is asked for.
@@ -178,7 +183,7 @@ impl Topology {
         // -1 leaves it to the broker.
         let copies = self.clients.settings.replication.map_or(-1, i32::from);
         let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(copies));
-        for (option, value) in wanted.options {
+        for (option, value) in &wanted.options {
             topic = topic.set(option, value);
         }
         let options =

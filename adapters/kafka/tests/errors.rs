@@ -5,7 +5,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use anybroker_core::{
-    Broker, BrokerUrl, Envelope, ErrorKind, Outgoing, Queue, RetryClass, Subscription, Topic,
+    Broker, BrokerUrl, Declare, Envelope, ErrorKind, Outgoing, Queue, RetryClass, Subscription,
+    Topic,
 };
 use anybroker_kafka::KafkaBroker;
 use anybroker_testkit::brokers::Kafka;
@@ -103,14 +104,28 @@ async fn a_session_that_the_broker_does_not_take_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_the_topic_does_not_take_is_too_large() {
-    // The server's limit is 1 MiB, whatever the client was told.
-    let broker = builder().max_payload(4 * 1024 * 1024).connect().await.expect("a connection");
-    let envelope = Envelope::new("large", vec![b'x'; 2 * 1024 * 1024]);
-    let sent = broker.producer().send(Outgoing::new(Queue::new(unique("large")), envelope)).await;
-    let error = sent.expect_err("too large");
+async fn a_topic_that_takes_less_than_is_sent_is_refused() {
+    const LARGE: usize = 4 * 1024 * 1024;
+    let envelope = || Envelope::new("large", vec![b'x'; LARGE / 2]);
+    // The server gives it its own limit, which is 1 MiB.
+    let queue = Queue::new(unique("smaller"));
+    let broker = connect().await;
+    broker.declare_destination(&queue.clone().into()).await.expect("a topic");
+    let larger = builder().max_payload(LARGE).connect().await.expect("a connection");
+    let sent = larger.producer().send(Outgoing::new(queue.clone(), envelope())).await;
+    let error = sent.expect_err("it takes less");
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("max-payload=1048588") && text.contains("4194304"), "{text}");
+    // Nobody looks, so that the server has to say it.
+    let blind = builder().max_payload(LARGE).declare(Declare::Off).connect().await;
+    let blind = blind.expect("a connection").producer();
+    let error = blind.send(Outgoing::new(queue, envelope())).await.expect_err("too large");
     assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
     assert!(error.to_string().contains("max.message.bytes"), "{error}");
+    // One that is created takes what is sent.
+    let created = Outgoing::new(Queue::new(unique("large")), envelope());
+    larger.producer().send(created).await.expect("stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
