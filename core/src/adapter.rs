@@ -6,6 +6,7 @@ mod options;
 mod patience;
 mod room;
 mod server;
+mod suspects;
 
 pub use names::{partition, prefixed, stable_hash};
 pub use options::Options;
@@ -13,6 +14,7 @@ pub use patience::{patiently, pause};
 pub(crate) use room::Place;
 pub use room::Room;
 pub use server::Server;
+pub use suspects::suspicious;
 
 #[doc(inline)]
 pub use crate::{

@@ -98,9 +98,10 @@ impl Delivery {
         self.attempt
     }
 
-    /// How often in a row it came back without a settlement, over all its copies: since a handler
-    /// last ended with it, or since it was published. With one that came back often enough an
-    /// adapter hands out no other, since it may have ended its process.
+    /// How often in a row it came back without a settlement, over all its copies: since it was
+    /// published, or a handler last failed with it. A release keeps the count. What came back often
+    /// enough may have ended its process, and adapters hand it out alone; where a retry goes back to
+    /// its place, they cannot tell it from a crash.
     pub fn unsettled(&self) -> u32 {
         self.unsettled
     }

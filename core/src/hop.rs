@@ -14,8 +14,8 @@ pub struct Hop {
     pub id: Option<String>,
     /// Attempts that earlier copies used up.
     pub attempts: u32,
-    /// How often in a row it came back without a settlement until this copy was stored: it may have
-    /// ended its process.
+    /// How often in a row it came back without a settlement until this copy was stored; see
+    /// [`Delivery::unsettled`].
     pub unsettled: u32,
     /// No handler sees the copy earlier.
     pub not_before: Option<SystemTime>,
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_back_unsettled_counts_until_a_handler_ends() {
+    fn what_comes_back_unsettled_counts_until_a_handler_fails() {
         let mut delivery = delivery(failed_before(), 2);
         assert_eq!(delivery.unsettled(), 3);
         assert_eq!(Hop::release(&delivery, Duration::ZERO).unsettled, 3);

@@ -10,7 +10,8 @@ use anybroker_testkit::conformance::{self, Target};
 
 fn main() -> ExitCode {
     let recorder = Target::new("recorder", || connect(Declare::Create)).in_process();
-    conformance::main([recorder.verifying(|| connect(Declare::Verify))])
+    let recorder = recorder.verifying(|| connect(Declare::Verify));
+    conformance::main([recorder.assuming(|| connect(Declare::Off))])
 }
 
 #[expect(clippy::unused_async, reason = "a target connects with an async function")]

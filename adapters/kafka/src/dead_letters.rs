@@ -23,9 +23,10 @@ use tokio::runtime::Handle;
 
 use crate::client::Context;
 use crate::error::{code, error_of, failed};
+use crate::limits::COPIES;
 use crate::message::{headers, read};
 use crate::names::Names;
-use crate::publish::sizes;
+use crate::publish::batch_size;
 use crate::scan::{Range, scan};
 use crate::topology::{ANSWER, Topology, patiently};
 
@@ -157,9 +158,9 @@ impl DeadLetters {
     /// Whoever begins later fences this one off, so that no two send the same letter.
     fn redrive_once(&self, redrive: &Redrive, sent: &mut u64) -> Result<i64, Stopped> {
         let clients = &self.topology.clients;
-        let [largest, batch] = sizes(clients.settings.server.max_payload);
+        let batch = batch_size(clients.settings.server.max_payload);
         let options = [
-            ("message.max.bytes", &*largest),
+            ("message.max.bytes", COPIES),
             ("batch.size", &*batch),
             ("transactional.id", &*self.names.dead_letters),
             // A lot takes some milliseconds; and until the broker gives up one whose process was

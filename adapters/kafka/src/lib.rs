@@ -69,7 +69,9 @@
 //!   place of the tracker of finished offsets (`partition`, `position`), and of nothing else.
 //! - To publish to a topic that takes less than `max-payload` (its `max.message.bytes`) is a
 //!   `Mismatch`: it would refuse whole batches, and with a message that is too large those beside it.
-//!   With `declare=off`, or where the user may not describe configurations, that is not looked at.
+//!   So is a retry or dead-letter topic that takes less than the group's: what did not fit would come
+//!   back for ever. With `declare=off`, by `OAUTHBEARER`, or without the right to describe
+//!   configurations that is not looked at.
 //!
 //! # Dead letters
 //! Looking reads the topic. A redrive is one transaction for each 500 letters: the copies, and a
@@ -91,7 +93,7 @@
 //! | `replication=` | `replication` | of topics that are created; the broker's default |
 //! | `connect=once` | `wait_for_broker` | `wait` keeps trying |
 //! | `publish-timeout=30s` | `publish_timeout` | for a publish, waiting for a connection included |
-//! | `max-payload=1048576` | `max_payload` | the topics' `max.message.bytes`, which those that are created get unless it is the default |
+//! | `max-payload=1048576` | `max_payload` | the topics' `max.message.bytes`, which those that are created get where it is more than the default |
 //! | `group-protocol=classic` | `group_protocol` | or `consumer` (KIP-848, Kafka 4) |
 //! | `session-timeout=10s` | `session_timeout` | how long a killed process's messages wait; 6 s or more |
 //! | | `native_option` | any option of librdkafka |
@@ -101,7 +103,8 @@
 //! Kafka can do.
 //!
 //! # Rights
-//! Beside reading and writing the topics: `Create` and `Describe` for `declare=create`; `Delete` on
+//! Beside reading and writing the topics: `Create` and `Describe` for `declare=create`;
+//! `DescribeConfigs`, to be told of a topic that takes too little; `Delete` on
 //! retry and dead-letter topics to trim them; the transactional id `…--dlq` to redrive.
 
 mod arrivals;

@@ -122,7 +122,7 @@ impl KafkaBuilder {
 
     option_methods!("a dot", "a cluster");
     server_methods!(
-        "Sets the topics' `max.message.bytes`; 1 MiB unless set, as Kafka does. Payloads may have 64 KiB less. Those that are created get it; to publish to one that takes less is a `Mismatch`.",
+        "Sets the topics' `max.message.bytes`; 1 MiB unless set, as Kafka does. Payloads may have 64 KiB less. Those that are created get it where it is more; to publish to one that takes less is a `Mismatch`.",
         "instead of the system's"
     );
 

@@ -15,9 +15,9 @@ use tokio::time::timeout;
 use crate::client::{Clients, log, oauth_token};
 use crate::commands::{Commands, Settled};
 use crate::error::{code, error_of, failed};
+use crate::limits::COPIES;
 use crate::message::headers;
 use crate::options::TokenProvider;
-use crate::topology::COPY;
 
 /// Stores messages, and tells who waits once every replica in sync has them.
 pub(crate) struct Publisher {
@@ -235,7 +235,7 @@ impl Overflow {
 
 fn create(clients: &Clients, overflow: &Arc<Overflow>) -> Result<ThreadedProducer<Reports>> {
     let deadline = clients.settings.options.publish_timeout.as_millis().max(1).to_string();
-    let [largest, batch] = sizes(clients.settings.server.max_payload);
+    let batch = batch_size(clients.settings.server.max_payload);
     let options = [
         ("enable.idempotence", "true"),
         ("acks", "all"),
@@ -244,7 +244,7 @@ fn create(clients: &Clients, overflow: &Arc<Overflow>) -> Result<ThreadedProduce
         // With none, the client's thread asks again and again while requests are on their way.
         ("linger.ms", "0.5"),
         ("message.timeout.ms", &*deadline),
-        ("message.max.bytes", &*largest),
+        ("message.max.bytes", COPIES),
         ("batch.size", &*batch),
         ("queue.buffering.max.messages", "500000"),
         ("queue.buffering.max.kbytes", "262144"),
@@ -255,10 +255,9 @@ fn create(clients: &Clients, overflow: &Arc<Overflow>) -> Result<ThreadedProduce
     clients.create(&options, reports, "connect")
 }
 
-/// How large a message may be, with room for what is added to copies; and how large a batch.
-pub(crate) fn sizes(max_payload: usize) -> [String; 2] {
-    // The topics' `max.message.bytes` is one for batches.
-    [max_payload.saturating_add(COPY), max_payload.clamp(1, 1_000_000)].map(|size| size.to_string())
+/// How large a batch may be, unless one message is larger: what topics take is a limit of batches.
+pub(crate) fn batch_size(max_payload: usize) -> String {
+    max_payload.clamp(1, 1_000_000).to_string()
 }
 
 fn refused(topic: &str, error: KafkaError) -> Error {

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use crate::client::{Clients, Context};
 use crate::error::{code, error_of, failed};
-use crate::limits::{LARGEST, MAX_PAYLOAD};
+use crate::limits::{self, LARGEST, MAX_PAYLOAD};
 use crate::names::{self, Names};
 use crate::position::Position;
 
@@ -27,9 +27,6 @@ pub(crate) struct Topology {
 
 /// How long a question may take.
 pub(crate) const ANSWER: Duration = Duration::from_secs(10);
-
-/// What a copy of a message may be larger than the message: its headers tell more.
-pub(crate) const COPY: usize = 1024 * 1024;
 
 /// A topic to be, and what it is to be created with.
 struct Wanted<'a> {
@@ -116,14 +113,14 @@ impl Topology {
         let start = subscription.start_position();
         let from_start = existed || !destination.is_topic() || start == Start::Earliest;
         self.position(&names.group, &names.topic, partitions, from_start).await?;
-        let largest = self.clients.settings.server.max_payload.saturating_add(COPY);
+        let largest = limits::taken(self, &names.topic).await;
         let options = [
             // Messages that wait to be handled must outlast whatever a topic keeps by default.
             ("retention.ms", "-1".to_owned()),
             ("retention.bytes", "-1".to_owned()),
             ("cleanup.policy", "delete".to_owned()),
             // What fitted into the group's topic must fit into these.
-            (LARGEST, largest.to_string()),
+            (LARGEST, limits::of_copies(self, largest).to_string()),
         ];
         for name in [&names.retry, &names.dead_letters] {
             let retries = *name == names.retry;
@@ -132,6 +129,9 @@ impl Topology {
             let options = options.to_vec();
             let wanted = Wanted { name, partitions: only, default: partitions, options };
             let partitions = self.ensure(&wanted).await?;
+            if let Some(largest) = largest {
+                limits::check_copies(self, name, (&names.topic, largest)).await?;
+            }
             if retries {
                 self.position(&names.group, name, partitions, true).await?;
             }
@@ -148,7 +148,7 @@ impl Topology {
         let default = usize::from(self.clients.settings.partitions);
         // What the broker gives it without being told may be more.
         let largest = self.clients.settings.server.max_payload;
-        let options = (largest != MAX_PAYLOAD).then(|| (LARGEST, largest.to_string()));
+        let options = (largest > MAX_PAYLOAD).then(|| (LARGEST, largest.to_string()));
         Wanted { name, partitions, default, options: options.into_iter().collect() }
     }
 

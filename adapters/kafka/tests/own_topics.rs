@@ -7,7 +7,9 @@ use std::time::Duration;
 use anybroker_core::{
     Broker, DeadLetterFilter, Envelope, ErrorKind, Outcome, Redrive, Subscription,
 };
-use anybroker_kafka::rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use anybroker_kafka::rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use anybroker_kafka::rdkafka::client::DefaultClientContext;
 use anybroker_kafka::rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use anybroker_kafka::rdkafka::{Offset, TopicPartitionList};
@@ -37,6 +39,48 @@ async fn what_fitted_into_its_topic_fits_into_the_dead_letters_and_back() {
     let delivery = receive(&mut consumer).await;
     assert_eq!(delivery.envelope().payload.len(), payload.len());
     ack(delivery).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_all_that_a_topic_takes_fit_or_its_group_is_refused() {
+    const LARGE: usize = 4 * 1024 * 1024;
+    let limit = LARGE.to_string();
+    let broker = connect_single().await;
+    let admin: AdminClient<DefaultClientContext> =
+        broker.client_config().create().expect("an admin client");
+    let queue = unique("larger");
+    let topic = NewTopic::new(&queue, 1, TopicReplication::Fixed(1));
+    let topic = topic.set("max.message.bytes", &limit);
+    let created = admin.create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+    assert!(created.iter().all(Result::is_ok), "{created:?}");
+    let subscription = Subscription::queue(queue.clone());
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    let mut config = broker.client_config();
+    let producer: BaseProducer =
+        config.set("message.max.bytes", &limit).create().expect("a producer");
+    let payload = vec![b'x'; LARGE * 3 / 4];
+    let record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&queue).payload(&*payload);
+    producer.send(record).expect("a queued message");
+    producer.flush(Duration::from_secs(20)).expect("stored");
+    let delivery = receive(&mut consumer).await;
+    delivery.settle(Outcome::Retry { after: Duration::ZERO }).await.expect("a copy");
+    let delivery = receive(&mut consumer).await;
+    assert_eq!((delivery.attempt(), delivery.envelope().payload.len()), (2, payload.len()));
+    delivery.settle(Outcome::dead_letter("odd", "")).await.expect("a dead letter");
+    let letters = broker.dead_letters(&subscription, &DeadLetterFilter::all(), 10).await;
+    assert_eq!(letters.expect("letters").entries.len(), 1);
+    // Raised later, where its retry topic is not.
+    let queue = unique("raised");
+    let subscription = Subscription::queue(queue.clone());
+    broker.declare(&subscription).await.expect("topics");
+    let raised = AlterConfig::new(ResourceSpecifier::Topic(&queue));
+    let raised = raised.set("max.message.bytes", &limit);
+    let raised = admin.alter_configs([&raised], &AdminOptions::new()).await.expect("an answer");
+    assert!(raised.iter().all(Result::is_ok), "{raised:?}");
+    let broker = connect_single().await;
+    let error = broker.consume(&subscription, 10).await.expect_err("copies would not fit");
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
+    assert!(error.to_string().contains(&format!("{queue}--retry")), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

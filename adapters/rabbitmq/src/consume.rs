@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anybroker_core::adapter::pause;
+use anybroker_core::adapter::suspicious;
 use anybroker_core::{
     Consumer, Delivery, Error, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
     Subscription,
@@ -35,6 +36,7 @@ pub(crate) async fn consume(
     let reader = Reader {
         topology,
         prefetch,
+        suspicious: suspicious(subscription, SUSPECT),
         source: Arc::new(Source {
             subscription: subscription.clone(),
             group,
@@ -50,7 +52,7 @@ pub(crate) async fn consume(
 
 const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
 
-/// From which return on a message may be the one that kills its process. Those behind it come back
+/// From which return on, or earlier near its limit, a message may be the one that kills its process. Those behind it come back
 /// as often; so a consumer begins with one message at a time, and widens its window when one comes
 /// that is no suspect. What kills then, kills alone.
 const SUSPECT: u32 = 2;
@@ -69,6 +71,8 @@ const LONGEST_END: Duration = Duration::from_secs(2);
 struct Reader {
     topology: Arc<Topology>,
     prefetch: usize,
+    /// See [`SUSPECT`].
+    suspicious: u32,
     source: Arc<Source>,
 }
 
@@ -234,7 +238,8 @@ impl Reader {
                 continue;
             }
             let delivery = self.delivery(message, settler);
-            if *narrow && delivery.unsettled() < SUSPECT && self.widen(epoch).await.is_err() {
+            if *narrow && delivery.unsettled() < self.suspicious && self.widen(epoch).await.is_err()
+            {
                 return End::Lost;
             }
             if *closing.borrow() {

@@ -24,7 +24,9 @@
 //! that was prefetched. So that a message which kills its process takes no neighbours along into
 //! the dead-letter queue, a consumer begins with one message at a time, and widens its window with
 //! the first that has not come back twice. Ordered groups do without, since a change of consumers
-//! would cost the order.
+//! would cost the order. It is alone in its consumer, of which a worker has one for each of its loops
+//! ([`Worker::loops`](anybroker_core::Worker::loops)): where a message ends processes again and again,
+//! and others may not be given up with it, set one.
 //!
 //! # Ordering
 //! An ordered group has one active consumer for each partition (`x-single-active-consumer`). A

@@ -20,7 +20,7 @@ use crate::held::Source;
 use crate::id::Id;
 use crate::line::Line;
 use crate::message::read;
-use crate::reclaim::{Cursor, is_suspect};
+use crate::reclaim::Cursor;
 use crate::scripts::Found;
 use crate::settle::{RedisSettler, Shared};
 use crate::topology::Topology;
@@ -278,13 +278,13 @@ impl Reader {
     /// Decodes what was read; it is handed over when there is room. Its lease began no earlier
     /// than it was asked for.
     pub(crate) fn take_in(&mut self, source: Source, found: Vec<Found>, asked: Instant) {
-        let shared = &self.shared;
+        let (shared, suspicious) = (&self.shared, self.suspicious());
         let (mut bytes, entries) = (0, found.len());
         for Found { id, count, fields } in found {
             let Some(number) = Id::parse(id.as_bytes()) else { continue };
             let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
             bytes += envelope.payload.len();
-            let suspect = is_suspect(count) && !shared.group.ordered;
+            let suspect = count > suspicious && !shared.group.ordered;
             let tag = shared.held.insert(source, number, count, asked + shared.lease(), suspect);
             let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
             let returned = count.saturating_sub(1);

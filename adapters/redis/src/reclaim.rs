@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anybroker_core::Result;
+use anybroker_core::adapter::suspicious;
 use tokio::time::Instant;
 
 use crate::consume::Reader;
@@ -13,9 +14,13 @@ use crate::settle::millis;
 /// Pending entries taken over in one step; more would hold up the server's other clients.
 const PAGE: usize = 1000;
 
-/// How many suspects a consumer holds: entries that were delivered twice and settled by nobody.
-/// One of them may be what ends its process, and so each is held without the others.
+/// How many suspects a consumer holds: entries that were delivered twice, or nearly as often as they
+/// may be, and settled by nobody. One of them may be what ends its process, and so each is held
+/// without the others.
 const SUSPECTS: usize = 1;
+
+/// See [`SUSPECTS`].
+const SUSPICIOUS: u32 = 2;
 
 /// What a claim could not take over yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +41,6 @@ impl Cursor {
     pub(crate) fn start() -> Self {
         Self::From("-".to_owned())
     }
-}
-
-/// Whether it was delivered twice before and settled by nobody.
-pub(crate) fn is_suspect(count: u32) -> bool {
-    count > 2
 }
 
 impl Reader {
@@ -78,6 +78,11 @@ impl Reader {
         Ok(())
     }
 
+    /// After how many deliveries an entry is a suspect.
+    pub(crate) fn suspicious(&self) -> u32 {
+        suspicious(&self.shared.subscription, SUSPICIOUS)
+    }
+
     /// Takes over one page, and moves the cursor. Answers what had to wait; `None`
     /// when the partition is lost.
     #[expect(clippy::too_many_arguments, reason = "those of the script")]
@@ -100,6 +105,7 @@ impl Reader {
             .arg(room)
             .arg(whose)
             .arg(suspects)
+            .arg(self.suspicious())
             .arg(known);
         let asked = Instant::now();
         let answer: redis::Value = shared.link.run("claim", &call).await?;

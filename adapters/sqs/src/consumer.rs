@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use anybroker_core::adapter::suspicious;
 use anybroker_core::{
     Consumer, Delivery, Inbox, InboxSender, Outcome, Result, RetryClass, Settler, Subscription, now,
 };
@@ -27,10 +28,10 @@ const BATCH: usize = 10;
 /// Receives at once, at most, when there is much to receive.
 const POLLS: usize = 8;
 
-/// A message that came back so often without a settlement may have ended its process. Those that
-/// came back with it are far from the limit then.
-fn suspicious(subscription: &Subscription) -> u32 {
-    let of = |limit: u32| (limit / 4).max(2).min(limit.saturating_sub(1)).max(1);
+/// From which return on a message is handed out alone. Those that came back with it are far from the
+/// limit then; without one, nobody is given up.
+fn alone_from(subscription: &Subscription) -> u32 {
+    let of = |limit: u32| suspicious(subscription, (limit / 4).max(2));
     subscription.delivery_limit().map_or(u32::MAX, of)
 }
 
@@ -68,7 +69,7 @@ pub(crate) async fn consume(
         inbox: sender,
         waiting: VecDeque::new(),
         careful: true,
-        suspicious: suspicious(subscription),
+        suspicious: alone_from(subscription),
         wanted: 1,
     };
     tokio::spawn(async move {

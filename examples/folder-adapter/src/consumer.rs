@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use anybroker_core::adapter::suspicious;
 use anybroker_core::{
     Confirmation, Consumer, Delivery, ErrorKind, Hop, Outcome, Result, Settler, Subscription, now,
 };
@@ -18,7 +19,7 @@ use crate::name::{DEAD, FREE, HELD, Name, nanos};
 /// How often a consumer that waits looks into its folder.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// What has come back so often may have ended its process.
+/// What has come back so often, or nearly to its limit, may have ended its process.
 const SUSPICIOUS: u32 = 2;
 
 /// Deliveries that no handler has seen: dropped, they are released, which is no attempt.
@@ -111,7 +112,8 @@ impl FolderSettler {
         let group = folder.find(&self.subscription)?;
         let is_mine = |held: &&Held| Arc::ptr_eq(&held.0, &self.subscription);
         let held = folder.held().len();
-        if folder.held().values().any(|(_, name)| name.deliveries > SUSPICIOUS) {
+        let suspicious = suspicious(&self.subscription, SUSPICIOUS);
+        if folder.held().values().any(|(_, name)| name.deliveries > suspicious) {
             return Ok(Unseen::default());
         }
         let room = self.prefetch - folder.held().values().filter(is_mine).count();
@@ -122,7 +124,7 @@ impl FolderSettler {
             if is_hidden || name.due > nanos(now) || taken.0.len() == room.min(max) {
                 continue;
             }
-            let is_suspect = name.deliveries >= SUSPICIOUS;
+            let is_suspect = name.deliveries >= suspicious;
             if is_suspect && held + taken.0.len() > 0 {
                 // Nothing more, or its turn would never come.
                 break;

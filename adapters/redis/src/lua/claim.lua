@@ -1,6 +1,6 @@
 -- Takes over entries that were delivered before: those idle for long enough, or all.
 -- KEYS: stream, lock. ARGV: group, consumer, token or '', ms idle, first id, page, room, whose
--- ('any' or 'mine'), how many suspects, then ids to leave alone.
+-- ('any' or 'mine'), how many suspects, after how many deliveries one is, then ids to leave alone.
 -- Answers: where to go on or '', what had to wait (0, 1 a suspect, 2 for room), how many have lost their payload,
 -- then for each entry: id, count, fields. False when the lock is lost.
 local stream, group, consumer, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -8,8 +8,8 @@ if token ~= '' and redis.call('GET', KEYS[2]) ~= token then
     return false
 end
 local idle, page, room, mine = tonumber(ARGV[4]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8] == 'mine'
-local suspects, known = tonumber(ARGV[9]), {}
-for i = 10, #ARGV do
+local suspects, suspicious, known = tonumber(ARGV[9]), tonumber(ARGV[10]), {}
+for i = 11, #ARGV do
     known[ARGV[i]] = true
 end
 local range
@@ -27,8 +27,8 @@ for _, entry in ipairs(range) do
     -- What was given back, idle since 1970, did come here once.
     local lost = not mine or entry[3] < 1000000000000
     if entry[3] >= enough and lost and not known[id] then
-        -- Delivered twice and never settled: it may be what ends its process.
-        local suspect = not mine and count >= 2
+        -- Delivered so often and never settled: it may be what ends its process.
+        local suspect = not mine and count >= suspicious
         if room == 0 or (suspect and suspects == 0) then
             answer[2] = room == 0 and 2 or 1
             -- In order, nothing may pass what has to wait.

@@ -1,0 +1,19 @@
+use crate::Subscription;
+
+/// From which return without a settlement on a message is handed out alone, where a crash counts
+/// for all that was handed out: it may be what ends its process, and would take the others along
+/// into the dead letters.
+///
+/// After so many `returns`, or earlier where the subscription's limit is near. With a limit of one
+/// delivery nothing can spare the others.
+///
+/// ```
+/// # use anybroker_core::{Subscription, adapter::suspicious};
+/// let orders = Subscription::queue("orders");
+/// assert_eq!(suspicious(&orders, 2), 2);
+/// assert_eq!(suspicious(&orders.max_deliveries(2), 2), 1);
+/// ```
+pub fn suspicious(subscription: &Subscription, returns: u32) -> u32 {
+    let near = subscription.delivery_limit().map_or(u32::MAX, |limit| limit.saturating_sub(1));
+    returns.min(near).max(1)
+}
