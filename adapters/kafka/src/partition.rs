@@ -137,14 +137,10 @@ impl Partition {
             return;
         }
         let due = hop.as_ref().and_then(|hop| hop.not_before).filter(|due| *due > now());
-        let returned = self.returned.remove(&offset).unwrap_or_else(|| {
-            // It may have been dispatched when a process ended. One that is not due yet was not;
-            // and nobody is given up for what is only possible.
-            let attempts = hop.as_ref().map_or(0, |hop| hop.attempts);
-            let spare = self.limit.map_or(2, |limit| limit.saturating_sub(attempts + 1));
-            let possible = self.begin.may_have_returned(offset);
-            if due.is_some() { 0 } else { possible.min(spare) }
-        });
+        let returned = self.returned.remove(&offset);
+        // It may have been dispatched when a process ended. One that is not due yet was not.
+        let possible = || if due.is_some() { 0 } else { self.possible(offset, hop.as_deref()) };
+        let returned = returned.unwrap_or_else(possible);
         let message = Some((envelope, hop));
         self.slots.push_back(Slot { offset, returned, state: State::Waiting, message });
         match due {
@@ -154,6 +150,15 @@ impl Partition {
             }
             _ => self.fresh.push_back(offset),
         }
+    }
+
+    /// How often a message may have come back that nothing is written of: nobody is given up for what
+    /// is only possible.
+    fn possible(&self, offset: i64, hop: Option<&Hop>) -> u32 {
+        let attempts = hop.map_or(0, |hop| hop.attempts);
+        let spare =
+            self.limit.map_or(u32::MAX, |limit| limit.saturating_sub(attempts.saturating_add(1)));
+        self.begin.may_have_returned(offset).min(spare)
     }
 
     /// Makes ready what is due; answers when the next one is.
@@ -344,7 +349,8 @@ impl Partition {
                     let alone = is_suspect && slot.state != State::Waiting;
                     let returned = slot.returned + u32::from(alone);
                     // What the next owner would take it for needs no word.
-                    if returned != self.begin.may_have_returned(slot.offset) {
+                    let hop = slot.message.as_ref().and_then(|(_, hop)| hop.as_deref());
+                    if returned != self.possible(slot.offset, hop) {
                         position.returned.push((slot.offset, returned));
                     }
                 }

@@ -26,7 +26,7 @@ fn take_all(partition: &mut Partition) -> Vec<(i64, u32)> {
 /// What the next owner of the partition begins with.
 fn next_owner(partition: &Partition) -> Partition {
     let last = partition.last_position();
-    owner(Position::read(last.offset, &last.metadata()), None)
+    owner(Position::read(last.offset, &last.metadata()), partition.limit)
 }
 
 #[test]
@@ -114,6 +114,23 @@ fn nobody_is_given_up_for_what_is_only_possible() {
     partition.read(10, kept(last_attempt));
     read(&mut partition, [11]);
     assert_eq!(take_all(&mut partition), [(10, 0), (11, 1)]);
+}
+
+#[test]
+fn what_runs_alone_is_counted_however_near_its_limit_it_is() {
+    let twice = Position { open: true, witnesses: 11, until: 11, ..Position::at(10) };
+    for attempts in 0..5 {
+        let hop = || Hop { attempts, ..Hop::default() };
+        let mut partition = owner(twice.clone(), Some(5));
+        partition.read(10, kept(hop()));
+        let first = partition.suspect().and_then(|offset| partition.take_suspect(offset, 1));
+        let first = first.expect("it is there").1;
+        // The process dies with it.
+        let mut partition = next_owner(&partition);
+        partition.read(10, kept(hop()));
+        let next = partition.take_suspect(10, 1).expect("it is there").1;
+        assert_eq!((first, next), (2.min(4 - attempts), first + 1), "{attempts} attempts");
+    }
 }
 
 #[test]
