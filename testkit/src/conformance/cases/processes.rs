@@ -16,6 +16,7 @@ use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages
 cases! {
     a_killed_process_leaves_exactly_what_it_held: Need::Processes;
     a_message_that_aborts_its_process_is_one_dead_letter: Need::Processes, within 90;
+    a_message_that_aborts_near_its_limit_is_one_dead_letter: Need::Processes, within 90;
 }
 
 /// Longer than a receive stays open that a killed process began: it takes, and counts, what comes
@@ -92,9 +93,27 @@ async fn until(
 }
 
 async fn a_message_that_aborts_its_process_is_one_dead_letter(lab: Lab) -> Checked {
-    const LIMIT: u32 = 3;
+    if let Some(attempts) = abort_each_time(&lab, 3).await? {
+        assert_eq!(attempts, [1, 2, 3]);
+    }
+    Ok(())
+}
+
+/// With three deliveries those beside it have one left once they have come back twice, with two
+/// none.
+async fn a_message_that_aborts_near_its_limit_is_one_dead_letter(lab: Lab) -> Checked {
+    match abort_each_time(&lab, 2).await?.as_deref() {
+        // Where nobody knows which one ran, it runs once more, alone.
+        None | Some([1, 2] | [1, 2, 2]) => Ok(()),
+        Some(attempts) => Err(format!("it ran as attempts {attempts:?}").into()),
+    }
+}
+
+/// Answers the attempts of the message that aborts its process until it is given up, and no other
+/// one with it; none where the broker does not count them.
+async fn abort_each_time(lab: &Lab, limit: u32) -> Checked<Option<Vec<u32>>> {
     let queue = lab::queue();
-    let subscription = Subscription::queue(queue.clone()).max_deliveries(LIMIT).lease(LEASE);
+    let subscription = Subscription::queue(queue.clone()).max_deliveries(limit).lease(LEASE);
     let folder = Folder::new(subscription.destination().name())?;
     let ledger = folder.path("handled");
     // Some are done before it aborts, some are cut off beside it, some wait behind it.
@@ -125,17 +144,16 @@ async fn a_message_that_aborts_its_process_is_one_dead_letter(lab: Lab) -> Check
         };
         let Some(status) = ended else { break };
         assert!(status.signal().is_some(), "it did not abort but ended by itself: {status}");
-        if start == LIMIT && !lab.broker().capabilities().counts_crashes {
-            return Ok(());
+        if start == limit && !lab.broker().capabilities().counts_crashes {
+            return Ok(None);
         }
-        assert!(start <= LIMIT, "it has aborted {start} processes");
+        assert!(start <= 3, "it has aborted {start} processes");
     }
     let starts = Handling::read(&ledger)?.starts.into_iter();
     let attempts: Vec<_> = starts.filter(|(id, _)| id == "abort").map(|start| start.1).collect();
-    assert_eq!(attempts, (1..=LIMIT).collect::<Vec<_>>(), "of the one that aborts");
     let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
     let dead: Vec<_> = peek.entries.iter().map(|entry| &*entry.envelope.id).collect();
     assert_eq!(dead, ["abort"]);
     assert_eq!(peek.entries[0].failure().ok_or("no failure")?.reason, Reason::MAX_DELIVERIES);
-    Ok(())
+    Ok(Some(attempts))
 }
