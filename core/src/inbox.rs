@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::{SendError, TrySendError};
+use tokio::sync::mpsc::error::SendError;
 
 use crate::{Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
 
@@ -57,13 +57,8 @@ impl InboxSender {
     /// # Errors
     /// `Closed` when the consumer is gone.
     pub async fn deliver(&self, delivery: Delivery) -> Result<()> {
-        let unsent = match self.deliveries.try_send(Ok(delivery)) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Full(delivery)) => match self.deliveries.send(delivery).await {
-                Ok(()) => return Ok(()),
-                Err(SendError(unsent)) => unsent,
-            },
-            Err(TrySendError::Closed(unsent)) => unsent,
+        let Err(SendError(unsent)) = self.deliveries.send(Ok(delivery)).await else {
+            return Ok(());
         };
         if let Ok(delivery) = unsent {
             // No handler has seen it, so it must not count. A release that fails leaves it to come

@@ -104,8 +104,8 @@
 //!
 //! # Rights
 //! Beside reading and writing the topics: `Create` and `Describe` for `declare=create`;
-//! `DescribeConfigs`, to be told of a topic that takes too little; `Delete` on
-//! retry and dead-letter topics to trim them; the transactional id `…--dlq` to redrive.
+//! `DescribeConfigs`, to be told of a topic that takes too little; `Delete` on retry and dead-letter
+//! topics to trim them; the transactional id `…--dlq` to redrive.
 
 mod arrivals;
 mod broker;

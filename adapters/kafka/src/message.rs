@@ -39,7 +39,7 @@ pub(crate) fn read(record: &impl Message, default_type: &str) -> (Envelope, Opti
     let mut reader = AttributeReader::new();
     let (mut content_type, mut has_id, mut has_time) = (None, false, false);
     if let Some(headers) = record.headers() {
-        for header in (0..).map_while(|index| headers.try_get(index)) {
+        for header in headers.iter() {
             let value = header.value.unwrap_or_default();
             match (header.key.strip_prefix("ce_"), std::str::from_utf8(value)) {
                 (Some(attribute), Ok(value)) => {

@@ -152,8 +152,8 @@ impl Partition {
         }
     }
 
-    /// How often a message may have come back that nothing is written of: nobody is given up for what
-    /// is only possible.
+    /// How often a message may have come back of which the commit says nothing: nobody is given up
+    /// for what is only possible.
     fn possible(&self, offset: i64, hop: Option<&Hop>) -> u32 {
         let attempts = hop.map_or(0, |hop| hop.attempts);
         let spare =

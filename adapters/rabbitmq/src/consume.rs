@@ -52,9 +52,9 @@ pub(crate) async fn consume(
 
 const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
 
-/// From which return on, or earlier near its limit, a message may be the one that kills its process. Those behind it come back
-/// as often; so a consumer begins with one message at a time, and widens its window when one comes
-/// that is no suspect. What kills then, kills alone.
+/// From which return on, or earlier near its limit, a message may be the one that kills its process.
+/// Those behind it come back as often; so a consumer begins with one message at a time, and widens
+/// its window when one comes that is no suspect. What kills then, kills alone.
 const SUSPECT: u32 = 2;
 
 /// After so many messages in a row, and with a window that the pause cannot exhaust, the reader

@@ -73,13 +73,10 @@ fn parse_written(text: &[u8]) -> Option<SystemTime> {
 }
 
 fn number(digits: &[u8]) -> Option<u32> {
-    let (mut value, mut is_number) = (0, true);
-    for digit in digits {
-        let digit = digit.wrapping_sub(b'0');
-        is_number &= digit <= 9;
-        value = u32::wrapping_add(u32::wrapping_mul(value, 10), digit.into());
-    }
-    is_number.then_some(value)
+    let next = |value: u32, digit: &u8| {
+        digit.is_ascii_digit().then(|| value * 10 + u32::from(digit - b'0'))
+    };
+    digits.iter().try_fold(0, next)
 }
 
 #[cfg(test)]

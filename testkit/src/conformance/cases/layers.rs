@@ -271,8 +271,7 @@ impl<F> Drop for Killed<F> {
 
 async fn a_crash_in_the_middle_frees_the_claim(lab: Lab) -> Checked {
     let queue = lab::queue();
-    // Longer than a busy broker takes for a settlement: what is late is not settled, and comes again.
-    let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(3));
+    let subscription = Subscription::queue(queue.clone()).lease(Duration::from_secs(1));
     let store = Arc::new(MemoryIdempotencyStore::new());
     let lease = Duration::from_secs(2);
     let (mut seen, service) = Sightings::of(|_| pending());
