@@ -32,6 +32,9 @@ pub(super) const NATIVE: &str = "nativeheaders";
 /// 0000-01-01T00:00:00Z, the first time that RFC 3339 can write.
 const FIRST: Duration = Duration::from_hours(17_268_672);
 
+/// How long the months are; the calendar knows when there is a 29 February.
+const DAYS: [u32; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+
 /// The nearest time that RFC 3339 can write.
 pub(super) fn timestamp(time: SystemTime) -> Timestamp {
     let time = match SystemTime::UNIX_EPOCH.checked_sub(FIRST) {
@@ -60,7 +63,8 @@ fn parse_written(text: &[u8]) -> Option<SystemTime> {
     let [hour, minute, second] =
         [number(&clock[11..13])?, number(&clock[14..16])?, number(&clock[17..])?];
     let nanos = number(digits)? * 10_u32.pow(9 - u32::try_from(digits.len()).ok()?);
-    let is_date = (1970..).contains(&year) && (1..=12).contains(&month) && (1..=28).contains(&day);
+    let last = *DAYS.get(usize::try_from(month).ok()?.checked_sub(1)?)?;
+    let is_date = (1970..9999).contains(&year) && (1..=last).contains(&day);
     if !is_date || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
@@ -87,16 +91,22 @@ mod tests {
     fn times_are_read_as_the_calendar_has_them() {
         let since = |text: &str| parse_written(text.as_bytes());
         let calendar = |text: &str| SystemTime::try_from(text.parse::<Timestamp>().ok()?).ok();
-        for year in (1970..2110).chain([2400, 9999]) {
-            for (month, day) in [(1, 1), (2, 28), (3, 1), (6, 15), (12, 28)] {
+        for year in (1970..2110).chain([2400, 9998]) {
+            for (month, day) in [(1, 1), (1, 31), (2, 28), (3, 1), (4, 30), (6, 15), (12, 31)] {
                 let text = format!("{year:04}-{month:02}-{day:02}T23:09:58.0123Z");
                 assert_eq!(since(&text), calendar(&text), "{text}");
                 assert!(since(&text).is_some(), "{text}");
             }
         }
         for other in [
+            "9999-12-31T23:59:59.5Z",
             "1969-12-28T23:59:59.5Z",
+            "2024-02-29T00:00:00.1Z",
             "2026-02-29T00:00:00.1Z",
+            "2026-04-31T00:00:00.1Z",
+            "2026-00-01T00:00:00.1Z",
+            "2026-13-01T00:00:00.1Z",
+            "2026-01-00T00:00:00.1Z",
             "2026-01-02T03:04:05Z",
             "2026-01-02T03:04:05.Z",
             "2026-01-02T24:04:05.1Z",
