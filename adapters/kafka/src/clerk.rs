@@ -14,7 +14,7 @@ use crate::membership::GroupContext;
 use crate::publish::{Record, Settlement, Waiting};
 
 /// How often finished messages are committed.
-const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A partition with more places taken than this, or more messages in memory, is not read further.
 const MOST_PLACES: usize = 100_000;
@@ -65,7 +65,17 @@ impl Clerk<'_> {
             }
             desk.read(read.drain(..));
             let next_due = desk.advance();
-            self.reserve(&mut desk);
+            let flush = !desk.flushes.is_empty() || desk.has_left();
+            let reserve = desk.can_hand_out() && desk.needs_reservation();
+            if flush || reserve || committed.elapsed() >= COMMIT_INTERVAL {
+                committed = Instant::now();
+                self.commit_positions(&mut desk, flush);
+                desk.seats.retain(|seat| !seat.leaving || seat.held > 0);
+                for answer in desk.flushes.drain(..) {
+                    // Who asked may be gone.
+                    let _ = answer.send(());
+                }
+            }
             // Before the others, who would take every place again and again.
             if let Some(suspect) = desk.next_suspect() {
                 desk.hand_out_suspect(suspect, |partition| {
@@ -77,17 +87,6 @@ impl Clerk<'_> {
             self.arrivals.report(desk.ready() + arrived.len(), window);
             self.limit(&mut desk, window);
             self.move_on(&mut desk);
-            let done = desk.seats.iter().any(|seat| seat.leaving && seat.held == 0);
-            let urgent = done || !desk.flushes.is_empty();
-            if urgent || committed.elapsed() >= COMMIT_INTERVAL {
-                committed = Instant::now();
-                self.commit_finished(&mut desk, urgent);
-                desk.seats.retain(|seat| !seat.leaving || seat.held > 0);
-                for answer in desk.flushes.drain(..) {
-                    // Who asked may be gone.
-                    let _ = answer.send(());
-                }
-            }
             // Room is made by the message, and waking for each would cost more than it; while nobody
             // waits for it, what is finished is only to be committed.
             let batch = (desk.prefetch() / 8).clamp(1, 128);
@@ -113,28 +112,6 @@ impl Clerk<'_> {
         }
     }
 
-    /// Makes known that messages are about to be handed out, before they are.
-    fn reserve(&self, desk: &mut Desk) {
-        if !desk.can_hand_out() || !desk.needs_reservation() {
-            return;
-        }
-        let mut reserved = Vec::new();
-        for (index, partition) in desk.partitions.iter_mut().enumerate() {
-            if partition.needs_reservation() {
-                reserved.push((index, partition.reservation()));
-            }
-        }
-        let list = commits(reserved.iter().map(|(index, until)| {
-            let partition = &desk.partitions[*index];
-            (partition, partition.position(Some(*until)))
-        }));
-        if self.commit(&list) {
-            for (index, until) in reserved {
-                desk.partitions[index].reserve(until);
-            }
-        }
-    }
-
     /// Commits, and waits for it: the client does not tell what became of others, and may repeat
     /// them after later ones.
     fn commit(&self, list: &TopicPartitionList) -> bool {
@@ -151,17 +128,25 @@ impl Clerk<'_> {
         }
     }
 
-    fn commit_finished(&self, desk: &mut Desk, all: bool) {
-        let changed: Vec<_> =
-            desk.partitions.iter().filter(|partition| partition.dirty || all).collect();
+    /// Commits what is finished, and how far messages may be handed out, before they are.
+    fn commit_positions(&self, desk: &mut Desk, all: bool) {
+        let changed: Vec<_> = desk
+            .partitions
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, partition)| all || partition.dirty || partition.needs_reservation())
+            .map(|(index, partition)| (index, partition.reservation()))
+            .collect();
         if changed.is_empty() {
             return;
         }
-        let list =
-            commits(changed.into_iter().map(|partition| (partition, partition.position(None))));
+        let list = commits(changed.iter().map(|(index, until)| {
+            let partition = &desk.partitions[*index];
+            (partition, partition.position(*until))
+        }));
         if self.commit(&list) {
-            for partition in &mut desk.partitions {
-                partition.dirty = false;
+            for (index, until) in changed {
+                desk.partitions[index].committed(until);
             }
         }
     }

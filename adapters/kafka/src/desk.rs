@@ -116,6 +116,11 @@ impl Desk {
         self.partitions.iter().map(|partition| partition.out).sum()
     }
 
+    /// Whether a consumer that leaves has given all back.
+    pub(crate) fn has_left(&self) -> bool {
+        self.seats.iter().any(|seat| seat.leaving && seat.held == 0)
+    }
+
     /// How many messages wait for room.
     pub(crate) fn ready(&self) -> usize {
         self.partitions.iter().map(Partition::ready).sum()

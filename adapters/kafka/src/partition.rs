@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anybroker_core::{Envelope, Hop, now};
 
+use crate::clerk::COMMIT_INTERVAL;
 use crate::position::Position;
 
 /// A message as it is kept until it is finished, to be handed out again.
@@ -69,8 +70,8 @@ enum State {
 
 /// The first number of offsets that are reserved at once, and the largest.
 const RESERVATION: (i64, i64) = (64, 1 << 16);
-/// A reservation used up faster is too small.
-const BUSY: Duration = Duration::from_millis(100);
+/// A reservation used up faster is too small: it is renewed when half of it is left.
+const BUSY: Duration = COMMIT_INTERVAL.saturating_mul(2);
 
 impl Partition {
     /// Takes over where the owner before left; `high` is the end of the log.
@@ -194,19 +195,23 @@ impl Partition {
         self.candidate().is_some_and(|offset| offset >= self.reserved)
     }
 
-    /// The offset to reserve up to.
-    pub(crate) fn reservation(&mut self) -> i64 {
+    /// The offset to reserve up to, when less than half of what was reserved is left.
+    pub(crate) fn reservation(&mut self) -> Option<i64> {
+        let next = self.candidate()?;
         let (size, since) = self.reservation;
-        if since.elapsed() < BUSY {
-            self.reservation.0 = (size * 2).min(RESERVATION.1);
+        if self.reserved - next >= size / 2 {
+            return None;
         }
-        self.reservation.1 = Instant::now();
-        self.candidate().unwrap_or(self.reserved) + self.reservation.0
+        // It was used up before a commit that was due anyway could renew it.
+        let size = if next >= self.reserved && since.elapsed() < BUSY { size * 2 } else { size };
+        self.reservation = (size.min(RESERVATION.1), Instant::now());
+        Some(next + self.reservation.0)
     }
 
-    /// States that the broker knows how far messages may be handed out.
-    pub(crate) fn reserve(&mut self, until: i64) {
-        self.reserved = self.reserved.max(until);
+    /// States that its position is committed, and how far messages may be handed out.
+    pub(crate) fn committed(&mut self, until: Option<i64>) {
+        self.dirty = false;
+        self.reserved = self.reserved.max(until.unwrap_or(self.reserved));
     }
 
     /// Hands the next message out; answers it, with how often it came back.

@@ -4,7 +4,7 @@ const LOG: i64 = 1000;
 
 fn owner(position: Position, limit: Option<u32>) -> Partition {
     let mut partition = Partition::new(("t".into(), 0, 7), position, LOG, (false, true, limit));
-    partition.reserve(LOG);
+    partition.committed(Some(LOG));
     partition
 }
 
@@ -139,17 +139,29 @@ fn nothing_is_handed_out_that_was_not_made_known() {
         Partition::new(("t".into(), 0, 7), Position::at(0), LOG, (false, true, None));
     read(&mut partition, 0..500);
     assert!(take_all(&mut partition).is_empty() && partition.needs_reservation());
-    let until = partition.reservation();
-    partition.reserve(until);
-    assert_eq!(take_all(&mut partition).len(), usize::try_from(until).expect("a few"));
-    assert!(partition.reservation() > 2 * until, "it grows where it is used up fast");
+    let until = partition.reservation().expect("all is used up");
+    partition.committed(Some(until));
+    let take = |partition: &mut Partition, count| {
+        let taken = std::iter::from_fn(|| partition.take(1)).take(count);
+        taken.count()
+    };
+    let half = usize::try_from(until / 2).expect("a few");
+    assert_eq!(take(&mut partition, half), half);
+    assert_eq!(partition.reservation(), None, "half of it is left");
+    assert_eq!(take(&mut partition, 1), 1);
+    let renewed = partition.reservation().expect("less than half of it is left");
+    assert_eq!(renewed, until + until / 2 + 1);
+    partition.committed(Some(renewed));
+    assert_eq!(take(&mut partition, 500), 2 * half);
+    let larger = partition.reservation().expect("all is used up");
+    assert_eq!(larger, renewed + 2 * until, "it was used up before a commit renewed it");
 }
 
 #[test]
 fn in_place_what_is_given_back_holds_back_the_others() {
     let mut partition =
         Partition::new(("t".into(), 0, 7), Position::at(0), LOG, (true, false, None));
-    partition.reserve(LOG);
+    partition.committed(Some(LOG));
     read(&mut partition, 0..4);
     partition.take(1);
     partition.take(1);
