@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -7,7 +8,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
 
-use crate::{Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
+use crate::{Confirmation, Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
 
 /// The consumer of an adapter that reads in a task of its own: the reader pushes deliveries, the
 /// worker takes them.
@@ -20,8 +21,9 @@ use crate::{Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
 /// its settlements and drops the sender, which is what [`Consumer::close`] waits for.
 #[derive(Debug)]
 pub struct Inbox {
-    receiver: mpsc::Receiver<Result<Delivery>>,
-    taken: Vec<Result<Delivery>>,
+    receiver: mpsc::Receiver<Item>,
+    items: Vec<Item>,
+    taken: VecDeque<Result<Delivery>>,
     lease: Option<(Arc<dyn Settler>, Duration)>,
     /// Receives nothing; ends when the reader has dropped its senders.
     reader: mpsc::Receiver<Infallible>,
@@ -30,23 +32,40 @@ pub struct Inbox {
 /// The reader's end of an [`Inbox`].
 #[derive(Clone, Debug)]
 pub struct InboxSender {
-    deliveries: mpsc::Sender<Result<Delivery>>,
+    items: mpsc::Sender<Item>,
     _alive: mpsc::Sender<Infallible>,
+}
+
+/// What is handed over at once: its consumer is woken once for all of it.
+#[derive(Debug)]
+enum Item {
+    One(Result<Delivery>),
+    Lot(Vec<Delivery>),
 }
 
 impl Inbox {
     /// Makes both ends; `capacity` deliveries wait at most.
     pub fn channel(capacity: usize) -> (InboxSender, Self) {
-        let (deliveries, receiver) = mpsc::channel(capacity.max(1));
+        let (sender, receiver) = mpsc::channel(capacity.max(1));
         let (alive, reader) = mpsc::channel(1);
-        let inbox = Self { receiver, taken: Vec::new(), lease: None, reader };
-        (InboxSender { deliveries, _alive: alive }, inbox)
+        let inbox =
+            Self { receiver, items: Vec::new(), taken: VecDeque::new(), lease: None, reader };
+        (InboxSender { items: sender, _alive: alive }, inbox)
     }
 
     /// States that deliveries are leased, for how long, and who renews them.
     pub fn leased(mut self, settler: Arc<dyn Settler>, lease: Duration) -> Self {
         self.lease = Some((settler, lease));
         self
+    }
+}
+
+impl Item {
+    fn deliveries(self) -> Vec<Delivery> {
+        match self {
+            Self::One(one) => one.into_iter().collect(),
+            Self::Lot(lot) => lot,
+        }
     }
 }
 
@@ -57,15 +76,20 @@ impl InboxSender {
     /// # Errors
     /// `Closed` when the consumer is gone.
     pub async fn deliver(&self, delivery: Delivery) -> Result<()> {
-        let Err(SendError(unsent)) = self.deliveries.send(Ok(delivery)).await else {
-            return Ok(());
-        };
-        if let Ok(delivery) = unsent {
-            // No handler has seen it, so it must not count. A release that fails leaves it to come
-            // back by itself. Not awaited: the reader, which calls this, may have a part in it.
-            drop(delivery.settle(Outcome::Release { after: Duration::ZERO }));
-        }
-        Err(closed())
+        let sent = self.items.send(Item::One(Ok(delivery))).await;
+        sent.map_err(|SendError(unsent)| release(unsent))
+    }
+
+    /// Hands deliveries over without waiting, and wakes the consumer once for all of them: for a
+    /// reader that keeps count of what its consumer holds. They are released when the consumer is
+    /// gone.
+    ///
+    /// A lot takes one place of the capacity, however many deliveries it has.
+    ///
+    /// # Errors
+    /// `Closed` when the consumer is gone, or has no place left.
+    pub fn deliver_lot(&self, lot: Vec<Delivery>) -> Result<()> {
+        self.items.try_send(Item::Lot(lot)).map_err(|unsent| release(unsent.into_inner()))
     }
 
     /// Tells the consumer of an error; it is the next thing it receives.
@@ -73,13 +97,28 @@ impl InboxSender {
     /// # Errors
     /// `Closed` when the consumer is gone.
     pub async fn fail(&self, error: Error) -> Result<()> {
-        self.deliveries.send(Err(error)).await.map_err(|_| closed())
+        self.items.send(Item::One(Err(error))).await.map_err(|_| closed())
     }
 
     /// Resolves when the consumer is closed or gone.
     pub async fn closed(&self) {
-        self.deliveries.closed().await;
+        self.items.closed().await;
     }
+}
+
+/// Answers that the consumer is gone, and releases what was to be handed over.
+fn release(unsent: Item) -> Error {
+    for delivery in unsent.deliveries() {
+        // Not awaited: the reader, which calls this, may have a part in it.
+        drop(give_back(delivery));
+    }
+    closed()
+}
+
+/// Gives back what no handler has seen, so that it does not count. A release that fails leaves it
+/// to come back by itself.
+fn give_back(delivery: Delivery) -> Confirmation {
+    delivery.settle(Outcome::Release { after: Duration::ZERO })
 }
 
 fn closed() -> Error {
@@ -95,15 +134,24 @@ impl Consumer for Inbox {
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<()>> {
         if self.taken.is_empty() {
-            let count = std::task::ready!(self.receiver.poll_recv_many(cx, &mut self.taken, max));
+            let count = std::task::ready!(self.receiver.poll_recv_many(cx, &mut self.items, max));
             if count == 0 {
                 return Poll::Ready(if max == 0 { Ok(()) } else { Err(closed()) });
+            }
+            for item in self.items.drain(..) {
+                match item {
+                    Item::One(one) => self.taken.push_back(one),
+                    Item::Lot(lot) => self.taken.extend(lot.into_iter().map(Ok)),
+                }
             }
         }
         // What came before an error is handed out first; the error is the next poll's answer.
         let count = self.taken.iter().take(max).take_while(|item| item.is_ok()).count();
-        if count == 0 && max > 0 {
-            return Poll::Ready(self.taken.remove(0).map(|delivery| out.push(delivery)));
+        if count == 0
+            && max > 0
+            && let Some(item) = self.taken.pop_front()
+        {
+            return Poll::Ready(item.map(|delivery| out.push(delivery)));
         }
         out.extend(self.taken.drain(..count).flatten());
         Poll::Ready(Ok(()))
@@ -115,19 +163,13 @@ impl Consumer for Inbox {
 
     async fn close(mut self: Box<Self>) -> Result<()> {
         self.receiver.close();
-        let mut released = Vec::new();
-        for delivery in self.taken.drain(..).flatten() {
-            released.push(delivery.settle(Outcome::Release { after: Duration::ZERO }));
-        }
+        let mut released: Vec<_> = self.taken.drain(..).flatten().map(give_back).collect();
         while let Some(item) = self.receiver.recv().await {
-            if let Ok(delivery) = item {
-                released.push(delivery.settle(Outcome::Release { after: Duration::ZERO }));
-            }
+            released.extend(item.deliveries().into_iter().map(give_back));
         }
         // The channel ends when it is closed and empty, whether or not the reader is still there.
         self.reader.recv().await;
         for confirmation in released {
-            // A release that fails leaves the delivery to come back by itself.
             let _ = confirmation.await;
         }
         Ok(())
@@ -139,20 +181,21 @@ impl Drop for Inbox {
     fn drop(&mut self) {
         self.receiver.close();
         let waiting = std::iter::from_fn(|| self.receiver.try_recv().ok());
-        for delivery in self.taken.drain(..).chain(waiting).flatten() {
-            drop(delivery.settle(Outcome::Release { after: Duration::ZERO }));
-        }
+        let waiting = waiting.flat_map(Item::deliveries);
+        self.taken.drain(..).flatten().chain(waiting).map(give_back).for_each(drop);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::ops::Range;
     use std::sync::Mutex;
-    use std::task::Waker;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
 
     use super::*;
-    use crate::{Confirmation, Envelope};
+    use crate::Envelope;
 
     /// Notes the tags it settles and abandons.
     #[derive(Debug, Default)]
@@ -332,6 +375,39 @@ mod tests {
         released.sort_unstable();
         assert_eq!(released, [1, 2, 3]);
         assert!(recorder.abandoned().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_lot_is_received_in_order_and_in_parts_and_wakes_once() {
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let recorder = Arc::new(Recorder::default());
+        let lot = |tags: Range<u64>| tags.map(|tag| recorder.delivery(tag)).collect();
+        let (sender, mut inbox) = Inbox::channel(2);
+        let woken = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let cx = &mut Context::from_waker(&waker);
+        assert!(inbox.poll_receive(cx, 4, &mut Vec::new()).is_pending());
+        sender.deliver_lot(lot(1..6)).expect("there is room");
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        sender.deliver(recorder.delivery(6)).await.expect("there is room");
+        let error = sender.deliver_lot(lot(7..9)).expect_err("both places are taken");
+        assert_eq!((error.kind(), recorder.released()), (ErrorKind::Closed, vec![7, 8]));
+
+        assert_eq!(receive(&mut inbox, 2).await.expect("deliveries"), [1, 2]);
+        assert_eq!(receive(&mut inbox, 16).await.expect("deliveries"), [3, 4, 5, 6]);
+        sender.deliver_lot(lot(9..12)).expect("there is room");
+        assert_eq!(receive(&mut inbox, 1).await.expect("deliveries"), [9]);
+        sender.deliver_lot(lot(12..14)).expect("there is room");
+        drop(sender);
+        Box::new(inbox).close().await.expect("it closes");
+        let mut released = recorder.released();
+        released.sort_unstable();
+        assert_eq!(released, (1..14).collect::<Vec<_>>());
     }
 
     #[test]

@@ -163,6 +163,7 @@ impl KafkaBroker {
             prefetch: prefetch.max(1),
             held: 0,
             leaving: false,
+            lot: Vec::new(),
         };
         (seat, inbox)
     }

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
-use anybroker_core::{InboxSender, Result};
+use anybroker_core::{Delivery, InboxSender, Result};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::stale;
@@ -65,6 +65,19 @@ pub(crate) struct Seat {
     pub(crate) prefetch: usize,
     pub(crate) held: usize,
     pub(crate) leaving: bool,
+    /// What is about to be handed over.
+    pub(crate) lot: Vec<Delivery>,
+}
+
+impl Seat {
+    /// Hands over what was put into its lot.
+    pub(crate) fn hand_over(&mut self) {
+        // Who holds no more than it has places for has one for each lot. When its consumer is gone,
+        // all of it is released.
+        if !self.lot.is_empty() && self.inbox.deliver_lot(std::mem::take(&mut self.lot)).is_err() {
+            self.leaving = true;
+        }
+    }
 }
 
 struct Announcement(Arc<Commands>);

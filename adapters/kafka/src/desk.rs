@@ -1,8 +1,6 @@
 use std::collections::HashMap;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use anybroker_core::Delivery;
@@ -178,6 +176,7 @@ impl Desk {
                 deliver(partition, seat, taken);
             }
         }
+        self.seats.iter_mut().for_each(Seat::hand_over);
     }
 
     /// Finds a suspect that may be handed out, alone in this process.
@@ -203,7 +202,10 @@ impl Desk {
         self.suspect = Some((partition.id, offset, Instant::now()));
         let taken = partition.take_suspect(offset, seat.number);
         match taken {
-            Some(taken) if commit(partition) => deliver(partition, seat, taken),
+            Some(taken) if commit(partition) => {
+                deliver(partition, seat, taken);
+                seat.hand_over();
+            }
             _ => {
                 partition.give_back(offset, Duration::ZERO, |returned| returned);
                 self.acquit();
@@ -249,12 +251,7 @@ fn deliver(partition: &mut Partition, seat: &mut Seat, (offset, returned, kept):
     seat.held += 1;
     let (envelope, hop) = kept;
     let tag = tag(partition.id, offset);
-    let delivery = Delivery::new(envelope, hop, returned, tag, seat.settler.clone());
-    // It has as many places as the seat. When its consumer is gone, the delivery is released.
-    let handed = pin!(seat.inbox.deliver(delivery));
-    if let Poll::Ready(Err(_)) = handed.poll(&mut Context::from_waker(Waker::noop())) {
-        seat.leaving = true;
-    }
+    seat.lot.push(Delivery::new(envelope, hop, returned, tag, seat.settler.clone()));
 }
 
 /// A list to commit.
