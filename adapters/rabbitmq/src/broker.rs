@@ -236,6 +236,7 @@ impl Broker for RabbitmqBroker {
         if self.consumed.load(Ordering::Relaxed) {
             sleep(SETTLING).await;
         }
+        self.topology.questions.close().await;
         for supervisor in &self.supervisors {
             supervisor.close().await;
         }

@@ -1,4 +1,6 @@
+use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anybroker_core::adapter::pause;
@@ -7,7 +9,7 @@ use futures_util::StreamExt;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, timeout};
 
@@ -16,6 +18,7 @@ use crate::options::Settings;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A silent peer is given up after twice this.
 const HEARTBEAT_SECONDS: u16 = 15;
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
@@ -36,6 +39,8 @@ struct State {
     /// How many connections there were.
     epoch: u64,
     connection: Option<Arc<Connection>>,
+    /// Whether a number of it cannot be used any more; see [`Link::channel`].
+    spent: Arc<AtomicBool>,
     blocked: bool,
     closed: bool,
 }
@@ -84,12 +89,32 @@ impl Link {
 
     /// Opens a channel as soon as there is a connection.
     ///
+    /// The client keeps the error with which the server closed a channel, and answers it to whoever
+    /// gets the number next: such a number is passed over and never used again, and a connection
+    /// that has no other one left is replaced.
+    ///
     /// # Errors
     /// `Closed`, or what the broker answers.
     pub(crate) async fn channel(&self, operation: &'static str) -> Result<Channel> {
-        let connection = self.connection(operation).await?;
-        let channel = connection.create_channel().await;
-        channel.map_err(|error| failed(operation, "opening a channel", error))
+        loop {
+            let connection = self.connection(operation).await?;
+            let spent = Arc::clone(&self.0.borrow().spent);
+            match connection.create_channel().await {
+                Err(error) if error.is_amqp_soft_error() => spent.store(true, Ordering::Relaxed),
+                Err(error)
+                    if matches!(error.kind(), lapin::ErrorKind::ChannelsLimitReached)
+                        && spent.load(Ordering::Relaxed) =>
+                {
+                    tracing::warn!(
+                        "errors have used up the connection's channels; connecting anew"
+                    );
+                    let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
+                }
+                opened => {
+                    return opened.map_err(|error| failed(operation, "opening a channel", error));
+                }
+            }
+        }
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -99,6 +124,56 @@ impl Link {
     /// Whether the broker takes no publishes for now.
     pub(crate) fn is_blocked(&self) -> bool {
         self.0.borrow().blocked
+    }
+}
+
+/// How many numbers for channels a connection has.
+fn numbers(connection: &Connection) -> u16 {
+    // None stands for as many as there are.
+    NonZeroU16::new(connection.configuration().channel_max()).map_or(u16::MAX, NonZeroU16::get)
+}
+
+/// Where to ask what may be answered with an error, which uses up a channel's number (see
+/// [`Link::channel`]): on a connection of its own, opened when first asked, and replaced before it
+/// has used one twice.
+pub(crate) struct Questions {
+    settings: Arc<Settings>,
+    /// How many more can be asked there.
+    asking: Mutex<Option<(Arc<Connection>, u16)>>,
+}
+
+impl Questions {
+    pub(crate) fn new(settings: Arc<Settings>) -> Self {
+        Self { settings, asking: Mutex::default() }
+    }
+
+    /// Opens a channel for one question, as soon as the link is up.
+    ///
+    /// # Errors
+    /// `Closed`, or what the broker answers.
+    pub(crate) async fn channel(&self, link: &Link, operation: &'static str) -> Result<Channel> {
+        link.connection(operation).await?;
+        let connection = {
+            let mut asking = self.asking.lock().await;
+            let (connection, left) = match asking.take() {
+                Some((open, left)) if left > 0 && open.status().connected() => (open, left),
+                _ => {
+                    let connection = Arc::new(connect(&self.settings, "ask").await?);
+                    let numbers = numbers(&connection);
+                    (connection, numbers)
+                }
+            };
+            *asking = Some((Arc::clone(&connection), left - 1));
+            connection
+        };
+        let channel = connection.create_channel().await;
+        channel.map_err(|error| failed(operation, "opening a channel", error))
+    }
+
+    pub(crate) async fn close(&self) {
+        if let Some((connection, _)) = self.asking.lock().await.take() {
+            let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
+        }
     }
 }
 
@@ -148,13 +223,19 @@ async fn supervise(
             },
         };
         epoch += 1;
-        let up =
-            |blocked| State { epoch, connection: Some(connection.clone()), blocked, closed: false };
+        let spent = Arc::default();
+        let up = |blocked| State {
+            epoch,
+            connection: Some(connection.clone()),
+            spent: Arc::clone(&spent),
+            blocked,
+            closed: false,
+        };
         state.send_replace(up(false));
         tokio::select! {
             _ = stopped.changed() => {
                 state.send_replace(State { closed: true, epoch, ..State::default() });
-                let _ = timeout(Duration::from_secs(5), connection.close(200, "OK".into())).await;
+                let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
                 return;
             }
             () = watch(&connection, |blocked| { state.send_replace(up(blocked)); }) => {}

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anybroker_core::adapter::prefixed;
 use anybroker_core::{Declare, Destination, ErrorKind, Result, Subscription};
+use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, ExchangeKind};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
 use crate::group::{Group, UNDECLARED, invalid, tier};
-use crate::link::Link;
+use crate::link::{Link, Questions};
 use crate::options::{Binding, Settings};
 
 /// A quorum queue that the server has just made, and what is in it, is gone when the server is
@@ -26,6 +26,7 @@ const NEW: Duration = Duration::from_secs(1);
 pub(crate) struct Topology {
     pub(crate) settings: Arc<Settings>,
     pub(crate) link: Link,
+    pub(crate) questions: Questions,
     /// How often everything was forgotten.
     forgotten: AtomicU64,
     destinations: Known<Destination, Place>,
@@ -71,6 +72,7 @@ enum Shape<'a> {
 impl Topology {
     pub(crate) fn new(settings: Arc<Settings>, link: Link) -> Self {
         Self {
+            questions: Questions::new(Arc::clone(&settings)),
             settings,
             link,
             forgotten: AtomicU64::new(0),
@@ -300,7 +302,7 @@ impl Topology {
     /// How many messages are ready in a queue; `None` if there is no such queue.
     pub(crate) async fn count(&self, queue: &str) -> Result<Option<u64>> {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let channel = self.link.channel("count").await?;
+        let channel = self.questions.channel(&self.link, "count").await?;
         match channel.queue_declare(short(queue)?, options, FieldTable::default()).await {
             Ok(queue) => Ok(Some(u64::from(queue.message_count()))),
             Err(error) => absent(failed("count", &format!("queue {queue:?}"), error)),
@@ -309,7 +311,7 @@ impl Topology {
 
     async fn is_exchange(&self, name: &str) -> Result<bool> {
         let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-        let channel: Channel = self.link.channel("declare").await?;
+        let channel = self.questions.channel(&self.link, "declare").await?;
         let found = channel
             .exchange_declare(short(name)?, ExchangeKind::Topic, options, FieldTable::default())
             .await;
