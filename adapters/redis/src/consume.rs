@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anybroker_core::adapter::pause;
+use anybroker_core::adapter::{pause, put_off};
 use anybroker_core::{
     Consumer, Declare, Delivery, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
     Settler, Start, Subscription,
@@ -284,11 +284,19 @@ impl Reader {
             let Some(number) = Id::parse(id.as_bytes()) else { continue };
             let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
             bytes += envelope.payload.len();
-            let suspect = count > suspicious && !shared.group.ordered;
+            let returned = count.saturating_sub(1);
+            let unsettled = returned.saturating_add(hop.as_ref().map_or(0, |hop| hop.unsettled));
+            let suspect = unsettled >= suspicious && !shared.group.ordered;
+            let beside = suspect && shared.held.room(self.prefetch).1 > 0;
             let tag = shared.held.insert(source, number, count, asked + shared.lease(), suspect);
             let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
-            let returned = count.saturating_sub(1);
-            self.surplus.push_back(Delivery::new(Arc::new(envelope), hop, returned, tag, settler));
+            let delivery = Delivery::new(Arc::new(envelope), hop, returned, tag, settler);
+            if beside {
+                // A copy that was delayed, or what never came here.
+                put_off(delivery);
+            } else {
+                self.surplus.push_back(delivery);
+            }
         }
         if let Some(average) = bytes.checked_div(entries) {
             self.average = average;

@@ -56,9 +56,8 @@
 //! Attempts are the server's delivery count and what earlier copies used up. A release does not
 //! count; a crash counts for all that the process was sent. So that a message which ends its process
 //! takes no neighbours along into the dead-letter queue, what was delivered twice without being
-//! settled is held by a consumer one at a time. A worker has a consumer for each of its loops
-//! ([`Worker::loops`](anybroker_core::Worker::loops)): where others may not be given up with it, set
-//! one.
+//! settled is held by a consumer one at a time; a worker has one for each subscription that is not
+//! ordered.
 //!
 //! # Ordering
 //! An ordered group has one owner for each partition, who holds a lock for the length of a lease

@@ -28,8 +28,7 @@ use crate::{Broker, Error, ErrorKind, Handler, Result, Subscription};
 /// How long open settlements and the close of a consumer may take after a drain.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Each loop receives for itself, so that one may hold what another has room for: with few handlers
-/// there is one loop.
+/// With few handlers one loop is enough.
 const PER_LOOP: usize = 16;
 
 /// With more subscriptions than this each has one loop: together they keep all cores busy.
@@ -39,7 +38,8 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 ///
 /// Each subscription is handled by one loop for each 16 handlers, at most one per runtime thread,
 /// and no more than an ordered one has partitions; with more than 16 subscriptions each has one.
-/// A loop has a consumer of its own, and runs its handlers concurrently, without a task for each.
+/// Loops share a consumer, except in order, and run their handlers concurrently, without a task for
+/// each.
 /// A handler that blocks its thread therefore holds up its loop (not the leases): move blocking
 /// work to `tokio::task::spawn_blocking`.
 ///
@@ -151,22 +151,24 @@ impl Worker {
             };
             let loops = loops.unwrap_or_else(|| (concurrency / PER_LOOP).clamp(1, threads));
             let loops = loops.min(concurrency).min(active);
-            for index in 0..loops {
-                // Shared out so that the sum is the concurrency asked for.
-                let concurrency = (concurrency + index) / loops;
-                let prefetch = 2 * concurrency + parked_limit(concurrency);
-                // A copy of its own, so that the loops do not share a reference count.
-                let subscription = Arc::new(Subscription::clone(&subscription));
-                let source =
-                    Source::open(Arc::clone(&broker), Arc::clone(&subscription), prefetch).await?;
-                let shutdown = watch.clone();
-                starting.push(mount.run(Setup {
-                    subscription,
-                    source,
-                    concurrency,
-                    drain_timeout,
-                    shutdown,
-                }));
+            // Shared out so that the sum is the concurrency asked for.
+            let shares: Vec<_> = (0..loops).map(|index| (concurrency + index) / loops).collect();
+            // In order a key's messages are one loop's, and so a consumer's.
+            let consumers = if subscription.is_ordered() { loops } else { 1 };
+            for shares in shares.chunks(loops / consumers) {
+                let prefetch = |share| 2 * share + parked_limit(share);
+                let prefetch = shares.iter().copied().map(prefetch).sum();
+                let sources = Source::open(&broker, &subscription, prefetch, shares.len()).await?;
+                for (source, concurrency) in sources.into_iter().zip(shares.iter().copied()) {
+                    starting.push(mount.run(Setup {
+                        // A copy of its own, so that the loops do not share a reference count.
+                        subscription: Arc::new(Subscription::clone(&subscription)),
+                        source,
+                        concurrency,
+                        drain_timeout,
+                        shutdown: watch.clone(),
+                    }));
+                }
             }
         }
         Ok(RunningWorker { shutdown, shards: starting.into_iter().collect() })

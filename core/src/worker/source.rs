@@ -1,25 +1,53 @@
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use super::policy;
 use crate::{
-    Broker, Capabilities, Consumer, Delivery, ErrorKind, Result, RetryClass, Settler, Subscription,
+    Broker, Capabilities, Consumer, Delivery, Error, ErrorKind, Result, RetryClass, Settler,
+    Subscription,
 };
 
-/// Where a shard's deliveries come from: a consumer, and another one when that has ended.
+/// Where a loop's deliveries come from: a consumer, which the loops of a subscription share, and
+/// another one when that has ended.
+///
+/// What one loop has no room for is another's; and what may end the process is seen by one consumer
+/// of it, which does not hand it out beside others of its kind.
 pub(super) struct Source {
+    shared: Arc<Shared>,
+    /// Among those who share it.
+    index: usize,
+    /// Of how many ends and beginnings of consumers its loop knows.
+    ended: u64,
+    opened: u64,
+}
+
+struct Shared {
+    broker: Arc<dyn Broker>,
+    feed: Mutex<Feed>,
+    waiting: Arc<Waiting>,
+    /// Wakes them.
+    waker: Waker,
+}
+
+/// The consumer, and what it is opened with.
+struct Feed {
     broker: Arc<dyn Broker>,
     subscription: Arc<Subscription>,
     prefetch: usize,
     state: State,
     failures: u32,
+    /// How many consumers have ended, and how many were opened in their place.
+    ended: u64,
+    opened: u64,
 }
 
 enum State {
     Consuming(Box<dyn Consumer>),
     Replacing(Replacing),
+    /// The broker was closed.
+    Closed(Error),
 }
 
 type Replacing = Pin<Box<dyn Future<Output = Result<Box<dyn Consumer>>> + Send>>;
@@ -38,25 +66,71 @@ pub(super) enum Received {
 /// Who renews, and what; see [`Consumer::lease`].
 pub(super) type Lease = Option<(Arc<dyn Settler>, Duration)>;
 
+/// The loops that wait for deliveries. All are woken: the first may be held up by a handler that
+/// blocks its thread.
+#[derive(Default)]
+struct Waiting(Mutex<Vec<(usize, Waker)>>);
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Vec<(usize, Waker)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, index: usize, waker: &Waker) {
+        self.lock().push((index, waker.clone()));
+    }
+
+    /// Answers whether there are others.
+    fn leave(&self, index: usize) -> bool {
+        let mut waiting = self.lock();
+        waiting.retain(|(other, _)| *other != index);
+        !waiting.is_empty()
+    }
+}
+
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let all = std::mem::take(&mut *self.lock());
+        for (_, waker) in all {
+            waker.wake();
+        }
+    }
+}
+
 impl Source {
+    /// Opens a consumer for so many loops.
     pub(super) async fn open(
-        broker: Arc<dyn Broker>,
-        subscription: Arc<Subscription>,
+        broker: &Arc<dyn Broker>,
+        subscription: &Arc<Subscription>,
         prefetch: usize,
-    ) -> Result<Self> {
-        let consumer = broker.consume(&subscription, prefetch).await?;
-        Ok(Self { broker, subscription, prefetch, state: State::Consuming(consumer), failures: 0 })
+        loops: usize,
+    ) -> Result<Vec<Self>> {
+        let feed = Mutex::new(Feed {
+            broker: Arc::clone(broker),
+            subscription: Arc::clone(subscription),
+            prefetch,
+            state: State::Consuming(broker.consume(subscription, prefetch).await?),
+            failures: 0,
+            ended: 0,
+            opened: 0,
+        });
+        let waiting = Arc::<Waiting>::default();
+        let waker = Waker::from(Arc::clone(&waiting));
+        let shared = Arc::new(Shared { broker: Arc::clone(broker), feed, waiting, waker });
+        let source = |index| Self { shared: Arc::clone(&shared), index, ended: 0, opened: 0 };
+        Ok((0..loops).map(source).collect())
     }
 
     pub(super) fn lease(&self) -> Lease {
-        match &self.state {
-            State::Consuming(consumer) => consumer.lease(),
-            State::Replacing(_) => None,
-        }
+        self.shared.feed().lease()
     }
 
     pub(super) fn capabilities(&self) -> &Capabilities {
-        self.broker.capabilities()
+        self.shared.broker.capabilities()
     }
 
     /// Receives up to `max` deliveries, and stops waiting for them where that is 0.
@@ -64,6 +138,73 @@ impl Source {
     /// # Errors
     /// Transient errors, after which to pause and poll again; `Closed` when the broker was closed.
     pub(super) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        out: &mut Vec<Delivery>,
+    ) -> Poll<Result<Received>> {
+        let Shared { waiting, waker, .. } = &*self.shared;
+        let mut feed = self.shared.feed();
+        if self.ended < feed.ended {
+            self.ended = feed.ended;
+            return Poll::Ready(Ok(Received::Ended));
+        }
+        if self.opened < feed.opened {
+            self.opened = feed.opened;
+            return Poll::Ready(Ok(Received::Opened(feed.lease())));
+        }
+        let others = waiting.leave(self.index);
+        if max == 0 && others {
+            return Poll::Ready(Ok(Received::Deliveries));
+        }
+        if max > 0 {
+            // Before, or what comes meanwhile would wake nobody.
+            waiting.enter(self.index, cx.waker());
+        }
+        // Who receives something asks again until there is nothing, or no room.
+        let received = ready!(feed.poll_receive(&mut Context::from_waker(waker), max, out));
+        waiting.leave(self.index);
+        (self.ended, self.opened) = (feed.ended, feed.opened);
+        drop(feed);
+        if !matches!(received, Ok(Received::Deliveries)) {
+            // All are to know.
+            waker.wake_by_ref();
+        }
+        Poll::Ready(received)
+    }
+
+    /// Stops receiving, for all loops, and gives back what was not handed out.
+    pub(super) fn close(&mut self) -> Closing {
+        let closed = State::Replacing(Box::pin(std::future::pending()));
+        match std::mem::replace(&mut self.shared.feed().state, closed) {
+            State::Consuming(consumer) => consumer.close(),
+            State::Replacing(_) | State::Closed(_) => Box::pin(std::future::ready(Ok(()))),
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.shared.waiting.leave(self.index);
+    }
+}
+
+impl Shared {
+    fn feed(&self) -> MutexGuard<'_, Feed> {
+        // A consumer that panicked is polled again, as if it were one loop's alone.
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed {
+    fn lease(&self) -> Lease {
+        match &self.state {
+            State::Consuming(consumer) => consumer.lease(),
+            State::Replacing(_) | State::Closed(_) => None,
+        }
+    }
+
+    fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
         max: usize,
@@ -81,6 +222,7 @@ impl Source {
                 Err(error) => {
                     tracing::warn!(%error, "the consumer ended; opening another one");
                     self.state = State::Replacing(self.replace());
+                    self.ended += 1;
                     Poll::Ready(Ok(Received::Ended))
                 }
             },
@@ -88,15 +230,19 @@ impl Source {
                 Ok(consumer) => {
                     let lease = consumer.lease();
                     self.state = State::Consuming(consumer);
+                    self.opened += 1;
                     Poll::Ready(Ok(Received::Opened(lease)))
                 }
                 Err(error) => {
-                    if error.kind() != ErrorKind::Closed {
-                        self.state = State::Replacing(self.replace());
-                    }
+                    self.state = if error.kind() == ErrorKind::Closed {
+                        State::Closed(error.again())
+                    } else {
+                        State::Replacing(self.replace())
+                    };
                     Poll::Ready(Err(error))
                 }
             },
+            State::Closed(error) => Poll::Ready(Err(error.again())),
         }
     }
 
@@ -109,14 +255,5 @@ impl Source {
             tokio::time::sleep(delay).await;
             broker.consume(&subscription, prefetch).await
         })
-    }
-
-    /// Stops receiving and gives back what was not handed out.
-    pub(super) fn close(&mut self) -> Closing {
-        let closed = State::Replacing(Box::pin(std::future::pending()));
-        match std::mem::replace(&mut self.state, closed) {
-            State::Consuming(consumer) => consumer.close(),
-            State::Replacing(_) => Box::pin(std::future::ready(Ok(()))),
-        }
     }
 }

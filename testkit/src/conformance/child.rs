@@ -28,7 +28,17 @@ impl Child {
     /// Starts a process that handles the group's messages, 16 at once, as their ids say (see
     /// `handle`). Its ledger tells what [`Handling`] reads.
     pub(super) fn consumer(target: &str, of: &Subscription, ledger: &Path) -> Checked<Self> {
-        Self::start(target, of, ledger, None)
+        Self::start(target, of, ledger, 1, None)
+    }
+
+    /// The same with so many loops.
+    pub(super) fn with_loops(
+        target: &str,
+        of: &Subscription,
+        ledger: &Path,
+        loops: u64,
+    ) -> Checked<Self> {
+        Self::start(target, of, ledger, loops, None)
     }
 
     /// Starts a process that publishes `<run>.0`, `<run>.1`, … to the group's queue or topic: each
@@ -39,15 +49,22 @@ impl Child {
         ledger: &Path,
         run: &str,
     ) -> Checked<Self> {
-        Self::start(target, to, ledger, Some(run))
+        Self::start(target, to, ledger, 1, Some(run))
     }
 
-    fn start(target: &str, of: &Subscription, ledger: &Path, run: Option<&str>) -> Checked<Self> {
+    fn start(
+        target: &str,
+        of: &Subscription,
+        ledger: &Path,
+        loops: u64,
+        run: Option<&str>,
+    ) -> Checked<Self> {
         let destination = of.destination();
         let group = destination.is_topic().then(|| of.group_name());
         let part = json!({
             "target": target, "name": destination.name(), "group": group, "ledger": ledger, "run": run,
             "limit": of.delivery_limit(), "lease": of.lease_time().as_secs(),
+            "loops": loops,
         });
         let mut command = Command::new(std::env::current_exe()?);
         // It ends with its input, and so with this process, whatever ends it.
@@ -174,15 +191,23 @@ fn perform(part: &str, targets: &[Target]) -> Checked {
         let broker = (target.connect)().await?;
         match text("run") {
             Some(run) => publish(&*broker, subscription.destination(), &ledger, &run).await,
-            None => consume(broker, subscription, ledger).await,
+            None => {
+                let loops = part["loops"].as_u64().ok_or("no loops")?;
+                consume(broker, subscription, ledger, usize::try_from(loops)?).await
+            }
         }
     })
 }
 
-async fn consume(broker: Arc<dyn Broker>, of: Subscription, ledger: Ledger) -> Checked {
+async fn consume(
+    broker: Arc<dyn Broker>,
+    of: Subscription,
+    ledger: Ledger,
+    loops: usize,
+) -> Checked {
     let ledger = Arc::new(ledger);
     let service = service_fn(move |message: Message| handle(message, ledger.clone()));
-    let worker = Worker::new(broker).concurrency(16).subscribe(of, service);
+    let worker = Worker::new(broker).concurrency(16).loops(loops).subscribe(of, service);
     worker.start().await?.run_until(std::future::pending::<()>()).await?;
     Ok(())
 }

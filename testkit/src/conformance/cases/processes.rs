@@ -17,6 +17,7 @@ cases! {
     a_killed_process_leaves_exactly_what_it_held: Need::Processes;
     a_message_that_aborts_its_process_is_one_dead_letter: Need::Processes, within 90;
     a_message_that_aborts_near_its_limit_is_one_dead_letter: Need::Processes, within 90;
+    a_message_that_aborts_beside_other_loops_is_one_dead_letter: Need::Processes, within 90;
 }
 
 /// Longer than a receive stays open that a killed process began: it takes, and counts, what comes
@@ -93,7 +94,7 @@ async fn until(
 }
 
 async fn a_message_that_aborts_its_process_is_one_dead_letter(lab: Lab) -> Checked {
-    if let Some(attempts) = abort_each_time(&lab, 3).await? {
+    if let Some(attempts) = abort_each_time(&lab, 3, 1).await? {
         assert_eq!(attempts, [1, 2, 3]);
     }
     Ok(())
@@ -102,16 +103,24 @@ async fn a_message_that_aborts_its_process_is_one_dead_letter(lab: Lab) -> Check
 /// With three deliveries those beside it have one left once they have come back twice, with two
 /// none.
 async fn a_message_that_aborts_near_its_limit_is_one_dead_letter(lab: Lab) -> Checked {
-    match abort_each_time(&lab, 2).await?.as_deref() {
+    match abort_each_time(&lab, 2, 1).await?.as_deref() {
         // Where nobody knows which one ran, it runs once more, alone.
         None | Some([1, 2] | [1, 2, 2]) => Ok(()),
         Some(attempts) => Err(format!("it ran as attempts {attempts:?}").into()),
     }
 }
 
+/// A process has a consumer for each loop, and a crash counts for what all of them hold.
+async fn a_message_that_aborts_beside_other_loops_is_one_dead_letter(lab: Lab) -> Checked {
+    if let Some(attempts) = abort_each_time(&lab, 3, 4).await? {
+        assert_eq!(attempts, [1, 2, 3]);
+    }
+    Ok(())
+}
+
 /// Answers the attempts of the message that aborts its process until it is given up, and no other
 /// one with it; none where the broker does not count them.
-async fn abort_each_time(lab: &Lab, limit: u32) -> Checked<Option<Vec<u32>>> {
+async fn abort_each_time(lab: &Lab, limit: u32, loops: u64) -> Checked<Option<Vec<u32>>> {
     let queue = lab::queue();
     let subscription = Subscription::queue(queue.clone()).max_deliveries(limit).lease(LEASE);
     let folder = Folder::new(subscription.destination().name())?;
@@ -124,7 +133,7 @@ async fn abort_each_time(lab: &Lab, limit: u32) -> Checked<Option<Vec<u32>>> {
     lab.publish(queue.clone(), beside.map(|id| message(&id))).await?;
     lab.publish(queue, messages(40).skip(5)).await?;
     for start in 1.. {
-        let mut child = Child::consumer(lab.target(), &subscription, &ledger)?;
+        let mut child = Child::with_loops(lab.target(), &subscription, &ledger, loops)?;
         let end = Instant::now() + PATIENCE;
         let ended = loop {
             if let Some(status) = child.ended()? {
