@@ -28,7 +28,8 @@ use crate::{Broker, Error, ErrorKind, Handler, Result, Subscription};
 /// How long open settlements and the close of a consumer may take after a drain.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// With few handlers one loop is enough.
+/// A loop that receives for itself may hold what another has room for: with few handlers there is one
+/// loop.
 const PER_LOOP: usize = 16;
 
 /// With more subscriptions than this each has one loop: together they keep all cores busy.
@@ -38,8 +39,8 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 ///
 /// Each subscription is handled by one loop for each 16 handlers, at most one per runtime thread,
 /// and no more than an ordered one has partitions; with more than 16 subscriptions each has one.
-/// Loops share a consumer, except in order, and run their handlers concurrently, without a task for
-/// each.
+/// Loops run their handlers concurrently, without a task for each. Where the broker counts crashes
+/// they share a consumer, so that one counts once, except in order.
 /// A handler that blocks its thread therefore holds up its loop (not the leases): move blocking
 /// work to `tokio::task::spawn_blocking`.
 ///
@@ -154,7 +155,8 @@ impl Worker {
             // Shared out so that the sum is the concurrency asked for.
             let shares: Vec<_> = (0..loops).map(|index| (concurrency + index) / loops).collect();
             // In order a key's messages are one loop's, and so a consumer's.
-            let consumers = if subscription.is_ordered() { loops } else { 1 };
+            let together = broker.capabilities().counts_crashes && !subscription.is_ordered();
+            let consumers = if together { 1 } else { loops };
             for shares in shares.chunks(loops / consumers) {
                 let prefetch = |share| 2 * share + parked_limit(share);
                 let prefetch = shares.iter().copied().map(prefetch).sum();

@@ -9,11 +9,11 @@ use crate::{
     Subscription,
 };
 
-/// Where a loop's deliveries come from: a consumer, which the loops of a subscription share, and
-/// another one when that has ended.
+/// Where a loop's deliveries come from: a consumer, which several loops may share, and another one
+/// when that has ended.
 ///
-/// What one loop has no room for is another's; and what may end the process is seen by one consumer
-/// of it, which does not hand it out beside others of its kind.
+/// Where a crash counts as an attempt, one consumer sees all that the process holds: it counts once
+/// for each message, and what may have caused it is handed out alone.
 pub(super) struct Source {
     shared: Arc<Shared>,
     /// Among those who share it.
