@@ -83,7 +83,7 @@ impl Clerk<'_> {
                 });
             }
             desk.dispatch();
-            let window = desk.prefetch().max(64) * 2;
+            let window = desk.prefetch().max(64);
             self.arrivals.report(desk.ready() + arrived.len(), window);
             self.limit(&mut desk, window);
             self.move_on(&mut desk);
