@@ -25,6 +25,8 @@ pub struct Capabilities {
     pub start_earliest: bool,
     /// Whether publishing to a topic without groups is seen.
     pub detects_unrouted: bool,
+    /// Whether all of it is in this process, and ends with it.
+    pub in_process: bool,
     /// Whether a delivery that comes back after a crash counts as an attempt.
     pub counts_crashes: bool,
     /// Whether any number of processes share a group, ordered ones apart. Where not, so many are at
@@ -66,6 +68,7 @@ impl Capabilities {
             longest_hold: None,
             start_earliest: true,
             detects_unrouted: true,
+            in_process: false,
             counts_crashes: true,
             shares_partitions: true,
             ordered_delays: true,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::SendError;
+use tokio::sync::mpsc::error::{SendError, TrySendError};
 
 use crate::{Confirmation, Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
 
@@ -81,15 +81,20 @@ impl InboxSender {
     }
 
     /// Hands deliveries over without waiting, and wakes the consumer once for all of them: for a
-    /// reader that keeps count of what its consumer holds. They are released when the consumer is
-    /// gone.
+    /// reader that keeps count of what its consumer holds. They are released on an error.
     ///
     /// A lot takes one place of the capacity, however many deliveries it has.
     ///
     /// # Errors
-    /// `Closed` when the consumer is gone, or has no place left.
+    /// `Closed` when the consumer is gone, `Blocked` when it has no place left.
     pub fn deliver_lot(&self, lot: Vec<Delivery>) -> Result<()> {
-        self.items.try_send(Item::Lot(lot)).map_err(|unsent| release(unsent.into_inner()))
+        self.items.try_send(Item::Lot(lot)).map_err(|unsent| match unsent {
+            TrySendError::Closed(lot) => release(lot),
+            TrySendError::Full(lot) => {
+                release(lot);
+                Error::new(ErrorKind::Blocked, "the consumer has no place left")
+            }
+        })
     }
 
     /// Tells the consumer of an error; it is the next thing it receives.
@@ -396,7 +401,7 @@ mod tests {
         assert_eq!(woken.0.load(Ordering::SeqCst), 1);
         sender.deliver(recorder.delivery(6)).await.expect("there is room");
         let error = sender.deliver_lot(lot(7..9)).expect_err("both places are taken");
-        assert_eq!((error.kind(), recorder.released()), (ErrorKind::Closed, vec![7, 8]));
+        assert_eq!((error.kind(), recorder.released()), (ErrorKind::Blocked, vec![7, 8]));
 
         assert_eq!(receive(&mut inbox, 2).await.expect("deliveries"), [1, 2]);
         assert_eq!(receive(&mut inbox, 16).await.expect("deliveries"), [3, 4, 5, 6]);

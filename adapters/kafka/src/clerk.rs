@@ -84,7 +84,7 @@ impl Clerk<'_> {
             }
             desk.dispatch();
             let window = desk.prefetch().max(64);
-            self.arrivals.report(desk.ready() + arrived.len(), window);
+            self.arrivals.report(desk.waiting() + arrived.len(), window);
             self.limit(&mut desk, window);
             self.move_on(&mut desk);
             // Room is made by the message, and waking for each would cost more than it; while nobody
@@ -174,13 +174,16 @@ impl Clerk<'_> {
     /// Stops to read partitions that hold too much, and goes on with those that do no more.
     fn limit(&self, desk: &mut Desk, window: usize) {
         let flooded = desk.ready() > 4 * window;
-        for partition in &mut desk.partitions {
+        for index in 0..desk.partitions.len() {
+            let held_back = desk.is_held_back(index);
+            let partition = &mut desk.partitions[index];
             let (waiting, places) = partition.size();
             let most = if partition.paused { 2 } else { 1 };
             let too_many = waiting > MOST_WAITING / most || places > MOST_PLACES / most;
             // What waits for its time takes nobody's turn, and does not keep others from being read.
             let ready = partition.ready();
-            let pause = too_many || (flooded && ready > 0) || (partition.paused && ready > window);
+            let over = ready > window && (held_back || partition.paused);
+            let pause = too_many || (flooded && ready > 0) || over;
             if pause == partition.paused {
                 continue;
             }

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
-use anybroker_core::{Delivery, InboxSender, Result};
+use anybroker_core::{Delivery, ErrorKind, InboxSender, Result};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::stale;
@@ -72,10 +72,13 @@ pub(crate) struct Seat {
 impl Seat {
     /// Hands over what was put into its lot.
     pub(crate) fn hand_over(&mut self) {
-        // Who holds no more than it has places for has one for each lot. When its consumer is gone,
-        // all of it is released.
-        if !self.lot.is_empty() && self.inbox.deliver_lot(std::mem::take(&mut self.lot)).is_err() {
-            self.leaving = true;
+        if self.lot.is_empty() {
+            return;
+        }
+        // Who holds no more than it has places for has one for each lot, unless it was slow to take
+        // what was revoked since. What it does not take is released.
+        if let Err(error) = self.inbox.deliver_lot(std::mem::take(&mut self.lot)) {
+            self.leaving |= error.kind() == ErrorKind::Closed;
         }
     }
 }

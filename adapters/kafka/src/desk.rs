@@ -124,6 +124,20 @@ impl Desk {
         self.partitions.iter().map(Partition::ready).sum()
     }
 
+    /// How many of them wait for nothing else: the others are no reason to read nothing more.
+    pub(crate) fn waiting(&self) -> usize {
+        let open = (0..self.partitions.len()).filter(|index| !self.is_held_back(*index));
+        open.map(|index| self.partitions[index].ready()).sum()
+    }
+
+    /// Whether a partition waits while there is room: for its suspects, for what comes before it, or
+    /// for the consumer that holds it.
+    pub(crate) fn is_held_back(&self, index: usize) -> bool {
+        let partition = &self.partitions[index];
+        partition.is_held_back()
+            || partition.ready() > 0 && self.room() > 0 && self.place(index).is_none()
+    }
+
     /// How many deliveries the consumers take at once.
     pub(crate) fn prefetch(&self) -> usize {
         self.seats.iter().filter(|seat| !seat.leaving).map(|seat| seat.prefetch).sum()

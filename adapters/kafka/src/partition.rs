@@ -322,6 +322,11 @@ impl Partition {
         self.fresh.len() + self.again.len()
     }
 
+    /// Whether what is ready has to wait for something else than room.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.ready() > 0 && self.candidate().is_none()
+    }
+
     /// Holders of what is handed out.
     pub(crate) fn holders(&self) -> impl Iterator<Item = u32> + '_ {
         self.slots.iter().filter_map(|slot| match slot.state {

@@ -40,6 +40,7 @@ impl MemoryBroker {
 
     pub(crate) fn open(store: Arc<Store>, config: Config) -> Arc<Self> {
         let mut capabilities = Capabilities::new("memory", config.max_payload);
+        capabilities.in_process = true;
         capabilities.leased = true;
         // A topic keeps nothing that no group waits for.
         capabilities.start_earliest = false;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anybroker_core::adapter::{pause, put_off, suspicious};
+use anybroker_core::adapter::{pause, suspicious};
 use anybroker_core::{
     Consumer, Delivery, Error, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
     Subscription,
@@ -17,7 +17,7 @@ use lapin::{Channel, message};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::error::failed;
+use crate::error::{error_of, failed};
 use crate::message::{property, read};
 use crate::publish::Publishers;
 use crate::settle::{ChannelSettler, Released, Source};
@@ -52,9 +52,8 @@ pub(crate) async fn consume(
 const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
 
 /// From which return on, or earlier near its limit, a message may be the one that kills its process.
-/// Those behind it come back as often, and before all others; so a consumer begins with one message
-/// at a time, and widens its window when one comes that is no suspect. Suspects that it meets then
-/// are put off, and it begins anew. What kills, kills alone.
+/// Those behind it come back as often; so a consumer begins with one message at a time, and widens
+/// its window when one comes that is no suspect. What kills then, kills alone.
 const SUSPECT: u32 = 2;
 
 /// After so many messages in a row, and with a window that the pause cannot exhaust, the reader
@@ -82,16 +81,8 @@ struct Epoch {
     streams: Streams,
     settler: Arc<ChannelSettler>,
     released: mpsc::UnboundedReceiver<Released>,
-    window: Window,
-}
-
-/// How many messages are received at a time; see [`SUSPECT`].
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Window {
-    Narrow,
-    Wide,
-    /// No more than are on their way.
-    Closing,
+    /// Whether it receives one message at a time; see [`SUSPECT`].
+    narrow: bool,
 }
 
 /// What comes from the queues of a group.
@@ -102,17 +93,13 @@ struct Streams {
 }
 
 impl Streams {
-    /// The next message; `None` when one of the streams has ended, which is let go.
+    /// The next message; `None` when one of the streams has ended.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<message::Delivery>> {
         let count = self.consumers.len();
         for _ in 0..count {
             self.turn = (self.turn + 1) % count;
             if let Poll::Ready(next) = self.consumers[self.turn].poll_next_unpin(cx) {
-                let next = next.and_then(lapin::Result::ok);
-                if next.is_none() {
-                    self.consumers.remove(self.turn);
-                }
-                return Poll::Ready(next);
+                return Poll::Ready(next.and_then(lapin::Result::ok));
             }
         }
         Poll::Pending
@@ -131,16 +118,18 @@ impl Reader {
     async fn open(&self) -> Result<Epoch> {
         let group = &self.source.group;
         self.topology.ensure_place(&Place::Group(Arc::clone(group))).await?;
+        let queue = group.queues.first().unwrap_or(&group.stored);
+        let Some(count) = self.topology.count(queue).await? else {
+            let text = format!("queue {queue:?} does not exist; declare the subscription");
+            return Err(error_of(ErrorKind::NotFound, "consume", text));
+        };
         let channel = self.topology.link.channel("consume").await?;
         // An empty queue has no suspects; and a second consumer of an ordered one would get nothing.
-        let narrow = !group.ordered
-            && self.prefetch > 1
-            && self.topology.count(&group.stored).await? != Some(0);
+        let narrow = !group.ordered && self.prefetch > 1 && count > 0;
         let prefetch = if narrow { 1 } else { self.prefetch / group.queues.len() };
         let consumers = self.consume(&channel, prefetch).await?;
         let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
-        let window = if narrow { Window::Narrow } else { Window::Wide };
-        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler, released, window })
+        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler, released, narrow })
     }
 
     async fn consume(&self, channel: &Channel, prefetch: usize) -> Result<Vec<lapin::Consumer>> {
@@ -158,30 +147,11 @@ impl Reader {
         Ok(consumers)
     }
 
-    /// Takes what is on its way, to begin anew then.
-    async fn close_window(&self, epoch: &mut Epoch) -> lapin::Result<()> {
-        epoch.window = Window::Closing;
-        for consumer in &epoch.streams.consumers {
-            let options = BasicCancelOptions::default();
-            epoch.channel.basic_cancel(consumer.tag(), options).await?;
-        }
-        Ok(())
-    }
-
-    /// Begins anew, with one message at a time.
-    async fn narrow(&self, epoch: &mut Epoch) -> Result<()> {
-        epoch.streams.consumers = self.consume(&epoch.channel, 1).await?;
-        epoch.window = Window::Narrow;
-        Ok(())
-    }
-
     /// Adds the rest of the window.
     async fn widen(&self, epoch: &mut Epoch) -> Result<()> {
-        if self.prefetch > 1 {
-            let more = self.consume(&epoch.channel, self.prefetch - 1).await?;
-            epoch.streams.consumers.extend(more);
-        }
-        epoch.window = Window::Wide;
+        let more = self.consume(&epoch.channel, self.prefetch - 1).await?;
+        epoch.streams.consumers.extend(more);
+        epoch.narrow = false;
         Ok(())
     }
 
@@ -234,13 +204,7 @@ impl Reader {
         let mut closed = pin!(inbox.closed());
         let mut burst = 0;
         loop {
-            if epoch.window == Window::Closing
-                && epoch.streams.consumers.is_empty()
-                && self.narrow(epoch).await.is_err()
-            {
-                return End::Lost;
-            }
-            let Epoch { streams, settler, released, window, .. } = &mut *epoch;
+            let Epoch { streams, settler, released, narrow, .. } = &mut *epoch;
             // While many come, there mostly is one, and nothing else needs to be looked at.
             let ready = if released.is_empty() {
                 poll_fn(|cx| streams.poll_next(cx)).now_or_never()
@@ -270,27 +234,14 @@ impl Reader {
                 },
             };
             burst += 1;
-            let Some(message) = message else {
-                if *window == Window::Closing && epoch.channel.status().connected() {
-                    continue;
-                }
-                return End::Lost;
-            };
+            let Some(message) = message else { return End::Lost };
             if !settler.gate.pass() {
                 // It comes back when the channel closes, which ends this loop.
                 continue;
             }
             let delivery = self.delivery(message, settler);
-            let suspect = delivery.unsettled() >= self.suspicious && !self.source.group.ordered;
-            if suspect && *window != Window::Narrow {
-                let was_wide = *window == Window::Wide;
-                put_off(delivery);
-                if was_wide && self.close_window(epoch).await.is_err() {
-                    return End::Lost;
-                }
-                continue;
-            }
-            if !suspect && *window == Window::Narrow && self.widen(epoch).await.is_err() {
+            if *narrow && delivery.unsettled() < self.suspicious && self.widen(epoch).await.is_err()
+            {
                 return End::Lost;
             }
             if *closing.borrow() {
@@ -345,8 +296,8 @@ impl Reader {
         // as the window is full, or the queue empty: then nothing comes for a while.
         let paused = epoch.settler.pause().await;
         let mut held = Vec::new();
-        let Epoch { channel, streams, settler, window, .. } = &mut epoch;
-        let window = if *window == Window::Narrow { 1 } else { self.prefetch };
+        let Epoch { channel, streams, settler, narrow, .. } = &mut epoch;
+        let window = if *narrow { 1 } else { self.prefetch };
         let end = Instant::now() + LONGEST_END;
         while settler.gate.outstanding() < window && Instant::now() < end {
             match timeout(QUIET, poll_fn(|cx| streams.poll_next(cx))).await {

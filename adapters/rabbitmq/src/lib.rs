@@ -23,10 +23,9 @@
 //! They are the broker's `x-delivery-count` and what earlier copies used up. A crash counts for all
 //! that was prefetched. So that a message which kills its process takes no neighbours along into
 //! the dead-letter queue, a consumer begins with one message at a time, and widens its window with
-//! the first that has not come back twice; what comes later and has is put off for a second, and the
-//! consumer begins anew. Ordered groups do without, since a change of consumers would cost the order.
-//! This holds for each consumer, and a crash may count once for each: a worker has one for each
-//! subscription.
+//! the first that has not come back twice. Ordered groups do without, since a change of consumers
+//! would cost the order. This holds for each consumer, and a crash may count once for each: a worker
+//! has one for each subscription that is not ordered.
 //!
 //! # Ordering
 //! An ordered group has one active consumer for each partition (`x-single-active-consumer`). A

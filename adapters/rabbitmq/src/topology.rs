@@ -195,7 +195,7 @@ impl Topology {
             passive: self.settings.options.declare == Declare::Verify,
             ..ExchangeDeclareOptions::default()
         };
-        let channel = self.link.channel("declare").await?;
+        let channel = self.questions.channel(&self.link, "declare").await?;
         channel
             .exchange_declare(exchange.clone(), kind, options, FieldTable::default())
             .await
@@ -281,7 +281,7 @@ impl Topology {
         };
         let is_new = !options.passive && self.count(name).await?.is_none();
         // A mismatch closes the channel, so each declaration has its own.
-        let channel = self.link.channel("declare").await?;
+        let channel = self.questions.channel(&self.link, "declare").await?;
         let declared = channel.queue_declare(short(name)?, options, arguments(shape)).await;
         declared.map_err(|error| failed("declare", &format!("queue {name:?}"), error))?;
         if is_new {

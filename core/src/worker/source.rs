@@ -1,4 +1,6 @@
+use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
@@ -12,8 +14,8 @@ use crate::{
 /// Where a loop's deliveries come from: a consumer, which several loops may share, and another one
 /// when that has ended.
 ///
-/// Where a crash counts as an attempt, one consumer sees all that the process holds: it counts once
-/// for each message, and what may have caused it is handed out alone.
+/// One consumer sees all that the process holds: a crash counts once for each message, and what may
+/// have caused it is handed out alone.
 pub(super) struct Source {
     shared: Arc<Shared>,
     /// Among those who share it.
@@ -29,6 +31,10 @@ struct Shared {
     waiting: Arc<Waiting>,
     /// Wakes them.
     waker: Waker,
+    /// The end of the consumer, for all loops to wait for.
+    closing: Mutex<Option<Closing>>,
+    /// How many of them have yet to drain.
+    left: AtomicUsize,
 }
 
 /// The consumer, and what it is opened with.
@@ -120,7 +126,14 @@ impl Source {
         });
         let waiting = Arc::<Waiting>::default();
         let waker = Waker::from(Arc::clone(&waiting));
-        let shared = Arc::new(Shared { broker: Arc::clone(broker), feed, waiting, waker });
+        let shared = Arc::new(Shared {
+            broker: Arc::clone(broker),
+            feed,
+            waiting,
+            waker,
+            closing: Mutex::default(),
+            left: AtomicUsize::new(loops),
+        });
         let source = |index| Self { shared: Arc::clone(&shared), index, ended: 0, opened: 0 };
         Ok((0..loops).map(source).collect())
     }
@@ -173,13 +186,31 @@ impl Source {
         Poll::Ready(received)
     }
 
-    /// Stops receiving, for all loops, and gives back what was not handed out.
+    /// Stops receiving, for all loops, and gives back what was not handed out. It ends when the
+    /// consumer is closed, whichever loop waits for it.
     pub(super) fn close(&mut self) -> Closing {
         let closed = State::Replacing(Box::pin(std::future::pending()));
-        match std::mem::replace(&mut self.shared.feed().state, closed) {
-            State::Consuming(consumer) => consumer.close(),
-            State::Replacing(_) | State::Closed(_) => Box::pin(std::future::ready(Ok(()))),
+        let state = std::mem::replace(&mut self.shared.feed().state, closed);
+        if let State::Consuming(consumer) = state {
+            *self.shared.closing() = Some(consumer.close());
         }
+        let (shared, index) = (Arc::clone(&self.shared), self.index);
+        Box::pin(poll_fn(move |cx| {
+            let mut closing = shared.closing();
+            let Some(close) = &mut *closing else { return Poll::Ready(Ok(())) };
+            shared.waiting.leave(index);
+            shared.waiting.enter(index, cx.waker());
+            let closed = ready!(close.as_mut().poll(&mut Context::from_waker(&shared.waker)));
+            *closing = None;
+            shared.waker.wake_by_ref();
+            Poll::Ready(closed)
+        }))
+    }
+
+    /// What notes that this loop has drained, and answers whether it was the last one.
+    pub(super) fn drained(&self) -> impl FnOnce() -> bool + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.left.fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
 
@@ -193,6 +224,10 @@ impl Shared {
     fn feed(&self) -> MutexGuard<'_, Feed> {
         // A consumer that panicked is polled again, as if it were one loop's alone.
         self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn closing(&self) -> MutexGuard<'_, Option<Closing>> {
+        self.closing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

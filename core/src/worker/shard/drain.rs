@@ -25,12 +25,14 @@ where
     pub(super) async fn drain(&mut self, drain_timeout: Duration) {
         let end = Instant::now() + drain_timeout.min(LONGEST_WAIT);
         self.draining = true;
-        let closing = self.source.close();
+        let (closing, is_last) = (self.source.close(), self.source.drained());
         let closed = match select(closing, pin!(self.finish_all(end))).await {
             Either::Left((closed, finishing)) => {
                 finishing.await;
                 Ok(closed)
             }
+            // Others still have what the end of the consumer waits for.
+            Either::Right(_) if !is_last() => return,
             Either::Right(((), closing)) => timeout(FLUSH_TIMEOUT, closing).await,
         };
         match closed {

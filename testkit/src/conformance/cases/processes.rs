@@ -110,7 +110,7 @@ async fn a_message_that_aborts_near_its_limit_is_one_dead_letter(lab: Lab) -> Ch
     }
 }
 
-/// A process has a consumer for each loop, and a crash counts for what all of them hold.
+/// A crash counts once for each message, however many loops the process has.
 async fn a_message_that_aborts_beside_other_loops_is_one_dead_letter(lab: Lab) -> Checked {
     if let Some(attempts) = abort_each_time(&lab, 3, 4).await? {
         assert_eq!(attempts, [1, 2, 3]);
