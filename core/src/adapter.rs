@@ -14,7 +14,7 @@ pub use patience::{patiently, pause};
 pub(crate) use room::Place;
 pub use room::Room;
 pub use server::Server;
-pub use suspects::{put_off, suspicious};
+pub use suspects::{Alone, Suspects, suspicious};
 
 #[doc(inline)]
 pub use crate::{

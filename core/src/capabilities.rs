@@ -25,8 +25,9 @@ pub struct Capabilities {
     pub start_earliest: bool,
     /// Whether publishing to a topic without groups is seen.
     pub detects_unrouted: bool,
-    /// Whether all of it is in this process, and ends with it.
-    pub in_process: bool,
+    /// Whether a process is to have one consumer of a group, which a worker's loops share: where a
+    /// crash counts once for each. Ordered groups have one for each loop all the same.
+    pub one_consumer: bool,
     /// Whether a delivery that comes back after a crash counts as an attempt.
     pub counts_crashes: bool,
     /// Whether any number of processes share a group, ordered ones apart. Where not, so many are at
@@ -68,7 +69,7 @@ impl Capabilities {
             longest_hold: None,
             start_earliest: true,
             detects_unrouted: true,
-            in_process: false,
+            one_consumer: true,
             counts_crashes: true,
             shares_partitions: true,
             ordered_delays: true,

@@ -126,6 +126,11 @@ impl Delivery {
         self.settler.as_ref().is_some_and(|settler| settler.is_lost(self.tag))
     }
 
+    /// Lets another one settle it, made of the one that would have.
+    pub(crate) fn settle_by(&mut self, by: impl FnOnce(Arc<dyn Settler>) -> Arc<dyn Settler>) {
+        self.settler = self.settler.take().map(by);
+    }
+
     /// Counts a failed attempt that will be repeated in this process.
     pub(crate) fn count_attempt(&mut self) {
         self.attempt = self.attempt.saturating_add(1);

@@ -40,7 +40,8 @@ impl MemoryBroker {
 
     pub(crate) fn open(store: Arc<Store>, config: Config) -> Arc<Self> {
         let mut capabilities = Capabilities::new("memory", config.max_payload);
-        capabilities.in_process = true;
+        // No process outlives its messages.
+        capabilities.one_consumer = false;
         capabilities.leased = true;
         // A topic keeps nothing that no group waits for.
         capabilities.start_earliest = false;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anybroker_core::adapter::{pause, put_off};
+use anybroker_core::adapter::{Alone, pause};
 use anybroker_core::{
     Consumer, Declare, Delivery, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
     Settler, Start, Subscription,
@@ -261,7 +261,7 @@ impl Reader {
                 self.claims |= answer.woken;
                 for (stream, found) in crate::scripts::streams(answer.value) {
                     if let Some(source) = streams.iter().position(|name| *name == stream) {
-                        self.take_in(source, found, asked);
+                        self.take_in(source, found, asked, None);
                     }
                 }
                 let excess = self.shared.held.open().saturating_sub(self.prefetch);
@@ -276,8 +276,14 @@ impl Reader {
     }
 
     /// Decodes what was read; it is handed over when there is room. Its lease began no earlier
-    /// than it was asked for.
-    pub(crate) fn take_in(&mut self, source: Source, found: Vec<Found>, asked: Instant) {
+    /// than it was asked for. A suspect that was claimed has its place.
+    pub(crate) fn take_in(
+        &mut self,
+        source: Source,
+        found: Vec<Found>,
+        asked: Instant,
+        mut place: Option<Alone>,
+    ) {
         let (shared, suspicious) = (&self.shared, self.suspicious());
         let (mut bytes, entries) = (0, found.len());
         for Found { id, count, fields } in found {
@@ -287,16 +293,14 @@ impl Reader {
             let returned = count.saturating_sub(1);
             let unsettled = returned.saturating_add(hop.as_ref().map_or(0, |hop| hop.unsettled));
             let suspect = unsettled >= suspicious && !shared.group.ordered;
-            let beside = suspect && shared.held.room(self.prefetch).1 > 0;
             let tag = shared.held.insert(source, number, count, asked + shared.lease(), suspect);
             let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
             let delivery = Delivery::new(Arc::new(envelope), hop, returned, tag, settler);
-            if beside {
-                // A copy that was delayed, or what never came here.
-                put_off(delivery);
+            self.surplus.extend(if suspect {
+                self.topology.suspects.admit(delivery, place.take())
             } else {
-                self.surplus.push_back(delivery);
-            }
+                Some(delivery)
+            });
         }
         if let Some(average) = bytes.checked_div(entries) {
             self.average = average;

@@ -56,8 +56,7 @@
 //! Attempts are the server's delivery count and what earlier copies used up. A release does not
 //! count; a crash counts for all that the process was sent. So that a message which ends its process
 //! takes no neighbours along into the dead-letter queue, what was delivered twice without being
-//! settled is held by a consumer one at a time; a worker has one for each subscription that is not
-//! ordered.
+//! settled is held by a connection one at a time, for up to 30 s.
 //!
 //! # Ordering
 //! An ordered group has one owner for each partition, who holds a lock for the length of a lease

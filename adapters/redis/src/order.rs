@@ -13,7 +13,7 @@ use crate::consume::{Reader, at_least_a_moment, closed};
 use crate::held::Reopening;
 use crate::line::Line;
 use crate::link::Call;
-use crate::reclaim::{Cursor, Waits};
+use crate::reclaim::{Cursor, Waits, Whose};
 use crate::scripts::{LOCK, OWN, TAKE, array, streams, text};
 use crate::settle::millis;
 
@@ -211,9 +211,8 @@ impl Reader {
             while let Cursor::From(from) = self.cursors[source].clone() {
                 let before = self.surplus.len();
                 let known = self.shared.held.ids(source);
-                let waits = self
-                    .claim(source, Duration::ZERO, &from, room, "any", usize::MAX >> 1, known)
-                    .await?;
+                let waits =
+                    self.claim(source, Duration::ZERO, &from, room, Whose::InOrder, known).await?;
                 match waits {
                     None => {
                         self.lose(index);
@@ -250,7 +249,7 @@ impl Reader {
         let (stream, mut some) = (partition.stream.clone(), false);
         for (name, found) in streams(found) {
             some |= !found.is_empty();
-            self.take_in(2 * index + usize::from(name != stream), found, asked);
+            self.take_in(2 * index + usize::from(name != stream), found, asked, None);
         }
         Ok((last.map(|(stream, retry)| [stream, retry]), some))
     }

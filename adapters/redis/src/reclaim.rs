@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anybroker_core::Result;
-use anybroker_core::adapter::suspicious;
+use anybroker_core::adapter::{Alone, suspicious};
 use tokio::time::Instant;
 
 use crate::consume::Reader;
@@ -14,13 +14,19 @@ use crate::settle::millis;
 /// Pending entries taken over in one step; more would hold up the server's other clients.
 const PAGE: usize = 1000;
 
-/// How many suspects a consumer holds: entries that were delivered twice, or nearly as often as they
-/// may be, and settled by nobody. One of them may be what ends its process, and so each is held
-/// without the others.
-const SUSPECTS: usize = 1;
-
-/// See [`SUSPECTS`].
+/// After so many deliveries, or nearly as many as there may be, without a settlement an entry is a
+/// suspect: it may be what ends its process, which holds one of them at a time.
 const SUSPICIOUS: u32 = 2;
+
+/// What to take over.
+pub(crate) enum Whose {
+    /// What never came here.
+    Mine,
+    /// All of an ordered partition.
+    InOrder,
+    /// What others left, with a suspect among it if there is a place.
+    Any(Option<Alone>),
+}
 
 /// What a claim could not take over yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +57,11 @@ impl Reader {
             self.cursors[source] = Cursor::start();
             while let Cursor::From(from) = self.cursors[source].clone() {
                 let (room, suspects) = self.shared.held.room(self.prefetch);
-                let (idle, suspects) = (self.shared.lease(), SUSPECTS.saturating_sub(suspects));
+                // Being claimed counts, and of another consumer of this process one may be held.
+                let place = if suspects == 0 { self.topology.suspects.enter() } else { None };
+                let (idle, whose) = (self.shared.lease(), Whose::Any(place));
                 let settling = self.shared.held.settling(source);
-                match self.claim(source, idle, &from, room, "any", suspects, settling).await? {
+                match self.claim(source, idle, &from, room, whose, settling).await? {
                     // What is behind a suspect need not wait for it.
                     Some(Waits::Nothing | Waits::Suspects) => {}
                     Some(Waits::Room) | None => {
@@ -72,7 +80,7 @@ impl Reader {
             self.cursors[source] = Cursor::start();
             while let Cursor::From(from) = self.cursors[source].clone() {
                 let known = self.shared.held.ids(source);
-                self.claim(source, Duration::ZERO, &from, PAGE, "mine", PAGE, known).await?;
+                self.claim(source, Duration::ZERO, &from, PAGE, Whose::Mine, known).await?;
             }
         }
         Ok(())
@@ -85,25 +93,28 @@ impl Reader {
 
     /// Takes over one page, and moves the cursor. Answers what had to wait; `None`
     /// when the partition is lost.
-    #[expect(clippy::too_many_arguments, reason = "those of the script")]
     pub(crate) async fn claim(
         &mut self,
         source: Source,
         idle: Duration,
         from: &str,
         room: usize,
-        whose: &str,
-        suspects: usize,
+        whose: Whose,
         known: Vec<String>,
     ) -> Result<Option<Waits>> {
         let shared = &self.shared;
+        let (word, suspects, place) = match whose {
+            Whose::Mine => ("mine", PAGE, None),
+            Whose::InOrder => ("any", PAGE, None),
+            Whose::Any(place) => ("any", usize::from(place.is_some()), place),
+        };
         let call = shared
             .call(&CLAIM, source, &[])
             .arg(millis(idle))
             .arg(from)
             .arg(PAGE)
             .arg(room)
-            .arg(whose)
+            .arg(word)
             .arg(suspects)
             .arg(self.suspicious())
             .arg(known);
@@ -129,7 +140,7 @@ impl Reader {
             _ => self.cursors[source] = Cursor::Done,
         }
         let found = answer.filter_map(Found::counted).collect();
-        self.take_in(source, found, asked);
+        self.take_in(source, found, asked, place);
         Ok(Some(waits))
     }
 }

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use anybroker_core::adapter::Suspects;
 use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Start, Subscription};
 
 use crate::error::{BROKER, error_of};
@@ -16,13 +17,15 @@ pub(crate) struct Topology {
     pub(crate) settings: Arc<Settings>,
     /// What the names of this connection's consumers begin with.
     pub(crate) process: String,
+    pub(crate) suspects: Suspects,
     destinations: RwLock<HashMap<Destination, Arc<Layout>>>,
 }
 
 impl Topology {
     pub(crate) fn new(link: Arc<Link>, settings: Arc<Settings>) -> Self {
         let process = format!("{:016x}", fastrand::u64(..));
-        Self { link, settings, process, destinations: RwLock::default() }
+        let suspects = Suspects::default();
+        Self { link, settings, process, suspects, destinations: RwLock::default() }
     }
 
     /// Where the messages of a destination are.

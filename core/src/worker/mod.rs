@@ -39,8 +39,8 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 ///
 /// Each subscription is handled by one loop for each 16 handlers, at most one per runtime thread,
 /// and no more than an ordered one has partitions; with more than 16 subscriptions each has one.
-/// Loops run their handlers concurrently, without a task for each. They share a consumer, so that a
-/// crash counts once, except in order and with the memory broker.
+/// Loops run their handlers concurrently, without a task for each. They share a consumer where a
+/// crash counts once for each ([`one_consumer`](crate::Capabilities::one_consumer)), except in order.
 /// A handler that blocks its thread therefore holds up its loop (not the leases): move blocking
 /// work to `tokio::task::spawn_blocking`.
 ///
@@ -155,7 +155,7 @@ impl Worker {
             // Shared out so that the sum is the concurrency asked for.
             let shares: Vec<_> = (0..loops).map(|index| (concurrency + index) / loops).collect();
             // In order a key's messages are one loop's, and so a consumer's.
-            let together = !broker.capabilities().in_process && !subscription.is_ordered();
+            let together = broker.capabilities().one_consumer && !subscription.is_ordered();
             let consumers = if together { 1 } else { loops };
             for shares in shares.chunks(loops / consumers) {
                 let prefetch = |share| 2 * share + parked_limit(share);
