@@ -108,6 +108,17 @@ impl GroupContext {
         (Arc::new(envelope), hop)
     }
 
+    /// Says what may be the cause when the group has given nothing.
+    pub(crate) fn warn_of_silence(&self) {
+        if self.assigned().is_empty() {
+            let group = &self.group.names.group;
+            tracing::warn!(
+                group,
+                "the group has given this member no partition: it has more members than partitions, or the broker does not know group-protocol=consumer, which Kafka has from 4.0 on (use classic)"
+            );
+        }
+    }
+
     /// Takes partitions over where their owners before left.
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<()> {
         let asked = |error| failed("consume", "asking for the group's offsets", error);

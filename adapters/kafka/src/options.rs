@@ -44,7 +44,8 @@ pub enum GroupProtocol {
     #[default]
     Classic,
     /// KIP-848, which the broker decides; Kafka 4. The broker sets the session's length, 45 s by
-    /// default: for so long a killed consumer's messages wait.
+    /// default: for so long a killed consumer's messages wait. An older broker gives such a
+    /// consumer nothing, without an error; a warning says so after 10 s.
     Consumer,
 }
 

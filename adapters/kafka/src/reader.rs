@@ -13,10 +13,15 @@ use crate::commands::{Commands, Seat};
 use crate::desk::Desk;
 use crate::error::{code, error_of, failed};
 use crate::membership::{GroupContext, GroupSettings};
+use crate::options::GroupProtocol;
 use crate::topology::ANSWER;
 
 /// How long the client is not asked while there is no room: it may have a rebalance to tell.
 const GLANCE: Duration = Duration::from_millis(100);
+
+/// After how long a member that was given nothing says so: a broker that does not know the
+/// group's protocol gives no answer, and the client asks on.
+const UNHEARD: Duration = Duration::from_secs(10);
 
 /// How many messages are read before the desk gets them.
 const LOT: usize = 512;
@@ -34,6 +39,7 @@ pub(crate) fn start(
     desk.seats.push(seat);
     let topics = [group.names.topic.clone(), group.names.retry.clone()];
     let token = clients.settings.token.clone();
+    let protocol = clients.settings.protocol;
     let context = GroupContext::new(group, desk, Arc::clone(&commands), token);
     let mut consumer: BaseConsumer<GroupContext> = clients.create(&options, context, "consume")?;
     let bell = Bell::default();
@@ -44,7 +50,7 @@ pub(crate) fn start(
     let name = format!("serves {}", consumer.context().group.names.group);
     std::thread::Builder::new()
         .name(name)
-        .spawn(move || Member { consumer, commands, bell }.run())
+        .spawn(move || Member { consumer, commands, bell, protocol }.run())
         .map(drop)
         .map_err(no_thread)
 }
@@ -59,15 +65,16 @@ struct Member {
     commands: Arc<Commands>,
     /// The reader's.
     bell: Bell,
+    protocol: GroupProtocol,
 }
 
 impl Member {
     fn run(self) {
-        let Self { consumer, commands, bell } = self;
+        let Self { consumer, commands, bell, protocol } = self;
         commands.started();
         let _ended = commands.announce_end();
         let context = Arc::clone(consumer.context());
-        let failure = work(&consumer, &commands, bell);
+        let failure = work(&consumer, &commands, bell, protocol);
         commands.failed.store(failure.is_some(), Ordering::SeqCst);
         // What was settled until here counts; the last commit is made when the client gives its
         // partitions back.
@@ -91,12 +98,13 @@ fn work(
     consumer: &BaseConsumer<GroupContext>,
     commands: &Arc<Commands>,
     bell: Bell,
+    protocol: GroupProtocol,
 ) -> Option<Error> {
     let arrivals = Arrivals::new(bell);
     let arrivals = &arrivals;
     std::thread::scope(|scope| {
         let _end = End(arrivals, commands);
-        let reader = Reader { consumer, commands, arrivals };
+        let reader = Reader { consumer, commands, arrivals, protocol };
         let name = format!("reads {}", consumer.context().group.names.group);
         let started =
             std::thread::Builder::new().name(name).spawn_scoped(scope, move || reader.run());
@@ -112,6 +120,7 @@ struct Reader<'a> {
     consumer: &'a BaseConsumer<GroupContext>,
     commands: &'a Commands,
     arrivals: &'a Arrivals<Arrival<'a>>,
+    protocol: GroupProtocol,
 }
 
 impl<'a> Reader<'a> {
@@ -120,7 +129,11 @@ impl<'a> Reader<'a> {
         self.arrivals.started();
         let mut lot = Vec::with_capacity(LOT);
         let mut glanced = Instant::now();
+        let mut unheard = (self.protocol == GroupProtocol::Consumer).then(Instant::now);
         while !self.arrivals.ended() {
+            if unheard.take_if(|since| since.elapsed() > UNHEARD).is_some() {
+                self.consumer.context().warn_of_silence();
+            }
             let full = self.arrivals.is_full();
             if !full || glanced.elapsed() >= GLANCE {
                 glanced = Instant::now();
