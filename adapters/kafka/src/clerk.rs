@@ -173,7 +173,7 @@ impl Clerk<'_> {
 
     /// Stops to read partitions that hold too much, and goes on with those that do no more.
     fn limit(&self, desk: &mut Desk, window: usize) {
-        let flooded = desk.ready() > 4 * window;
+        let flooded = desk.waiting() > 4 * window;
         for index in 0..desk.partitions.len() {
             let held_back = desk.is_held_back(index);
             let partition = &mut desk.partitions[index];

@@ -134,7 +134,8 @@ impl Desk {
     /// for the consumer that holds it.
     pub(crate) fn is_held_back(&self, index: usize) -> bool {
         let partition = &self.partitions[index];
-        partition.is_held_back()
+        self.runs_suspect(partition)
+            || partition.is_held_back()
             || partition.ready() > 0 && self.room() > 0 && self.place(index).is_none()
     }
 
@@ -172,6 +173,11 @@ impl Desk {
         open.max_by_key(|(_, seat)| seat.prefetch - seat.held).map(|(index, _)| index)
     }
 
+    /// Whether a suspect of this partition is handed out: nothing else of it is, beside it.
+    fn runs_suspect(&self, partition: &Partition) -> bool {
+        self.suspect.is_some_and(|(id, ..)| id == partition.id)
+    }
+
     /// Hands out what is reserved, for as long as there is room.
     pub(crate) fn dispatch(&mut self) {
         let count = self.partitions.len();
@@ -180,7 +186,7 @@ impl Desk {
             self.turn = (self.turn + 1) % count;
             let index = self.turn;
             idle += 1;
-            let beside = self.suspect.is_some_and(|(id, ..)| id == self.partitions[index].id);
+            let beside = self.runs_suspect(&self.partitions[index]);
             let Some(seat) = self.place(index).filter(|_| !beside) else { continue };
             let Self { partitions, seats, .. } = self;
             let (partition, seat) = (&mut partitions[index], &mut seats[seat]);

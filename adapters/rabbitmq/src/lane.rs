@@ -222,7 +222,7 @@ impl Lane {
             _ => self.channel = None,
         }
         let lost = |error| failed("publish", "opening a channel", error);
-        let channel = connection.create_channel().await.map_err(lost)?;
+        let channel = self.link.channel("publish").await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(lost)?;
         let frame_max = connection.configuration().frame_max();
         self.frame_max = usize::try_from(frame_max).unwrap_or(usize::MAX);
