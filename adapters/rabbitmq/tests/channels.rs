@@ -2,7 +2,7 @@
 
 mod support;
 
-use anybroker_core::{Broker, Envelope, ErrorKind, Queue, Subscription};
+use anybroker_core::{Broker, Envelope, ErrorKind, Outgoing, Queue, Subscription, Topic};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use support::{ack, connect, receive, send, servers, unique};
@@ -50,6 +50,27 @@ async fn channels_that_the_server_closed_leave_others_to_open() {
         consumer.close().await.expect("it closes");
         send(&broker, subscription.destination().clone(), Envelope::new("t", "x")).await;
         ack(receive(&mut other).await).await;
+        broker.close().await.expect("it closes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_go_on_however_many_were_refused() {
+    for (server, url) in servers() {
+        let broker = connect(&url).await;
+        let subscription = Subscription::queue(Queue::new(unique("refused")));
+        let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+        let other = connect(&format!("{url}/?declare=off")).await;
+        let publisher = other.producer();
+        let absent = Topic::new(unique("absent"));
+        for number in 0..MANY {
+            let refused = publisher.send(Outgoing::new(absent.clone(), Envelope::new("t", "x")));
+            let error = refused.await.expect_err("there is no such exchange");
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{server}: {number}: {error}");
+        }
+        send(&other, subscription.destination().clone(), Envelope::new("t", "x")).await;
+        ack(receive(&mut consumer).await).await;
+        other.close().await.expect("it closes");
         broker.close().await.expect("it closes");
     }
 }
