@@ -63,7 +63,8 @@ async fn publishes_go_on_however_many_were_refused() {
         let other = connect(&format!("{url}/?declare=off")).await;
         let publisher = other.producer();
         let absent = Topic::new(unique("absent"));
-        for number in 0..MANY {
+        // Twice as many: a number that is used up answers once more.
+        for number in 0..2 * MANY {
             let refused = publisher.send(Outgoing::new(absent.clone(), Envelope::new("t", "x")));
             let error = refused.await.expect_err("there is no such exchange");
             assert_eq!(error.kind(), ErrorKind::NotFound, "{server}: {number}: {error}");
