@@ -204,6 +204,10 @@ impl Reader {
         let mut closed = pin!(inbox.closed());
         let mut burst = 0;
         loop {
+            // Before a message is taken: to drop it would count as an attempt.
+            if *closing.borrow() {
+                return End::Closed;
+            }
             let Epoch { streams, settler, released, narrow, .. } = &mut *epoch;
             // While many come, there mostly is one, and nothing else needs to be looked at.
             let ready = if released.is_empty() {
@@ -243,9 +247,6 @@ impl Reader {
             if *narrow && delivery.unsettled() < self.suspicious && self.widen(epoch).await.is_err()
             {
                 return End::Lost;
-            }
-            if *closing.borrow() {
-                return End::Closed;
             }
             tokio::select! {
                 biased;
