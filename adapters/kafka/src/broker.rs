@@ -198,6 +198,7 @@ impl KafkaBroker {
                         default_type: subscription.destination().name().to_owned(),
                         ordered: subscription.is_ordered(),
                         limit: subscription.delivery_limit(),
+                        protocol: self.topology.clients.settings.protocol,
                         publisher: Arc::clone(&self.publisher),
                         permit: Arc::clone(&self.permit),
                     };

@@ -94,7 +94,7 @@
 //! | `connect=once` | `wait_for_broker` | `wait` keeps trying |
 //! | `publish-timeout=30s` | `publish_timeout` | for a publish, waiting for a connection included |
 //! | `max-payload=1048576` | `max_payload` | the topics' `max.message.bytes`, which those that are created get where it is more than the default |
-//! | `group-protocol=classic` | `group_protocol` | or `consumer` (KIP-848, Kafka 4) |
+//! | `group-protocol=classic` | `group_protocol` | or `consumer` (KIP-848; an older broker than Kafka 4 gives it nothing, with a warning) |
 //! | `session-timeout=10s` | `session_timeout` | how long a killed process's messages wait; 6 s or more |
 //! | | `native_option` | any option of librdkafka |
 //!

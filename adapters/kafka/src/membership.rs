@@ -20,7 +20,7 @@ use crate::desk::{Desk, commits};
 use crate::error::{code, failed};
 use crate::message::read;
 use crate::names::Names;
-use crate::options::TokenProvider;
+use crate::options::{GroupProtocol, TokenProvider};
 use crate::partition::{Kept, Partition};
 use crate::position::Position;
 use crate::publish::Publisher;
@@ -38,6 +38,7 @@ pub(crate) struct GroupSettings {
     pub(crate) default_type: String,
     pub(crate) ordered: bool,
     pub(crate) limit: Option<u32>,
+    pub(crate) protocol: GroupProtocol,
     /// To move on what would be waited for.
     pub(crate) publisher: Arc<Publisher>,
     /// See [`Desk`].

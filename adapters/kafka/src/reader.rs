@@ -39,7 +39,6 @@ pub(crate) fn start(
     desk.seats.push(seat);
     let topics = [group.names.topic.clone(), group.names.retry.clone()];
     let token = clients.settings.token.clone();
-    let protocol = clients.settings.protocol;
     let context = GroupContext::new(group, desk, Arc::clone(&commands), token);
     let mut consumer: BaseConsumer<GroupContext> = clients.create(&options, context, "consume")?;
     let bell = Bell::default();
@@ -50,7 +49,7 @@ pub(crate) fn start(
     let name = format!("serves {}", consumer.context().group.names.group);
     std::thread::Builder::new()
         .name(name)
-        .spawn(move || Member { consumer, commands, bell, protocol }.run())
+        .spawn(move || Member { consumer, commands, bell }.run())
         .map(drop)
         .map_err(no_thread)
 }
@@ -65,16 +64,15 @@ struct Member {
     commands: Arc<Commands>,
     /// The reader's.
     bell: Bell,
-    protocol: GroupProtocol,
 }
 
 impl Member {
     fn run(self) {
-        let Self { consumer, commands, bell, protocol } = self;
+        let Self { consumer, commands, bell } = self;
         commands.started();
         let _ended = commands.announce_end();
         let context = Arc::clone(consumer.context());
-        let failure = work(&consumer, &commands, bell, protocol);
+        let failure = work(&consumer, &commands, bell);
         commands.failed.store(failure.is_some(), Ordering::SeqCst);
         // What was settled until here counts; the last commit is made when the client gives its
         // partitions back.
@@ -98,13 +96,12 @@ fn work(
     consumer: &BaseConsumer<GroupContext>,
     commands: &Arc<Commands>,
     bell: Bell,
-    protocol: GroupProtocol,
 ) -> Option<Error> {
     let arrivals = Arrivals::new(bell);
     let arrivals = &arrivals;
     std::thread::scope(|scope| {
         let _end = End(arrivals, commands);
-        let reader = Reader { consumer, commands, arrivals, protocol };
+        let reader = Reader { consumer, commands, arrivals };
         let name = format!("reads {}", consumer.context().group.names.group);
         let started =
             std::thread::Builder::new().name(name).spawn_scoped(scope, move || reader.run());
@@ -120,7 +117,6 @@ struct Reader<'a> {
     consumer: &'a BaseConsumer<GroupContext>,
     commands: &'a Commands,
     arrivals: &'a Arrivals<Arrival<'a>>,
-    protocol: GroupProtocol,
 }
 
 impl<'a> Reader<'a> {
@@ -129,7 +125,8 @@ impl<'a> Reader<'a> {
         self.arrivals.started();
         let mut lot = Vec::with_capacity(LOT);
         let mut glanced = Instant::now();
-        let mut unheard = (self.protocol == GroupProtocol::Consumer).then(Instant::now);
+        let protocol = self.consumer.context().group.protocol;
+        let mut unheard = (protocol == GroupProtocol::Consumer).then(Instant::now);
         while !self.arrivals.ended() {
             if unheard.take_if(|since| since.elapsed() > UNHEARD).is_some() {
                 self.consumer.context().warn_of_silence();
