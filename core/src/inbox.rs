@@ -143,9 +143,16 @@ impl Consumer for Inbox {
             if count == 0 {
                 return Poll::Ready(if max == 0 { Ok(()) } else { Err(closed()) });
             }
+            let before = out.len();
             for item in self.items.drain(..) {
                 match item {
                     Item::One(one) => self.taken.push_back(one),
+                    // Most of the time all of them are wanted.
+                    Item::Lot(mut lot)
+                        if self.taken.is_empty() && out.len() - before + lot.len() <= max =>
+                    {
+                        out.append(&mut lot);
+                    }
                     Item::Lot(lot) => self.taken.extend(lot.into_iter().map(Ok)),
                 }
             }

@@ -41,12 +41,15 @@ impl Clerk<'_> {
     pub(crate) fn work(&self) -> Option<Error> {
         let context = self.consumer.context();
         let (mut arrived, mut read) = (VecDeque::new(), Vec::with_capacity(LOT));
+        let mut spent = Vec::with_capacity(LOT);
         let mut committed = Instant::now();
         loop {
             self.arrivals.take(&mut arrived);
             for Arrival { assignment, message } in arrived.drain(..LOT.min(arrived.len())) {
                 read.push((assignment, message.offset(), context.read(&message)));
+                spent.push(message);
             }
+            spent.clear();
             let mut desk = context.desk();
             desk.apply(self.commands);
             let ended = self.arrivals.ended();

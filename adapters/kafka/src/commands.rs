@@ -36,7 +36,7 @@ struct Queue {
 
 pub(crate) enum Command {
     Settled(u64, Settled),
-    Join(Seat),
+    Join(Box<Seat>),
     Leave(u32),
     /// Commits, then answers.
     Flush(oneshot::Sender<()>),
@@ -77,7 +77,8 @@ impl Seat {
         }
         // Who holds no more than it has places for has one for each lot, unless it was slow to take
         // what was revoked since. What it does not take is released.
-        if let Err(error) = self.inbox.deliver_lot(std::mem::take(&mut self.lot)) {
+        let next = Vec::with_capacity(self.lot.len());
+        if let Err(error) = self.inbox.deliver_lot(std::mem::replace(&mut self.lot, next)) {
             self.leaving |= error.kind() == ErrorKind::Closed;
         }
     }
@@ -189,7 +190,7 @@ impl Commands {
             if queue.ended {
                 return Err(seat);
             }
-            queue.commands.push(Command::Join(seat));
+            queue.commands.push(Command::Join(Box::new(seat)));
         }
         self.wake();
         Ok(())

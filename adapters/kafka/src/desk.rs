@@ -61,7 +61,7 @@ impl Desk {
         for command in taken.drain(..) {
             match command {
                 Command::Settled(tag, settled) => self.settle(tag, settled),
-                Command::Join(seat) => self.seats.push(seat),
+                Command::Join(seat) => self.seats.push(*seat),
                 Command::Leave(number) => {
                     if let Some(seat) = self.seat(number) {
                         seat.leaving = true;
