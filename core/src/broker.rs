@@ -99,8 +99,9 @@ pub trait Consumer: Send + fmt::Debug {
     /// Nothing is held back between polls: what was not handed out is handed out next.
     ///
     /// # Errors
-    /// A transient error ends nothing: poll again. `Closed` and permanent errors end the consumer,
-    /// and what it handed out comes again.
+    /// A transient error ends nothing: poll again. `Closed` and permanent errors end the consumer.
+    /// What it handed out is handled and settled all the same, its lease renewed, unless it
+    /// [is lost](Settler::is_lost).
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,

@@ -44,12 +44,6 @@ impl<T> Lanes<T> {
         }
         next
     }
-
-    /// Takes out all that wait, in order within each key; the keys stay taken.
-    pub(super) fn drain(&mut self) -> Vec<T> {
-        self.count = 0;
-        self.waiting.values_mut().flat_map(std::mem::take).collect()
-    }
 }
 
 #[cfg(test)]

@@ -8,67 +8,92 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::source::Lease;
 use crate::Settler;
 
-/// The tags of the deliveries that a shard holds, shared with the task that renews their leases.
+/// The leases of the deliveries that a shard holds, in a table for each consumer that handed some
+/// of them out.
+pub(super) struct Leases {
+    tables: Vec<Table>,
+    /// That of the consumer that is open, whose deliveries may need no renewal.
+    current: u32,
+    capacity: usize,
+}
+
+/// The tags of one consumer's deliveries, shared with the task that renews their leases.
 ///
 /// Renewing in a task of its own means that a handler which blocks its thread does not cost the
 /// other deliveries of the shard their leases. A slot is one atomic, so that a delivery which is
 /// settled long before its lease runs out costs two stores.
-pub(super) struct Leases {
+struct Table {
+    number: u32,
     tags: Arc<[AtomicU64]>,
     free: Vec<u32>,
-    capacity: usize,
-    task: Option<JoinHandle<()>>,
+    task: JoinHandle<()>,
 }
 
-/// A place in the table; `None` where deliveries are not leased.
-pub(super) type LeaseSlot = Option<u32>;
+/// A place in a table; `None` where deliveries are not leased.
+pub(super) type LeaseSlot = Option<Place>;
+
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    table: u32,
+    index: u32,
+}
 
 const EMPTY: u64 = u64::MAX;
 
 impl Leases {
     /// `capacity` is the most deliveries that are held at once.
     pub(super) fn start(lease: Lease, capacity: usize) -> Self {
-        let mut leases = Self { tags: Arc::new([]), free: Vec::new(), capacity, task: None };
+        let mut leases = Self { tables: Vec::new(), current: 0, capacity };
         leases.renew_with(lease);
         leases
     }
 
-    /// Renews with the settler of a new consumer; what the former one handed out is not renewed
-    /// any more.
+    /// Renews what comes from now on with the settler of a new consumer. What the former one handed
+    /// out is renewed by that one's until it is settled.
     pub(super) fn renew_with(&mut self, lease: Lease) {
-        if let Some(task) = self.task.take() {
-            task.abort();
+        self.tables.retain(Table::is_used);
+        self.current = self.current.wrapping_add(1);
+        if let Some((settler, lease)) = lease {
+            self.tables.push(Table::new(self.current, self.capacity, settler, lease));
         }
-        let Some((settler, lease)) = lease else { return };
-        if self.tags.is_empty() {
-            self.tags = (0..self.capacity).map(|_| AtomicU64::new(EMPTY)).collect();
-            self.free = (0..u32::try_from(self.capacity).unwrap_or(u32::MAX)).rev().collect();
-        }
-        for tag in &*self.tags {
-            tag.store(EMPTY, Ordering::Relaxed);
-        }
-        self.task = Some(tokio::spawn(renew(Arc::clone(&self.tags), settler, lease)));
     }
 
     pub(super) fn hold(&mut self, tag: u64) -> LeaseSlot {
-        let slot = self.free.pop()?;
-        self.tags[slot as usize].store(tag, Ordering::Relaxed);
-        Some(slot)
+        let table = self.tables.last_mut().filter(|table| table.number == self.current)?;
+        let index = table.free.pop()?;
+        table.tags[index as usize].store(tag, Ordering::Relaxed);
+        Some(Place { table: table.number, index })
     }
 
     pub(super) fn let_go(&mut self, slot: LeaseSlot) {
-        if let Some(slot) = slot {
-            self.tags[slot as usize].store(EMPTY, Ordering::Relaxed);
-            self.free.push(slot);
+        let Some(Place { table: number, index }) = slot else { return };
+        let place = self.tables.iter().position(|table| table.number == number);
+        let Some(place) = place else { return };
+        let table = &mut self.tables[place];
+        table.tags[index as usize].store(EMPTY, Ordering::Relaxed);
+        table.free.push(index);
+        if number != self.current && !table.is_used() {
+            self.tables.remove(place);
         }
     }
 }
 
-impl Drop for Leases {
+impl Table {
+    fn new(number: u32, capacity: usize, settler: Arc<dyn Settler>, lease: Duration) -> Self {
+        let tags: Arc<[_]> = (0..capacity).map(|_| AtomicU64::new(EMPTY)).collect();
+        let free = (0..u32::try_from(capacity).unwrap_or(u32::MAX)).rev().collect();
+        let task = tokio::spawn(renew(Arc::clone(&tags), settler, lease));
+        Self { number, tags, free, task }
+    }
+
+    fn is_used(&self) -> bool {
+        self.free.len() < self.tags.len()
+    }
+}
+
+impl Drop for Table {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
+        self.task.abort();
     }
 }
 

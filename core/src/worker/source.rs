@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
+use tokio::task::{JoinError, JoinSet};
+
 use super::policy;
 use crate::{
     Broker, Capabilities, Consumer, Delivery, Error, ErrorKind, Result, RetryClass, Settler,
@@ -20,10 +22,13 @@ pub(super) struct Source {
     shared: Arc<Shared>,
     /// Among those who share it.
     index: usize,
-    /// Of how many ends and beginnings of consumers its loop knows.
-    ended: u64,
+    /// Of how many consumers its loop knows that were opened in place of others.
     opened: u64,
+    presence: Option<Presence>,
 }
+
+/// Counts a loop that has yet to drain, and no more once it is dropped.
+struct Presence(Arc<Shared>);
 
 struct Shared {
     broker: Arc<dyn Broker>,
@@ -34,7 +39,7 @@ struct Shared {
     /// The end of the consumer, for all loops to wait for.
     closing: Mutex<Option<Closing>>,
     /// How many of them have yet to drain.
-    left: AtomicUsize,
+    present: AtomicUsize,
 }
 
 /// The consumer, and what it is opened with.
@@ -44,27 +49,27 @@ struct Feed {
     prefetch: usize,
     state: State,
     failures: u32,
-    /// How many consumers have ended, and how many were opened in their place.
-    ended: u64,
+    /// How many were opened in place of one that ended.
     opened: u64,
 }
 
 enum State {
     Consuming(Box<dyn Consumer>),
-    Replacing(Replacing),
+    /// In a task, which goes on while no loop has room.
+    Replacing(JoinSet<Opened>),
     /// The broker was closed.
     Closed(Error),
+    /// The worker ends.
+    Ending,
 }
 
-type Replacing = Pin<Box<dyn Future<Output = Result<Box<dyn Consumer>>> + Send>>;
+type Opened = Result<Box<dyn Consumer>>;
 
 type Closing = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// What a poll of a [`Source`] has brought.
 pub(super) enum Received {
     Deliveries,
-    /// The consumer ended, and what it handed out went with it; another one is being opened.
-    Ended,
     /// Another consumer was opened.
     Opened(Lease),
 }
@@ -121,7 +126,6 @@ impl Source {
             prefetch,
             state: State::Consuming(broker.consume(subscription, prefetch).await?),
             failures: 0,
-            ended: 0,
             opened: 0,
         });
         let waiting = Arc::<Waiting>::default();
@@ -132,9 +136,14 @@ impl Source {
             waiting,
             waker,
             closing: Mutex::default(),
-            left: AtomicUsize::new(loops),
+            present: AtomicUsize::new(loops),
         });
-        let source = |index| Self { shared: Arc::clone(&shared), index, ended: 0, opened: 0 };
+        let source = |index| Self {
+            shared: Arc::clone(&shared),
+            index,
+            opened: 0,
+            presence: Some(Presence(Arc::clone(&shared))),
+        };
         Ok((0..loops).map(source).collect())
     }
 
@@ -158,10 +167,6 @@ impl Source {
     ) -> Poll<Result<Received>> {
         let Shared { waiting, waker, .. } = &*self.shared;
         let mut feed = self.shared.feed();
-        if self.ended < feed.ended {
-            self.ended = feed.ended;
-            return Poll::Ready(Ok(Received::Ended));
-        }
         if self.opened < feed.opened {
             self.opened = feed.opened;
             return Poll::Ready(Ok(Received::Opened(feed.lease())));
@@ -177,7 +182,7 @@ impl Source {
         // Who receives something asks again until there is nothing, or no room.
         let received = ready!(feed.poll_receive(&mut Context::from_waker(waker), max, out));
         waiting.leave(self.index);
-        (self.ended, self.opened) = (feed.ended, feed.opened);
+        self.opened = feed.opened;
         drop(feed);
         if !matches!(received, Ok(Received::Deliveries)) {
             // All are to know.
@@ -189,11 +194,11 @@ impl Source {
     /// Stops receiving, for all loops, and gives back what was not handed out. It ends when the
     /// consumer is closed, whichever loop waits for it.
     pub(super) fn close(&mut self) -> Closing {
-        let closed = State::Replacing(Box::pin(std::future::pending()));
-        let state = std::mem::replace(&mut self.shared.feed().state, closed);
-        if let State::Consuming(consumer) = state {
+        let mut feed = self.shared.feed();
+        if let State::Consuming(consumer) = std::mem::replace(&mut feed.state, State::Ending) {
             *self.shared.closing() = Some(consumer.close());
         }
+        drop(feed);
         let (shared, index) = (Arc::clone(&self.shared), self.index);
         Box::pin(poll_fn(move |cx| {
             let mut closing = shared.closing();
@@ -208,9 +213,18 @@ impl Source {
     }
 
     /// What notes that this loop has drained, and answers whether it was the last one.
-    pub(super) fn drained(&self) -> impl FnOnce() -> bool + use<> {
-        let shared = Arc::clone(&self.shared);
-        move || shared.left.fetch_sub(1, Ordering::AcqRel) == 1
+    pub(super) fn drained(&mut self) -> impl FnOnce() -> bool + use<> {
+        let (shared, presence) = (Arc::clone(&self.shared), self.presence.take());
+        move || {
+            drop(presence);
+            shared.present.load(Ordering::Acquire) == 0
+        }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.present.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -235,7 +249,7 @@ impl Feed {
     fn lease(&self) -> Lease {
         match &self.state {
             State::Consuming(consumer) => consumer.lease(),
-            State::Replacing(_) | State::Closed(_) => None,
+            State::Replacing(_) | State::Closed(_) | State::Ending => None,
         }
     }
 
@@ -257,11 +271,10 @@ impl Feed {
                 Err(error) => {
                     tracing::warn!(%error, "the consumer ended; opening another one");
                     self.state = State::Replacing(self.replace());
-                    self.ended += 1;
-                    Poll::Ready(Ok(Received::Ended))
+                    self.poll_receive(cx, max, out)
                 }
             },
-            State::Replacing(opening) => match ready!(opening.as_mut().poll(cx)) {
+            State::Replacing(opening) => match opened(ready!(opening.poll_join_next(cx))) {
                 Ok(consumer) => {
                     let lease = consumer.lease();
                     self.state = State::Consuming(consumer);
@@ -278,17 +291,29 @@ impl Feed {
                 }
             },
             State::Closed(error) => Poll::Ready(Err(error.again())),
+            State::Ending => Poll::Pending,
         }
     }
 
-    fn replace(&mut self) -> Replacing {
+    fn replace(&mut self) -> JoinSet<Opened> {
         self.failures = self.failures.saturating_add(1);
         let delay = policy::reconnect_delay(self.failures);
         let (broker, subscription) = (Arc::clone(&self.broker), Arc::clone(&self.subscription));
         let prefetch = self.prefetch;
-        Box::pin(async move {
+        let mut opening = JoinSet::new();
+        opening.spawn(async move {
             tokio::time::sleep(delay).await;
             broker.consume(&subscription, prefetch).await
-        })
+        });
+        opening
+    }
+}
+
+fn opened(joined: Option<std::result::Result<Opened, JoinError>>) -> Opened {
+    let panicked = || Error::new(ErrorKind::Unavailable, "opening a consumer panicked");
+    match joined {
+        Some(Ok(opened)) => opened,
+        Some(Err(error)) => Err(panicked().with_source(error)),
+        None => Err(panicked()),
     }
 }

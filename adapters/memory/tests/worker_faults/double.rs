@@ -97,6 +97,7 @@ type Settle = dyn Fn(u64, &Outcome) -> Result<()> + Send + Sync;
 pub(crate) struct Recorder {
     pub(crate) settled: Mutex<Vec<(u64, Outcome, Instant)>>,
     pub(crate) abandoned: Mutex<Vec<u64>>,
+    pub(crate) renewed: Mutex<Vec<u64>>,
     /// Whether the connection of its deliveries is gone.
     pub(crate) lost: AtomicBool,
     settle: Box<Settle>,
@@ -110,9 +111,13 @@ impl Recorder {
     pub(crate) fn with(
         settle: impl Fn(u64, &Outcome) -> Result<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let (settled, abandoned) = (Mutex::default(), Mutex::default());
-        let lost = AtomicBool::new(false);
-        Arc::new(Self { settled, abandoned, lost, settle: Box::new(settle) })
+        Arc::new(Self {
+            settled: Mutex::default(),
+            abandoned: Mutex::default(),
+            renewed: Mutex::default(),
+            lost: AtomicBool::new(false),
+            settle: Box::new(settle),
+        })
     }
 
     pub(crate) fn deliver(self: &Arc<Self>, tag: u64, envelope: Envelope) -> Delivery {
@@ -129,6 +134,11 @@ impl Settler for Recorder {
         let answer = (self.settle)(delivery.tag(), &outcome);
         self.settled.lock().unwrap().push((delivery.tag(), outcome, Instant::now()));
         Confirmation::ready(answer)
+    }
+
+    fn renew(&self, tags: &[u64]) -> Confirmation {
+        self.renewed.lock().unwrap().extend(tags);
+        Confirmation::ready(Ok(()))
     }
 
     fn abandon(&self, tag: u64) {

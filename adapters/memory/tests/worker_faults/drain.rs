@@ -2,11 +2,15 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anybroker_core::{
-    Capabilities, Inbox, Message, Outcome, Outgoing, Queue, Subscription, Worker,
+    Capabilities, Consumer, Delivery, Inbox, Message, Outcome, Outgoing, Queue, Result,
+    Subscription, Worker,
 };
+use async_trait::async_trait;
 use tokio::time::Instant;
 use tower::service_fn;
 
@@ -157,4 +161,44 @@ async fn a_drain_stops_receiving_before_it_waits_for_handlers() {
     assert_eq!(report.handled, 1);
     assert_eq!(recorder.tags(), [2, 3, 1]);
     assert_eq!(Arc::strong_count(&recorder), 1, "nothing is left");
+}
+
+/// Takes a while to close, and its first poll panics.
+#[derive(Debug)]
+struct SlowToClose {
+    panicked: bool,
+    closed: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Consumer for SlowToClose {
+    fn poll_receive(
+        &mut self,
+        _: &mut Context<'_>,
+        _: usize,
+        _: &mut Vec<Delivery>,
+    ) -> Poll<Result<()>> {
+        assert!(std::mem::replace(&mut self.panicked, true), "the first poll");
+        Poll::Pending
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        pass(Duration::from_secs(1)).await;
+        self.closed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_shared_consumer_is_awaited_though_a_loop_panicked() {
+    let closed = Arc::new(AtomicBool::new(false));
+    let consumer = SlowToClose { panicked: false, closed: Arc::clone(&closed) };
+    let mut capabilities = Capabilities::new("double", 1024);
+    capabilities.one_consumer = true;
+    let broker = Double::with(capabilities, vec![Box::new(consumer)]);
+    let handler = service_fn(|_: Message| async { Answer::Ok(Outcome::Ack) });
+    let worker = Worker::new(broker).subscribe(work(), handler).loops(2);
+    let ended = worker.start().await.unwrap().run_until(std::future::pending::<()>()).await;
+    assert!(ended.unwrap_err().to_string().contains("before its time"));
+    assert!(closed.load(Ordering::Relaxed));
 }

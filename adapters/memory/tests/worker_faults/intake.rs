@@ -167,6 +167,7 @@ async fn what_a_lost_consumer_handed_out_is_not_started() {
     let worker = Worker::new(broker).subscribe(subscription, handler);
     let (stop, report) = stop_with(worker).await;
     pass(Duration::from_secs(1)).await;
+    first.lost.store(true, Ordering::Relaxed);
     drop(old);
     pass(Duration::from_mins(2)).await;
     drop(new);
@@ -174,6 +175,45 @@ async fn what_a_lost_consumer_handed_out_is_not_started() {
     report.await.unwrap();
     assert_eq!(*seen.lock().unwrap(), ["1", "1", "2", "3"]);
     assert_eq!(*first.abandoned.lock().unwrap(), [2, 3]);
+}
+
+/// A lease does not end with the consumer that got it: what runs would run twice, and a retry that
+/// waits would forget its attempts.
+#[tokio::test(start_paused = true)]
+async fn what_an_ended_consumer_still_holds_is_renewed_and_handled() {
+    let (first, second) = (Recorder::new(), Recorder::new());
+    let (old, old_inbox) = Inbox::channel(16);
+    let (new, new_inbox) = Inbox::channel(16);
+    old.deliver(first.deliver(1, envelope())).await.unwrap();
+    old.deliver(first.deliver(2, envelope())).await.unwrap();
+    new.deliver(second.deliver(1, envelope().with_key("new"))).await.unwrap();
+    let lease = Duration::from_secs(30);
+    let consumers: Vec<Box<dyn Consumer>> = vec![
+        Box::new(old_inbox.leased(first.clone(), lease)),
+        Box::new(new_inbox.leased(second.clone(), lease)),
+    ];
+    let handler = service_fn(|message: Message| async move {
+        let envelope = message.envelope();
+        match (&*envelope.id, message.attempt()) {
+            ("2", 1) => return Answer::Ok(Outcome::Retry { after: Duration::from_secs(4) }),
+            ("1", _) if envelope.key.is_none() => pass(Duration::from_mins(2)).await,
+            _ => {}
+        }
+        Answer::Ok(Outcome::Ack)
+    });
+    let worker = Worker::new(Double::broker(consumers)).subscribe(work(), handler);
+    let (stop, report) = stop_with(worker.loops(1)).await;
+    pass(Duration::from_secs(1)).await;
+    drop(old);
+    pass(Duration::from_mins(3)).await;
+    drop(new);
+    stop.send(()).unwrap();
+    let report = report.await.unwrap();
+    assert_eq!((report.handled, report.retried, report.stale), (3, 1, 0));
+    assert_eq!(first.tags(), [2, 1]);
+    // Each 10 s, until it was settled after two minutes.
+    assert_eq!(*first.renewed.lock().unwrap(), [1; 11]);
+    assert_eq!(*second.renewed.lock().unwrap(), [0_u64; 0], "it was settled at once");
 }
 
 #[tokio::test(start_paused = true)]

@@ -43,7 +43,6 @@ where
         self.awaiting = room > 0 && received.is_pending();
         match ready!(received) {
             Ok(Received::Deliveries) => self.receive_failures = 0,
-            Ok(Received::Ended) => self.forget(),
             Ok(Received::Opened(lease)) => self.leases.renew_with(lease),
             Err(error) if error.kind() == ErrorKind::Closed => return Poll::Ready(Err(error)),
             Err(error) => {
@@ -71,23 +70,6 @@ where
         let waiting = self.lanes.as_ref().map_or(0, Lanes::len);
         let held = self.slots.running() + waiting + self.parked.len();
         self.slots.free().min(self.window.saturating_sub(held))
-    }
-
-    /// Lets go of all that no handler has started: with its consumer it is lost, and comes again.
-    fn forget(&mut self) {
-        let mut lost: Vec<Held> = self.queue.drain(..).collect();
-        lost.extend(self.parked.drain().map(|(_, held, _)| held));
-        if let Some(lanes) = &mut self.lanes {
-            // Before the keys are freed, so that none of them passes to what is lost too.
-            let waiting = lanes.drain();
-            for key in lost.iter().filter_map(|held| held.delivery.envelope().key.as_deref()) {
-                lanes.leave(key);
-            }
-            lost.extend(waiting);
-        }
-        for held in lost {
-            self.leases.let_go(held.lease);
-        }
     }
 
     /// Takes a new delivery in: into its key's lane when that is busy.
