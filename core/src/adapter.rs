@@ -14,7 +14,7 @@ pub use patience::{patiently, pause};
 pub(crate) use room::Place;
 pub use room::Room;
 pub use server::Server;
-pub use suspects::{Alone, Suspects, suspicious};
+pub use suspects::{Alone, LONGEST_ALONE, Suspects, suspicious};
 
 #[doc(inline)]
 pub use crate::{

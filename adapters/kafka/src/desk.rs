@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anybroker_core::Delivery;
+use anybroker_core::adapter::LONGEST_ALONE;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::commands::{Command, Commands, Seat, Settled, place, tag};
@@ -19,14 +20,11 @@ pub(crate) struct Desk {
     turn: usize,
     /// The suspect that is handed out, and since when.
     suspect: Option<(u16, i64, Instant)>,
-    /// Held while a suspect of this process is handed out; see [`SUSPECT_TIME`].
+    /// Held while a suspect of this process is handed out; see [`LONGEST_ALONE`].
     permit: Arc<AtomicBool>,
     pub(crate) flushes: Vec<tokio::sync::oneshot::Sender<()>>,
     taken: Vec<Command>,
 }
-
-/// A suspect that has run for so long is no longer alone: others would wait for it for ever.
-const SUSPECT_TIME: Duration = Duration::from_secs(30);
 
 /// How many messages of a partition go to one consumer before another one has its turn.
 const LOT: usize = 32;
@@ -156,7 +154,7 @@ impl Desk {
 
     /// Makes ready what is due; answers when the next one is.
     pub(crate) fn advance(&mut self) -> Option<SystemTime> {
-        if self.suspect.is_some_and(|(.., since)| since.elapsed() > SUSPECT_TIME) {
+        if self.suspect.is_some_and(|(.., since)| since.elapsed() > LONGEST_ALONE) {
             self.acquit();
         }
         self.partitions.iter_mut().filter_map(Partition::advance).min()

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anybroker_core::adapter::{pause, suspicious};
+use anybroker_core::adapter::{LONGEST_ALONE, pause, suspicious};
 use anybroker_core::{
     Consumer, Delivery, Error, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
     Subscription,
@@ -15,7 +15,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, B
 use lapin::types::FieldTable;
 use lapin::{Channel, message};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::error::{error_of, failed};
 use crate::message::{property, read};
@@ -53,7 +53,8 @@ const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
 
 /// From which return on, or earlier near its limit, a message may be the one that kills its process.
 /// Those behind it come back as often; so a consumer begins with one message at a time, and widens
-/// its window when one comes that is no suspect. What kills then, kills alone.
+/// its window when one comes that is no suspect, or one takes longer than [`LONGEST_ALONE`]. What
+/// kills then, kills alone.
 const SUSPECT: u32 = 2;
 
 /// After so many messages in a row, and with a window that the pause cannot exhaust, the reader
@@ -203,6 +204,8 @@ impl Reader {
     ) -> End {
         let mut closed = pin!(inbox.closed());
         let mut burst = 0;
+        // Until when others wait for a suspect.
+        let mut alone = None;
         loop {
             // Before a message is taken: to drop it would count as an attempt.
             if *closing.borrow() {
@@ -235,6 +238,13 @@ impl Reader {
                         burst = 0;
                         message
                     }
+                    () = sleep_until(alone.unwrap_or_else(Instant::now)), if alone.is_some() => {
+                        alone = None;
+                        if self.widen(epoch).await.is_err() {
+                            return End::Lost;
+                        }
+                        continue;
+                    }
                 },
             };
             burst += 1;
@@ -244,10 +254,11 @@ impl Reader {
                 continue;
             }
             let delivery = self.delivery(message, settler);
-            if *narrow && delivery.unsettled() < self.suspicious && self.widen(epoch).await.is_err()
-            {
+            let suspect = delivery.unsettled() >= self.suspicious;
+            if *narrow && !suspect && self.widen(epoch).await.is_err() {
                 return End::Lost;
             }
+            alone = epoch.narrow.then(|| Instant::now() + LONGEST_ALONE);
             tokio::select! {
                 biased;
                 delivered = inbox.deliver(delivery) => if delivered.is_err() {

@@ -10,7 +10,7 @@ use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::{Mutex, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, interval, timeout};
 
 use crate::error::{closed, error_of, failed};
@@ -138,8 +138,48 @@ fn numbers(connection: &Connection) -> u16 {
 /// has used one twice.
 pub(crate) struct Questions {
     settings: Arc<Settings>,
+    asking: Mutex<Asking>,
+}
+
+#[derive(Default)]
+struct Asking {
     /// How many more can be asked there.
-    asking: Mutex<Option<(Arc<Connection>, u16)>>,
+    open: Option<(Arc<Connection>, u16)>,
+    /// A task, since who asks may give up before all hosts are tried.
+    opening: JoinSet<Result<Connection>>,
+}
+
+impl Asking {
+    async fn connection(&mut self, settings: &Arc<Settings>) -> Result<Arc<Connection>> {
+        let usable = |(open, left): &(Arc<Connection>, u16)| *left > 0 && open.status().connected();
+        let (connection, left) = match self.open.take().filter(usable) {
+            Some(open) => open,
+            None => {
+                if self.opening.is_empty() {
+                    let settings = Arc::clone(settings);
+                    self.opening.spawn(async move { connect(&settings, "ask").await });
+                }
+                let connection = Arc::new(opened(self.opening.join_next().await)?);
+                let numbers = numbers(&connection);
+                (connection, numbers)
+            }
+        };
+        self.open = Some((Arc::clone(&connection), left - 1));
+        Ok(connection)
+    }
+}
+
+/// The link is up, with the same settings: what keeps this connection from it passes.
+fn opened(
+    joined: Option<std::result::Result<Result<Connection>, JoinError>>,
+) -> Result<Connection> {
+    let text = "a second connection, to ask the broker on, could not be opened";
+    let unavailable = error_of(ErrorKind::Unavailable, "connect", text);
+    match joined {
+        Some(Ok(connected)) => connected.map_err(|error| unavailable.with_source(error)),
+        Some(Err(error)) => Err(unavailable.with_source(error)),
+        None => Err(unavailable),
+    }
 }
 
 impl Questions {
@@ -150,28 +190,17 @@ impl Questions {
     /// Opens a channel for one question, as soon as the link is up.
     ///
     /// # Errors
-    /// `Closed`, or what the broker answers.
+    /// `Closed`, `Unavailable`, or what the broker answers.
     pub(crate) async fn channel(&self, link: &Link, operation: &'static str) -> Result<Channel> {
         link.connection(operation).await?;
-        let connection = {
-            let mut asking = self.asking.lock().await;
-            let (connection, left) = match asking.take() {
-                Some((open, left)) if left > 0 && open.status().connected() => (open, left),
-                _ => {
-                    let connection = Arc::new(connect(&self.settings, "ask").await?);
-                    let numbers = numbers(&connection);
-                    (connection, numbers)
-                }
-            };
-            *asking = Some((Arc::clone(&connection), left - 1));
-            connection
-        };
+        let connection = self.asking.lock().await.connection(&self.settings).await?;
         let channel = connection.create_channel().await;
         channel.map_err(|error| failed(operation, "opening a channel", error))
     }
 
     pub(crate) async fn close(&self) {
-        if let Some((connection, _)) = self.asking.lock().await.take() {
+        let asking = std::mem::take(&mut *self.asking.lock().await);
+        if let Some((connection, _)) = asking.open {
             let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
         }
     }

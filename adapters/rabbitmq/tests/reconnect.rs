@@ -5,7 +5,9 @@ mod support;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use anybroker_core::{Broker, Consumer, Envelope, ErrorKind, Outgoing, RetryClass, Subscription};
+use anybroker_core::{
+    Broker, Consumer, Envelope, ErrorKind, Outgoing, Queue, RetryClass, Subscription,
+};
 use anybroker_testkit::Proxy;
 use support::{ack, connect, delete, receive, send, servers, try_receive, unique};
 use tokio::net::TcpListener;
@@ -279,4 +281,21 @@ async fn connect_wait_waits_for_the_broker() {
     let broker = waiting.await.expect("a connection");
     broker.health().await.expect("it answers");
     drop(proxy);
+}
+
+/// Trying a host takes 10 s, and the second one answers: a publish that gives up before must not
+/// begin with the first one again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_says_nothing_delays_the_first_publishes_only() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = silent.local_addr().expect("an address");
+    let (server, url) = servers().pop().expect("a server");
+    let url = url.replacen('@', &format!("@{silent},"), 1);
+    let broker = connect(&format!("{url}?publish-timeout=4s")).await;
+    let (queue, end) = (Queue::new(unique("silent")), Instant::now() + PATIENCE);
+    let publish = || broker.producer().send(Outgoing::new(queue.clone(), message("m")));
+    while let Err(error) = publish().await {
+        assert!(Instant::now() < end, "{server}: {error}");
+    }
+    broker.close().await.expect("it closes");
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anybroker_core::adapter::suspicious;
+use anybroker_core::adapter::{LONGEST_ALONE, suspicious};
 use anybroker_core::{
     Consumer, Delivery, Inbox, InboxSender, Outcome, Result, RetryClass, Settler, Subscription, now,
 };
@@ -69,6 +69,7 @@ pub(crate) async fn consume(
         inbox: sender,
         waiting: VecDeque::new(),
         careful: true,
+        alone: None,
         suspicious: alone_from(subscription),
         wanted: 1,
     };
@@ -152,6 +153,8 @@ struct Reader {
     /// counts as an attempt of all that was received, so that a message which ends its process
     /// must be alone then: its neighbours would be given up with it.
     careful: bool,
+    /// Since when others wait for a suspect, or it for them.
+    alone: Option<Instant>,
     suspicious: u32,
     /// How many receives there should be at once.
     wanted: usize,
@@ -176,8 +179,9 @@ impl Reader {
             if !self.hand_over(polls.is_empty()).await || *closing.borrow() {
                 break;
             }
+            let patient = self.is_patient();
             let room = self.demand.waits.load(Ordering::Relaxed)
-                && if self.careful {
+                && if self.careful && patient {
                     polls.is_empty() && self.held.is_empty()
                 } else {
                     polls.len() < self.wanted && self.waiting.is_empty()
@@ -211,11 +215,13 @@ impl Reader {
                 }
                 () = &mut changed, if self.careful || !self.waiting.is_empty() => {}
                 () = self.demand.stated.notified() => {}
+                () = sleep_until(self.alone.unwrap_or_else(Instant::now) + LONGEST_ALONE),
+                    if patient && self.alone.is_some() => {}
                 Ok(place) = async {
                     sleep_until(paused_until).await;
                     places.acquire_owned().await
                 }, if room => {
-                    let most = if self.careful { 1 } else { BATCH };
+                    let most = if self.careful && patient { 1 } else { BATCH };
                     polls.spawn(self.poll(place, most));
                 }
             }
@@ -233,18 +239,36 @@ impl Reader {
                 // A crash would count for them too.
                 self.give_back_waiting(1);
             }
-            let out = self.held.len() - self.waiting.len();
-            if out > 0 && (suspect || self.careful) || suspect && !quiet {
+            if self.out() > 0 && (suspect || self.careful) {
+                self.alone.get_or_insert_with(Instant::now);
+                if self.is_patient() {
+                    return true;
+                }
+            } else if suspect && !quiet {
                 return true;
             }
             let Some((delivery, suspect)) = self.waiting.pop_front() else { return true };
             self.careful = suspect;
+            self.alone = suspect.then(Instant::now);
             self.demand.waits.store(false, Ordering::Relaxed);
             if self.inbox.deliver(delivery).await.is_err() {
                 return false;
             }
         }
         true
+    }
+
+    /// How many are handed out.
+    fn out(&self) -> usize {
+        self.held.len().saturating_sub(self.waiting.len())
+    }
+
+    /// Whether others still are to wait for a suspect, or it for them.
+    fn is_patient(&mut self) -> bool {
+        if self.out() == 0 {
+            self.alone = None;
+        }
+        self.alone.is_none_or(|since| since.elapsed() < LONGEST_ALONE)
     }
 
     fn poll(

@@ -24,7 +24,7 @@ pub fn suspicious(subscription: &Subscription, returns: u32) -> u32 {
 /// Lets one suspect at a time be handled, of all that a connection's consumers receive; see
 /// [`suspicious`].
 ///
-/// One that is handled for longer than 30 s does not hold up the others any further.
+/// One that is handled for longer than [`LONGEST_ALONE`] does not hold up the others any further.
 #[derive(Clone, Debug, Default)]
 pub struct Suspects(Arc<Mutex<Place>>);
 
@@ -43,7 +43,8 @@ pub struct Alone {
     number: u64,
 }
 
-const LONGEST: Duration = Duration::from_secs(30);
+/// For how long others wait for a suspect at most: its handler may take minutes.
+pub const LONGEST_ALONE: Duration = Duration::from_secs(30);
 
 /// When one that found the place taken comes again. At the broker no crash counts for it.
 const AGAIN: Outcome = Outcome::Release { after: Duration::from_secs(1) };
@@ -56,7 +57,7 @@ impl Suspects {
     /// Takes the place, if it is free: before a message is received, where that counts.
     pub fn enter(&self) -> Option<Alone> {
         let mut place = self.place();
-        if place.since.is_some_and(|since| since.elapsed() <= LONGEST) {
+        if place.since.is_some_and(|since| since.elapsed() <= LONGEST_ALONE) {
             return None;
         }
         place.number += 1;
@@ -176,7 +177,7 @@ mod tests {
     fn one_that_lasts_does_not_hold_up_the_others_for_ever() {
         let suspects = Suspects::default();
         let slow = suspects.enter().expect("there is none");
-        let long_ago = Instant::now().checked_sub(LONGEST + Duration::from_secs(1));
+        let long_ago = Instant::now().checked_sub(LONGEST_ALONE + Duration::from_secs(1));
         suspects.place().since = Some(long_ago.expect("the machine has run for a while"));
         let next = suspects.enter().expect("it has lasted");
         drop(slow);

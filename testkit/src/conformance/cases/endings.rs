@@ -20,6 +20,7 @@ cases! {
     an_aborted_worker_leaves_its_messages_to_the_next;
     a_message_that_kills_its_process_is_given_up_unseen;
     those_behind_a_message_that_kills_its_process_are_handled;
+    a_suspect_that_takes_long_lets_the_others_go_on, within 120;
     a_worker_on_a_closed_broker_ends_and_says_so;
 }
 
@@ -225,6 +226,41 @@ async fn those_behind_a_message_that_kills_its_process_are_handled(lab: Lab) -> 
     let peek = lab.broker().dead_letters(&subscription, &DeadLetterFilter::all(), 10).await?;
     let dead: Vec<_> = peek.entries.iter().map(|entry| &*entry.envelope.id).collect();
     assert_eq!(dead, ["poison"], "others were given up unseen");
+    Ok(())
+}
+
+/// What may have ended its process is handled alone, but not for as long as it likes.
+async fn a_suspect_that_takes_long_lets_the_others_go_on(lab: Lab) -> Checked {
+    let queue = lab::queue();
+    let subscription =
+        Subscription::queue(queue.clone()).max_deliveries(8).lease(Duration::from_secs(1));
+    lab.publish(queue.clone(), [message("suspect")]).await?;
+    for crash in 0..3 {
+        lab.step(format!("crash {crash}"));
+        let (mut seen, service) = Sightings::of(|_| pending());
+        let other = lab.reconnected().await?;
+        let working = Working::on(&other, &subscription, service).await?;
+        seen.next().await?;
+        working.crash(&other).await?;
+    }
+    let (mut seen, service) = Sightings::of(|message: Message| async move {
+        if message.envelope().id == "suspect" {
+            pending::<()>().await;
+        }
+        Ok(Outcome::Ack)
+    });
+    let worker = Worker::new(lab.broker().clone()).drain_timeout(Duration::from_millis(300));
+    let working = Working::start(worker.subscribe(subscription, service)).await?;
+    assert_eq!(seen.next().await?.id, "suspect");
+    lab.step("others beside it");
+    lab.publish(queue, messages(5)).await?;
+    let mut others = Vec::new();
+    while others.len() < 5 {
+        let sight = seen.within(Duration::from_secs(45)).await?.ok_or("they are held up")?;
+        others.push(sight.id);
+    }
+    assert_eq!(sorted(others), ids(5));
+    assert_eq!(working.drain().await?.handled, 5);
     Ok(())
 }
 
