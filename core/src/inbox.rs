@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::{SendError, TrySendError};
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::{Confirmation, Consumer, Delivery, Error, ErrorKind, Outcome, Result, Settler};
 
@@ -73,11 +73,18 @@ impl InboxSender {
     /// Hands a delivery over, waiting for room. The delivery is released when the consumer is
     /// gone.
     ///
+    /// # Cancel safety
+    /// Dropped while it waits, it releases the delivery, which costs no attempt.
+    ///
     /// # Errors
     /// `Closed` when the consumer is gone.
     pub async fn deliver(&self, delivery: Delivery) -> Result<()> {
-        let sent = self.items.send(Item::One(Ok(delivery))).await;
-        sent.map_err(|SendError(unsent)| release(unsent))
+        let mut unsent = Unsent(Some(delivery));
+        let place = self.items.reserve().await.map_err(|_| closed())?;
+        if let Some(delivery) = unsent.0.take() {
+            place.send(Item::One(Ok(delivery)));
+        }
+        Ok(())
     }
 
     /// Hands deliveries over without waiting, and wakes the consumer once for all of them: for a
@@ -112,6 +119,17 @@ impl InboxSender {
 }
 
 /// Answers that the consumer is gone, and releases what was to be handed over.
+/// A delivery that is released unless it is taken.
+struct Unsent(Option<Delivery>);
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if let Some(delivery) = self.0.take() {
+            drop(give_back(delivery));
+        }
+    }
+}
+
 fn release(unsent: Item) -> Error {
     for delivery in unsent.deliveries() {
         // Not awaited: the reader, which calls this, may have a part in it.
@@ -332,6 +350,16 @@ mod tests {
         assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [1]);
         waiting.await.expect("it ends").expect("there is room");
         assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [2]);
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_room_is_released_when_its_reader_gives_up() {
+        let recorder = Arc::new(Recorder::default());
+        let (sender, _inbox) = Inbox::channel(1);
+        sender.deliver(recorder.delivery(1)).await.expect("there is room");
+        let waiting = sender.deliver(recorder.delivery(2));
+        tokio::time::timeout(Duration::from_millis(1), waiting).await.expect_err("no room");
+        assert_eq!((recorder.released(), recorder.abandoned()), (vec![2], vec![]));
     }
 
     #[tokio::test]
