@@ -25,8 +25,9 @@ pub struct Capabilities {
     pub start_earliest: bool,
     /// Whether publishing to a topic without groups is seen.
     pub detects_unrouted: bool,
-    /// Whether a process is to have one consumer of a group, which a worker's loops share: where a
-    /// crash counts once for each. Ordered groups have one for each loop all the same.
+    /// Whether a worker's loops share one consumer of a group: where a crash counts once for each
+    /// consumer, or a consumer receives more than it was asked for, which would wait for its loop
+    /// while another is free. Ordered groups have one for each loop all the same.
     pub one_consumer: bool,
     /// Whether a delivery that comes back after a crash counts as an attempt.
     pub counts_crashes: bool,

@@ -60,8 +60,6 @@ impl RedisBroker {
         judge(&Durability::of(&link).await?, settings.require_durability)?;
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.leased = true;
-        // A crash counts once, and suspects are a connection's.
-        capabilities.one_consumer = false;
         capabilities.ordered_delays = false;
         // A topic keeps what no group waits for.
         capabilities.detects_unrouted = false;

@@ -225,7 +225,7 @@ impl Reader {
             if self.next_tick <= Instant::now() {
                 self.tick().await?;
             }
-            self.feed(inbox).await;
+            self.feed(inbox);
             let (room, _) = self.shared.held.room(self.prefetch);
             if room == 0 || !self.surplus.is_empty() {
                 self.await_room(inbox, closing).await;
@@ -308,12 +308,12 @@ impl Reader {
     }
 
     /// Hands over what fits.
-    pub(crate) async fn feed(&mut self, inbox: &InboxSender) {
+    pub(crate) fn feed(&mut self, inbox: &InboxSender) {
         let handed_over = self.shared.held.open().saturating_sub(self.surplus.len());
         let fits = self.prefetch.saturating_sub(handed_over).min(self.surplus.len());
-        for delivery in self.surplus.drain(..fits) {
-            // One that does not go over is released.
-            let _ = inbox.deliver(delivery).await;
+        if fits > 0 {
+            // What does not go over is released.
+            let _ = inbox.deliver_lot(self.surplus.drain(..fits).collect());
         }
     }
 

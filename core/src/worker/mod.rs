@@ -39,8 +39,8 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 ///
 /// Each subscription is handled by one loop for each 16 handlers, at most one per runtime thread,
 /// and no more than an ordered one has partitions; with more than 16 subscriptions each has one.
-/// Loops run their handlers concurrently, without a task for each. They share a consumer where a
-/// crash counts once for each ([`one_consumer`](crate::Capabilities::one_consumer)), except in order.
+/// Loops run their handlers concurrently, without a task for each. They share a consumer, except in
+/// order and where the broker needs none ([`one_consumer`](crate::Capabilities::one_consumer)).
 /// A handler that blocks its thread therefore holds up its loop (not the leases): move blocking
 /// work to `tokio::task::spawn_blocking`.
 ///

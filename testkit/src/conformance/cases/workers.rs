@@ -1,6 +1,7 @@
 //! The worker on this broker: retries, leases, and the limits it keeps.
 
 use std::collections::{HashMap, HashSet};
+use std::future::pending;
 use std::time::Duration;
 
 use anybroker_core::{
@@ -15,6 +16,7 @@ use crate::conformance::lab::{self, Lab, QUIET, message, messages};
 use crate::conformance::worked::{Sightings, Working, acknowledge};
 
 cases! {
+    no_message_waits_for_a_handler_while_another_is_free;
     a_handler_that_always_fails_leaves_one_dead_letter_and_no_hot_loop, within 90;
     a_permanent_error_is_given_up_at_once;
     a_panic_is_retried_and_harms_no_neighbour;
@@ -249,5 +251,19 @@ async fn several_subscriptions_run_in_one_worker(lab: Lab) -> Checked {
     of_one.take(20).await?;
     of_two.take(20).await?;
     assert_eq!(working.drain().await?.handled, 50);
+    Ok(())
+}
+
+/// Whichever loop's consumer has received it.
+async fn no_message_waits_for_a_handler_while_another_is_free(lab: Lab) -> Checked {
+    const COUNT: usize = 40;
+    let queue = lab::queue();
+    lab.publish(queue.clone(), messages(COUNT)).await?;
+    let (mut seen, service) = Sightings::of(|_| pending());
+    let worker = Worker::new(lab.broker().clone()).drain_timeout(Duration::from_millis(300));
+    let worker = worker.subscribe(Subscription::queue(queue), service);
+    let working = Working::start(worker.concurrency(COUNT).loops(2)).await?;
+    seen.take(COUNT).await?;
+    assert_eq!(working.drain().await?.released, COUNT as u64);
     Ok(())
 }
