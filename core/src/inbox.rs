@@ -156,12 +156,12 @@ impl Consumer for Inbox {
         max: usize,
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<()>> {
+        let before = out.len();
         if self.taken.is_empty() {
             let count = std::task::ready!(self.receiver.poll_recv_many(cx, &mut self.items, max));
             if count == 0 {
                 return Poll::Ready(if max == 0 { Ok(()) } else { Err(closed()) });
             }
-            let before = out.len();
             for item in self.items.drain(..) {
                 match item {
                     Item::One(one) => self.taken.push_back(one),
@@ -176,9 +176,11 @@ impl Consumer for Inbox {
             }
         }
         // What came before an error is handed out first; the error is the next poll's answer.
-        let count = self.taken.iter().take(max).take_while(|item| item.is_ok()).count();
+        let more = max.saturating_sub(out.len() - before);
+        let count = self.taken.iter().take(more).take_while(|item| item.is_ok()).count();
         if count == 0
-            && max > 0
+            && more > 0
+            && out.len() == before
             && let Some(item) = self.taken.pop_front()
         {
             return Poll::Ready(item.map(|delivery| out.push(delivery)));
@@ -302,6 +304,25 @@ mod tests {
             let error = receive(&mut inbox, 16).await.expect_err("the reader is gone");
             assert_eq!(error.kind(), ErrorKind::Closed);
         }
+    }
+
+    #[tokio::test]
+    async fn lots_are_handed_out_as_asked_for_and_before_an_error() {
+        let recorder = Arc::new(Recorder::default());
+        let lot = |tags: Range<u64>| tags.map(|tag| recorder.delivery(tag)).collect::<Vec<_>>();
+        let (sender, mut inbox) = Inbox::channel(16);
+        sender.deliver_lot(lot(1..4)).expect("there is room");
+        sender.deliver_lot(lot(4..6)).expect("there is room");
+        sender.fail(broken()).await.expect("there is room");
+        sender.deliver_lot(lot(6..8)).expect("there is room");
+        assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [1, 2, 3, 4]);
+        assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [5]);
+        assert!(receive(&mut inbox, 4).await.is_err());
+        assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [6, 7]);
+        sender.deliver_lot(lot(8..10)).expect("there is room");
+        sender.fail(broken()).await.expect("there is room");
+        assert_eq!(receive(&mut inbox, 4).await.expect("deliveries"), [8, 9]);
+        assert!(receive(&mut inbox, 4).await.is_err());
     }
 
     #[tokio::test]

@@ -55,6 +55,11 @@ impl InFlight {
         Some(entry)
     }
 
+    /// Whether a delivery is still this consumer's.
+    pub(crate) fn holds(&self, tag: u64) -> bool {
+        self.lock().slot(tag).is_some_and(|slot| slot.held.is_some())
+    }
+
     /// Extends leases; tags that are gone are skipped.
     pub(crate) fn renew(&self, tags: &[u64]) {
         let expires = Instant::now() + self.lease;

@@ -69,6 +69,10 @@ impl Settler for MemorySettler {
             self.destination.with(self.group, |group, signals| group.give_back(entry, signals));
         }
     }
+
+    fn is_lost(&self, tag: u64) -> bool {
+        !self.in_flight.holds(tag)
+    }
 }
 
 impl MemorySettler {

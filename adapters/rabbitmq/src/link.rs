@@ -199,7 +199,9 @@ impl Questions {
     }
 
     pub(crate) async fn close(&self) {
-        let asking = std::mem::take(&mut *self.asking.lock().await);
+        // Who is still connecting is cut off by its own timeout.
+        let Ok(mut asking) = timeout(CLOSE_TIMEOUT, self.asking.lock()).await else { return };
+        let asking = std::mem::take(&mut *asking);
         if let Some((connection, _)) = asking.open {
             let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
         }

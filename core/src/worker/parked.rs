@@ -58,6 +58,14 @@ impl Parked {
         self.heap.drain().map(|entry| (entry.due.0.0, entry.held, entry.wait))
     }
 
+    /// Takes out what is lost.
+    pub(super) fn take_lost(&mut self) -> Vec<Held> {
+        let (lost, kept): (Vec<_>, Vec<_>) =
+            self.heap.drain().partition(|entry| entry.held.delivery.is_lost());
+        self.heap = kept.into();
+        lost.into_iter().map(|entry| entry.held).collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.heap.len()
     }

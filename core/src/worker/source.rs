@@ -195,7 +195,12 @@ impl Source {
     /// consumer is closed, whichever loop waits for it.
     pub(super) fn close(&mut self) -> Closing {
         let mut feed = self.shared.feed();
-        if let State::Consuming(consumer) = std::mem::replace(&mut feed.state, State::Ending) {
+        let consumer = match std::mem::replace(&mut feed.state, State::Ending) {
+            State::Consuming(consumer) => Some(consumer),
+            State::Replacing(mut opening) => opened(opening.try_join_next()).ok(),
+            State::Closed(_) | State::Ending => None,
+        };
+        if let Some(consumer) = consumer {
             *self.shared.closing() = Some(consumer.close());
         }
         drop(feed);

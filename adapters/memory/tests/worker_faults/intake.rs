@@ -216,6 +216,43 @@ async fn what_an_ended_consumer_still_holds_is_renewed_and_handled() {
     assert_eq!(*second.renewed.lock().unwrap(), [0_u64; 0], "it was settled at once");
 }
 
+/// In order nobody gets what follows a delivery as long as that is held, nor is there room for it;
+/// and what is lost has come again.
+#[tokio::test(start_paused = true)]
+async fn what_waits_in_order_is_let_go_when_its_consumer_has_ended() {
+    for lost in [false, true] {
+        let (first, second) = (Recorder::new(), Recorder::new());
+        let (old, old_inbox) = Inbox::channel(16);
+        let (new, new_inbox) = Inbox::channel(16);
+        let keyed = || envelope().with_key("a");
+        old.deliver(first.deliver(1, keyed())).await.unwrap();
+        old.deliver(first.deliver(2, keyed())).await.unwrap();
+        new.deliver(second.deliver(3, keyed())).await.unwrap();
+        let handler = service_fn(|message: Message| async move {
+            Answer::Ok(match &*message.envelope().id {
+                "3" => Outcome::Ack,
+                _ => Outcome::Retry { after: Duration::from_hours(1) },
+            })
+        });
+        let subscription = Subscription::queue(Queue::new("keyed").ordered());
+        let broker = Double::broker(vec![Box::new(old_inbox), Box::new(new_inbox)]);
+        let worker = Worker::new(broker).subscribe(subscription, handler);
+        let (stop, report) = stop_with(worker).await;
+        pass(Duration::from_secs(1)).await;
+        first.lost.store(lost, Ordering::Relaxed);
+        drop(old);
+        pass(Duration::from_mins(1)).await;
+        assert_eq!(second.tags(), [3], "lost: {lost}");
+        let (mut gone, given_back) = (first.abandoned.lock().unwrap().clone(), first.tags());
+        assert_eq!(gone.len(), usize::from(lost), "one waited, the other waits behind it");
+        gone.extend(given_back);
+        assert_eq!(gone, [1, 2], "lost: {lost}");
+        drop(new);
+        stop.send(()).unwrap();
+        report.await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_worker_dropped_midway_gives_everything_back() {
     let recorder = Recorder::new();

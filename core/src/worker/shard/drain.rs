@@ -120,7 +120,7 @@ where
     }
 
     /// Gives back what no handler is running.
-    fn give_back(&mut self) {
+    pub(super) fn give_back(&mut self) {
         let now = Instant::now();
         // What follows in a lane is queued, or parked, when the one before it is settled.
         while !(self.parked.is_empty() && self.queue.is_empty()) {

@@ -43,7 +43,10 @@ where
         self.awaiting = room > 0 && received.is_pending();
         match ready!(received) {
             Ok(Received::Deliveries) => self.receive_failures = 0,
-            Ok(Received::Opened(lease)) => self.leases.renew_with(lease),
+            Ok(Received::Opened(lease)) => {
+                self.leases.renew_with(lease);
+                self.leave_former();
+            }
             Err(error) if error.kind() == ErrorKind::Closed => return Poll::Ready(Err(error)),
             Err(error) => {
                 tracing::warn!(%error, subscription = %self.subscription.stored_name(), "receiving failed");
@@ -70,6 +73,18 @@ where
         let waiting = self.lanes.as_ref().map_or(0, Lanes::len);
         let held = self.slots.running() + waiting + self.parked.len();
         self.slots.free().min(self.window.saturating_sub(held))
+    }
+
+    /// Lets go of what waits and is lost with the former consumer; the rest is handled. In order it
+    /// goes back: what follows it comes to nobody as long as it is held.
+    fn leave_former(&mut self) {
+        for held in self.parked.take_lost() {
+            self.report.stale += 1;
+            self.let_go(&held);
+        }
+        if self.lanes.is_some() {
+            self.give_back();
+        }
     }
 
     /// Takes a new delivery in: into its key's lane when that is busy.
