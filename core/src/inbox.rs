@@ -44,7 +44,7 @@ enum Item {
 }
 
 impl Inbox {
-    /// Makes both ends; `capacity` deliveries wait at most.
+    /// Makes both ends; `capacity` deliveries, or lots of them, wait at most.
     pub fn channel(capacity: usize) -> (InboxSender, Self) {
         let (sender, receiver) = mpsc::channel(capacity.max(1));
         let (alive, reader) = mpsc::channel(1);

@@ -49,6 +49,7 @@ impl Clerk<'_> {
                 read.push((assignment, message.offset(), context.read(&message)));
                 spent.push(message);
             }
+            // Together: each takes a lock that the client's thread needs for what it reads.
             spent.clear();
             let mut desk = context.desk();
             desk.apply(self.commands);

@@ -97,3 +97,48 @@ async fn what_waits_for_a_handler_neither_delays_a_handover_nor_counts() {
     let counted: Vec<_> = seen.lock().unwrap().values().copied().filter(|n| *n != 1).collect();
     assert!(counted.is_empty(), "{counted:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_waits_in_the_process_keeps_its_attempts_when_its_partition_leaves() {
+    const COUNT: usize = 20;
+    let publisher = builder().partitions(2).connect().await.expect("a connection");
+    let subscription = Subscription::queue(unique("retried"));
+    for number in 0..COUNT {
+        let envelope = Envelope::new("number", "{}").with_key(number.to_string());
+        let outgoing = Outgoing::new(subscription.destination().clone(), envelope);
+        publisher.producer().send(outgoing).await.expect("a confirmed publish");
+    }
+    let seen: Arc<Mutex<HashMap<String, Vec<u32>>>> = Arc::default();
+    let mut workers = Vec::new();
+    for tries in 1..=2 {
+        let attempts = Arc::clone(&seen);
+        let service = service_fn(move |message: Message| {
+            let mut attempts = attempts.lock().unwrap();
+            attempts.entry(message.envelope().id.clone()).or_default().push(message.attempt());
+            let outcome = match message.attempt() {
+                1 => Outcome::Retry { after: Duration::from_secs(4) },
+                _ => Outcome::Ack,
+            };
+            std::future::ready(Ok::<_, BoxError>(outcome))
+        });
+        let worker = Worker::new(connect().await).subscribe(subscription.clone(), service);
+        let running = worker.start().await.expect("a worker");
+        let (stop, stopped) = oneshot::channel::<()>();
+        workers.push((tokio::spawn(running.run_until(stopped)), stop));
+        // The second one joins while all of them wait in the first.
+        let end = std::time::Instant::now() + SECONDS;
+        let all = |seen: &HashMap<String, Vec<u32>>| {
+            seen.len() == COUNT && seen.values().all(|attempts| attempts.contains(&tries))
+        };
+        while !all(&seen.lock().unwrap()) {
+            assert!(std::time::Instant::now() < end, "{:?}", seen.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    for (task, stop) in workers {
+        drop(stop);
+        task.await.expect("no panic").expect("a drained worker");
+    }
+    let seen = seen.lock().unwrap();
+    assert!(seen.values().all(|attempts| *attempts == [1, 2]), "{seen:?}");
+}

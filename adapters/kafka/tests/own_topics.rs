@@ -5,7 +5,8 @@ mod support;
 use std::time::Duration;
 
 use anybroker_core::{
-    Broker, DeadLetterFilter, Envelope, ErrorKind, Outcome, Redrive, Subscription,
+    BoxError, Broker, DeadLetterFilter, Envelope, ErrorKind, Message, Outcome, Outgoing, Queue,
+    Redrive, Subscription, Worker,
 };
 use anybroker_kafka::rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
@@ -123,4 +124,42 @@ async fn dead_letters_in_more_than_one_partition_are_refused() {
     let error = broker.declare(&subscription).await.expect_err("letters would not be found");
     assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
     assert!(error.to_string().contains("has 2 partitions, 1 "), "{error}");
+}
+
+/// Somebody deletes the topic of a running worker: what is published once it is there again comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_goes_on_when_its_topic_was_deleted() {
+    let broker = connect_single().await;
+    let queue = unique("deleted");
+    let (handled, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let handler = tower::service_fn(move |message: Message| {
+        let _ = handled.send(message.envelope().id.clone());
+        std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
+    });
+    let worker = Worker::new(broker.clone()).subscribe(Subscription::queue(queue.clone()), handler);
+    let running = worker.start().await.expect("a worker");
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(running.run_until(stopped));
+    let envelope = |id: &str| Envelope::new("t", "{}").with_id(id);
+    send(&broker, Queue::new(queue.clone()), envelope("before")).await;
+    assert_eq!(seen.recv().await.as_deref(), Some("before"));
+    let admin: AdminClient<DefaultClientContext> =
+        broker.client_config().create().expect("an admin client");
+    admin.delete_topics(&[&queue], &AdminOptions::new()).await.expect("an answer");
+    let goes_on = async {
+        // What is published before the deletion is known may go with the topic.
+        for number in 0.. {
+            let outgoing = Outgoing::new(Queue::new(queue.clone()), envelope(&format!("{number}")));
+            let sent =
+                tokio::time::timeout(Duration::from_secs(5), broker.producer().send(outgoing));
+            if let Ok(Ok(())) = sent.await
+                && tokio::time::timeout(Duration::from_secs(3), seen.recv()).await.is_ok()
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), goes_on).await.expect("it goes on");
+    stop.send(()).expect("a worker");
+    running.await.expect("no panic").expect("a report");
 }

@@ -240,7 +240,8 @@ impl Reader {
                     }
                     () = sleep_until(alone.unwrap_or_else(Instant::now)), if alone.is_some() => {
                         alone = None;
-                        if self.widen(epoch).await.is_err() {
+                        let runs = settler.gate.outstanding() > 0;
+                        if runs && self.widen(epoch).await.is_err() {
                             return End::Lost;
                         }
                         continue;

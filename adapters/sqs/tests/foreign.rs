@@ -2,9 +2,15 @@
 
 mod support;
 
-use anybroker_core::{Broker, DeadLetterFilter, Outcome, Queue, Redrive, Subscription, Topic};
+use std::future::poll_fn;
+use std::time::Duration;
+
+use anybroker_core::{
+    Broker, DeadLetterFilter, ErrorKind, Outcome, Queue, Redrive, RetryClass, Subscription, Topic,
+};
 use aws_sdk_sqs::types::MessageAttributeValue;
 use support::{ack, both, consume, message, ministack, receive, send, settle, unique};
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_plain_message_is_delivered_and_retried_as_it_is() {
@@ -28,7 +34,7 @@ async fn a_plain_message_is_delivered_and_retried_as_it_is() {
             assert_eq!(envelope.payload, "hello, größe".as_bytes());
             let native = envelope.headers.get("nativeheaders");
             assert_eq!(native, Some(r#"{"Tenant":"acme","retries":"3"}"#));
-            let again = Outcome::Retry { after: std::time::Duration::ZERO };
+            let again = Outcome::Retry { after: Duration::ZERO };
             settle(delivery, if attempt < 3 { again } else { Outcome::Ack }).await;
         }
     }
@@ -113,6 +119,35 @@ async fn what_was_deleted_is_declared_again() {
     assert_eq!(ack(&mut consumer, 1).await, ["after"]);
 }
 
+/// As a worker does, which opens another consumer when one has ended.
+#[tokio::test]
+async fn consuming_goes_on_when_the_queue_was_deleted_under_a_consumer() {
+    for broker in both().await {
+        let subscription = Subscription::queue(unique("deleted"));
+        let mut consumer = consume(&broker, &subscription).await;
+        send(&broker, subscription.destination().clone(), message("before")).await;
+        assert_eq!(ack(&mut consumer, 1).await, ["before"]);
+        let url = broker.queue_url(&subscription).await.expect("a URL");
+        broker.sqs().delete_queue().queue_url(url).send().await.expect("deleted");
+        let ends = async {
+            loop {
+                let mut out = Vec::new();
+                match poll_fn(|cx| consumer.poll_receive(cx, 1, &mut out)).await {
+                    Err(error) if error.retry_class() == RetryClass::Permanent => return error,
+                    // What was under way may end otherwise.
+                    Err(_) => {}
+                    Ok(()) => panic!("nothing is there: {out:?}"),
+                }
+            }
+        };
+        let error = timeout(Duration::from_secs(10), ends).await.expect("it ends");
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        let mut consumer = consume(&broker, &subscription).await;
+        send(&broker, subscription.destination().clone(), message("after")).await;
+        assert_eq!(ack(&mut consumer, 1).await, ["after"]);
+    }
+}
+
 #[tokio::test]
 async fn what_is_too_large_to_be_stored_anew_goes_back_as_it_is() {
     for broker in both().await {
@@ -124,7 +159,7 @@ async fn what_is_too_large_to_be_stored_anew_goes_back_as_it_is() {
         for attempt in 1..=2 {
             let delivery = receive(&mut consumer).await;
             assert_eq!((delivery.envelope().payload.len(), delivery.attempt()), (1 << 20, attempt));
-            let again = Outcome::Retry { after: std::time::Duration::ZERO };
+            let again = Outcome::Retry { after: Duration::ZERO };
             settle(delivery, if attempt < 2 { again } else { Outcome::Ack }).await;
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 use tower::Service;
 
+use self::drain::AT_ONCE;
 use super::lanes::Lanes;
 use super::leases::{LeaseSlot, Leases};
 use super::parked::{Parked, Wait};
@@ -234,8 +235,7 @@ where
             progress = true;
             *budget -= 1;
             if held.delivery.is_lost() {
-                self.report.stale += 1;
-                self.let_go(&held);
+                self.give_up(held);
                 continue;
             }
             let message = Message::new(
@@ -327,15 +327,11 @@ where
         self.lanes.as_mut()?.leave(key)
     }
 
-    /// Drops a delivery that is not this consumer's any more.
-    fn let_go(&mut self, held: &Held) {
-        self.leases.let_go(held.lease);
-        if let Some(lanes) = &mut self.lanes
-            && let Some(key) = held.delivery.envelope().key.as_deref()
-        {
-            let next = lanes.leave(key);
-            self.admit(next);
-        }
+    /// Gives back what is lost, and does not only drop it: where its partition is about to leave,
+    /// that keeps its attempts. Elsewhere it is too late.
+    fn give_up(&mut self, held: Held) {
+        let next = self.settle(held, AT_ONCE, Kind::Released);
+        self.admit(next);
     }
 
     fn poll_settling(&mut self, cx: &mut Context<'_>) -> bool {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anybroker_core::adapter::suspicious;
+use anybroker_core::adapter::{LONGEST_ALONE, suspicious};
 use anybroker_core::{
     Confirmation, Consumer, Delivery, ErrorKind, Hop, Outcome, Result, Settler, Subscription, now,
 };
@@ -107,13 +107,21 @@ impl FolderSettler {
     /// held, delayed or free.
     ///
     /// A crash counts for all that was taken. So that a message which ends its process takes no
-    /// neighbours along into the dead letters, one that has come back twice is taken alone.
+    /// neighbours along into the dead letters, one that has come back twice is taken alone, for a
+    /// while.
     fn take(&self, folder: &Folder, max: usize) -> io::Result<Unseen> {
         let group = folder.find(&self.subscription)?;
         let is_mine = |held: &&Held| Arc::ptr_eq(&held.0, &self.subscription);
-        let held = folder.held().len();
         let suspicious = suspicious(&self.subscription, SUSPICIOUS);
-        if folder.held().values().any(|(_, name)| name.deliveries > suspicious) {
+        // A tag tells when it was taken.
+        let recent = nanos(now() - LONGEST_ALONE);
+        let beside: Vec<_> = folder
+            .held()
+            .iter()
+            .filter(|(tag, _)| **tag > recent)
+            .map(|(_, (_, name))| *name)
+            .collect();
+        if beside.iter().any(|name| name.deliveries > suspicious) {
             return Ok(Unseen::default());
         }
         let room = self.prefetch - folder.held().values().filter(is_mine).count();
@@ -125,7 +133,7 @@ impl FolderSettler {
                 continue;
             }
             let is_suspect = name.deliveries >= suspicious;
-            if is_suspect && held + taken.0.len() > 0 {
+            if is_suspect && beside.len() + taken.0.len() > 0 {
                 // Nothing more, or its turn would never come.
                 break;
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anybroker_core::{
     BoxError, Broker, Destination, Message, Outcome, Outgoing, Subscription, Worker,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
@@ -83,6 +84,16 @@ impl Child {
             None => Ok(()),
             Some(status) => Err(format!("the child process ended by itself: {status}").into()),
         }
+    }
+
+    /// Lets it stand still, connections and all.
+    pub(super) fn stop(&self) -> Checked {
+        Ok(kill_process(Pid::from_child(&self.0), Signal::STOP)?)
+    }
+
+    /// Lets it go on.
+    pub(super) fn resume(&self) -> Checked {
+        Ok(kill_process(Pid::from_child(&self.0), Signal::CONT)?)
     }
 
     /// Ends it at once (`kill -9`).

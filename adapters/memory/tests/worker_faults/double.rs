@@ -96,6 +96,7 @@ type Settle = dyn Fn(u64, &Outcome) -> Result<()> + Send + Sync;
 /// Notes what was settled and dropped, and answers what a test says.
 pub(crate) struct Recorder {
     pub(crate) settled: Mutex<Vec<(u64, Outcome, Instant)>>,
+    /// What was dropped, or settled when it was lost.
     pub(crate) abandoned: Mutex<Vec<u64>>,
     pub(crate) renewed: Mutex<Vec<u64>>,
     /// Whether the connection of its deliveries is gone.
@@ -131,6 +132,10 @@ impl Recorder {
 
 impl Settler for Recorder {
     fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
+        if self.is_lost(delivery.tag()) {
+            self.abandon(delivery.tag());
+            return Confirmation::ready(Err(Error::stale("it came too late")));
+        }
         let answer = (self.settle)(delivery.tag(), &outcome);
         self.settled.lock().unwrap().push((delivery.tag(), outcome, Instant::now()));
         Confirmation::ready(answer)

@@ -79,8 +79,7 @@ where
     /// goes back: what follows it comes to nobody as long as it is held.
     fn leave_former(&mut self) {
         for held in self.parked.take_lost() {
-            self.report.stale += 1;
-            self.let_go(&held);
+            self.give_up(held);
         }
         if self.lanes.is_some() {
             self.give_back();

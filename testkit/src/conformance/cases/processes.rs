@@ -15,6 +15,7 @@ use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages
 
 cases! {
     a_killed_process_leaves_exactly_what_it_held: Need::Processes;
+    a_process_that_stood_still_past_its_lease_goes_on_and_nothing_is_lost: Need::Processes, within 90;
     a_message_that_aborts_its_process_is_one_dead_letter: Need::Processes, within 90;
     a_message_that_aborts_near_its_limit_is_one_dead_letter: Need::Processes, within 90;
     a_message_that_aborts_beside_other_loops_is_one_dead_letter: Need::Processes, within 90;
@@ -72,6 +73,43 @@ async fn a_killed_process_leaves_exactly_what_it_held(lab: Lab) -> Checked {
     after.settle(Outcome::Ack).await?;
     receiver.quiet(QUIET).await?;
     assert_eq!(Handling::read(&ledger)?.starts.len(), handling.starts.len());
+    Ok(())
+}
+
+/// As a laptop that sleeps, or a machine that swaps: it wakes with messages in its hands that are
+/// somebody else's by now.
+async fn a_process_that_stood_still_past_its_lease_goes_on_and_nothing_is_lost(
+    lab: Lab,
+) -> Checked {
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).lease(LEASE);
+    let folder = Folder::new(subscription.destination().name())?;
+    let (first, second) = (folder.path("first"), folder.path("second"));
+    let slow: Vec<_> = (0..60).map(|number| format!("slow{number}")).collect();
+    lab.publish(queue.clone(), slow.iter().map(|id| message(id))).await?;
+    let mut sleeper = Child::consumer(lab.target(), &subscription, &first)?;
+    until(&mut sleeper, &first, |handling| handling.starts.len() >= 16).await?;
+    sleeper.stop()?;
+    let mut other = Child::consumer(lab.target(), &subscription, &second)?;
+    sleep(LEASE + Duration::from_secs(3)).await;
+    sleeper.resume()?;
+    lab.step("all of them, by one or the other");
+    let all: HashSet<_> = slow.into_iter().collect();
+    until(&mut sleeper, &second, |by_other| {
+        let by_sleeper = Handling::read(&first).map(|handling| handling.ends).unwrap_or_default();
+        by_sleeper.iter().chain(&by_other.ends).collect::<HashSet<_>>() == all.iter().collect()
+    })
+    .await?;
+    let is = |value: Option<u64>, expected| value.is_none_or(|value| value == expected);
+    lab.depth(&subscription, "nothing", |depth| {
+        is(depth.ready, 0) && is(depth.in_flight, 0) && is(depth.dead_lettered, 0)
+    })
+    .await?;
+    lab.step("the one that stood still, alone");
+    other.kill()?;
+    lab.publish(queue, messages(5)).await?;
+    until(&mut sleeper, &first, |handling| ids(5).iter().all(|id| handling.ends.contains(id)))
+        .await?;
     Ok(())
 }
 
