@@ -131,9 +131,9 @@ async fn dead_letters_in_more_than_one_partition_are_refused() {
 async fn a_worker_goes_on_when_its_topic_was_deleted() {
     let broker = connect_single().await;
     let queue = unique("deleted");
-    let (handled, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let (see, mut seen) = tokio::sync::mpsc::unbounded_channel();
     let handler = tower::service_fn(move |message: Message| {
-        let _ = handled.send(message.envelope().id.clone());
+        let _ = see.send(message.envelope().id.clone());
         std::future::ready(Ok::<_, BoxError>(Outcome::Ack))
     });
     let worker = Worker::new(broker.clone()).subscribe(Subscription::queue(queue.clone()), handler);
@@ -159,7 +159,7 @@ async fn a_worker_goes_on_when_its_topic_was_deleted() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), goes_on).await.expect("it goes on");
+    tokio::time::timeout(Duration::from_mins(1), goes_on).await.expect("it goes on");
     stop.send(()).expect("a worker");
     running.await.expect("no panic").expect("a report");
 }
