@@ -381,6 +381,13 @@ impl Partition {
         position.open = last.is_some();
         position.out = 0;
         position.until = last.map_or(position.offset, |slot| slot.offset + 1);
+        // Of what was dispatched the next owner counts one return more; some are counted already.
+        let again = position.suspects..position.until;
+        for (offset, count) in &mut position.returned {
+            let slot = self.slots.binary_search_by_key(offset, |slot| slot.offset);
+            let waits = slot.is_ok_and(|index| self.slots[index].state == State::Waiting);
+            *count = count.saturating_sub(u32::from(waits && again.contains(offset)));
+        }
         position
     }
 }

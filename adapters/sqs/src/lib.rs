@@ -32,9 +32,9 @@
 //! They are the receive count of the stored copy and what earlier copies used up. A crash counts
 //! for all that was received. So that a message which ends its process takes no neighbours along
 //! into the dead-letter queue, a consumer begins with one message at a time, and hands out alone
-//! what has come back a quarter of `max_deliveries`, at least twice. This holds for each consumer; a
-//! worker has one for each subscription that is not ordered. A receive that a killed process
-//! had open still takes what is sent meanwhile, and that counts; it ends before the leases of what
+//! what has come back a quarter of `max_deliveries`, at least twice, for 30 s at most. This holds
+//! for each consumer; a worker has one for each subscription that is not ordered. A receive that a
+//! killed process had open still takes what is sent meanwhile, and that counts; it ends before the leases of what
 //! the process held, if those are 3 s or more.
 //!
 //! A message of an ordered queue cannot be stored anew without losing its place: it goes back by

@@ -59,11 +59,11 @@ impl Parked {
     }
 
     /// Takes out what is lost.
-    pub(super) fn take_lost(&mut self) -> Vec<Held> {
+    pub(super) fn take_lost(&mut self) -> Vec<(Held, Wait)> {
         let (lost, kept): (Vec<_>, Vec<_>) =
             self.heap.drain().partition(|entry| entry.held.delivery.is_lost());
         self.heap = kept.into();
-        lost.into_iter().map(|entry| entry.held).collect()
+        lost.into_iter().map(|entry| (entry.held, entry.wait)).collect()
     }
 
     pub(super) fn len(&self) -> usize {

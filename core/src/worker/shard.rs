@@ -327,8 +327,8 @@ where
         self.lanes.as_mut()?.leave(key)
     }
 
-    /// Gives back what is lost, and does not only drop it: where its partition is about to leave,
-    /// that keeps its attempts. Elsewhere it is too late.
+    /// Gives back what is lost, and does not only drop it: where it is nobody else's yet, since its
+    /// partition is about to leave, that keeps its attempts. Mostly it is too late.
     fn give_up(&mut self, held: Held) {
         let next = self.settle(held, AT_ONCE, Kind::Released);
         self.admit(next);

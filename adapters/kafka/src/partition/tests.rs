@@ -49,6 +49,17 @@ fn only_the_finished_prefix_is_committed() {
 }
 
 #[test]
+fn what_came_back_before_its_partition_left_is_not_counted_twice() {
+    let mut partition = owner(Position::at(10), None);
+    read(&mut partition, 10..13);
+    take_all(&mut partition);
+    partition.give_back(10, Duration::ZERO, |_| 1);
+    let mut next = next_owner(&partition);
+    read(&mut next, 10..14);
+    assert_eq!(take_all(&mut next), [(10, 1), (11, 1), (12, 1), (13, 0)]);
+}
+
+#[test]
 fn offsets_that_are_no_message_hold_nothing_up() {
     let mut partition = owner(Position::at(10), None);
     read(&mut partition, [10, 12, 17]);

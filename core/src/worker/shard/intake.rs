@@ -78,7 +78,10 @@ where
     /// Lets go of what waits and is lost with the former consumer; the rest is handled. In order it
     /// goes back: what follows it comes to nobody as long as it is held.
     fn leave_former(&mut self) {
-        for held in self.parked.take_lost() {
+        for (mut held, wait) in self.parked.take_lost() {
+            if wait == Wait::Retry {
+                held.delivery.count_attempt();
+            }
             self.give_up(held);
         }
         if self.lanes.is_some() {
