@@ -50,7 +50,8 @@ pub trait Settler: Send + Sync + fmt::Debug {
 
     /// Whether the delivery is known to be no longer this consumer's, so that to handle it would
     /// only be to handle it twice: the connection it came by is gone, or its partition was
-    /// revoked. The worker asks before it starts a handler.
+    /// revoked. The worker asks before it starts a handler, and releases what is lost. That a
+    /// consumer has ended does not say so: what it handed out is handled as long as this is false.
     fn is_lost(&self, tag: u64) -> bool {
         let _ = tag;
         false

@@ -10,7 +10,8 @@ use anybroker_core::{
     BoxError, Broker, Envelope, Message, Outcome, Outgoing, Subscription, Worker,
 };
 use support::{ack, builder, connect, id, receive, send_numbers, unique};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tower::service_fn;
 
 const SECONDS: Duration = Duration::from_secs(20);
@@ -108,13 +109,13 @@ async fn a_retry_that_waits_in_the_process_keeps_its_attempts_when_its_partition
         let outgoing = Outgoing::new(subscription.destination().clone(), envelope);
         publisher.producer().send(outgoing).await.expect("a confirmed publish");
     }
-    let seen: Arc<Mutex<HashMap<String, Vec<u32>>>> = Arc::default();
+    let (see, mut seen) = mpsc::unbounded_channel();
+    let mut attempts: HashMap<String, Vec<u32>> = HashMap::new();
     let mut workers = Vec::new();
     for tries in 1..=2 {
-        let attempts = Arc::clone(&seen);
+        let see = see.clone();
         let service = service_fn(move |message: Message| {
-            let mut attempts = attempts.lock().unwrap();
-            attempts.entry(message.envelope().id.clone()).or_default().push(message.attempt());
+            let _ = see.send((message.envelope().id.clone(), message.attempt()));
             let outcome = match message.attempt() {
                 1 => Outcome::Retry { after: Duration::from_secs(4) },
                 _ => Outcome::Ack,
@@ -126,19 +127,21 @@ async fn a_retry_that_waits_in_the_process_keeps_its_attempts_when_its_partition
         let (stop, stopped) = oneshot::channel::<()>();
         workers.push((tokio::spawn(running.run_until(stopped)), stop));
         // The second one joins while all of them wait in the first.
-        let end = std::time::Instant::now() + SECONDS;
         let all = |seen: &HashMap<String, Vec<u32>>| {
             seen.len() == COUNT && seen.values().all(|attempts| attempts.contains(&tries))
         };
-        while !all(&seen.lock().unwrap()) {
-            assert!(std::time::Instant::now() < end, "{:?}", seen.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        while !all(&attempts) {
+            let next = timeout(SECONDS, seen.recv()).await;
+            let Ok(Some((id, attempt))) = next else { panic!("they stay away: {attempts:?}") };
+            attempts.entry(id).or_default().push(attempt);
         }
     }
     for (task, stop) in workers {
         drop(stop);
         task.await.expect("no panic").expect("a drained worker");
     }
-    let seen = seen.lock().unwrap();
-    assert!(seen.values().all(|attempts| *attempts == [1, 2]), "{seen:?}");
+    while let Ok((id, attempt)) = seen.try_recv() {
+        attempts.entry(id).or_default().push(attempt);
+    }
+    assert!(attempts.values().all(|attempts| *attempts == [1, 2]), "{attempts:?}");
 }
