@@ -6,6 +6,7 @@ mod options;
 mod patience;
 mod room;
 mod server;
+mod shared_task;
 mod suspects;
 
 pub use names::{partition, prefixed, stable_hash};
@@ -14,6 +15,7 @@ pub use patience::{patiently, pause};
 pub(crate) use room::Place;
 pub use room::Room;
 pub use server::Server;
+pub use shared_task::SharedTask;
 pub use suspects::{Alone, LONGEST_ALONE, Suspects, suspicious};
 
 #[doc(inline)]
