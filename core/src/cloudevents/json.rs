@@ -33,7 +33,12 @@ pub fn to_json(envelope: &Envelope, hop: &Hop) -> Vec<u8> {
         member(&mut json, name, value);
         json.push(b',');
     });
-    member(&mut json, attribute::CONTENT_TYPE, &envelope.content_type);
+    if is_structured(&envelope.content_type) {
+        // It is among the attributes, which end in a comma.
+        json.pop();
+    } else {
+        member(&mut json, attribute::CONTENT_TYPE, &envelope.content_type);
+    }
     if is_json(&envelope.content_type) && is_one_value(payload) {
         json.extend_from_slice(br#","data":"#);
         json.extend_from_slice(payload);

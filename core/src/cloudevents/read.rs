@@ -120,7 +120,10 @@ impl AttributeReader {
     ///
     /// A content type that begins with `application/cloudevents` means a structured event: the
     /// payload is read as one, and its attributes count instead of those read before. If it is
-    /// none, the message is delivered as it is.
+    /// none, the message is delivered as it is. So it is when the attributes read before are those
+    /// of another event: then the payload is an event within the event. Where both are of the same
+    /// event, the attribute `datacontenttype`, which a structured event has no use for beside the
+    /// payload, tells the two apart.
     ///
     /// # Defaults
     /// `id`: the transport's `message_id`, or a new one at each reading; `type`: `default_type`;
@@ -136,6 +139,7 @@ impl AttributeReader {
     ) -> (Envelope, Option<Box<Hop>>) {
         if content_type.is_some_and(json::is_structured)
             && let Ok((mut event, data)) = json::read(&payload)
+            && !self.contains(&event)
         {
             for (name, value) in self.native.into_iter().flatten() {
                 event.native(&name, value);
@@ -177,6 +181,15 @@ impl AttributeReader {
     /// Whether everything came that CloudEvents requires.
     pub(super) fn is_event(&self) -> bool {
         self.id.is_some() && self.source.is_some() && self.r#type.is_some()
+    }
+
+    /// Whether these attributes are those of a message whose payload is the event `inner`.
+    fn contains(&self, inner: &Self) -> bool {
+        let identity = |event: &Self| {
+            (&event.id, &event.source, &event.r#type) == (&self.id, &self.source, &self.r#type)
+        };
+        let is_stated = self.content_type().is_some_and(json::is_structured);
+        self.is_event() && (is_stated || !identity(inner))
     }
 
     fn hop(&mut self) -> &mut GatheredHop {

@@ -1,10 +1,14 @@
 use std::fmt::{self, Write};
 
-use super::attribute;
+use super::{attribute, is_structured};
 use crate::{Envelope, Hop};
 
 /// Writes every attribute but content type and payload: `write` gets each name, without the
 /// transport's prefix, and its value. No name comes twice.
+///
+/// The content type of an event within the event is written too. Where it is the transport's own
+/// content type as well, it says that the attributes beside the payload are the message's, and
+/// that the payload is not to be taken for the message.
 pub fn write_attributes(envelope: &Envelope, hop: &Hop, mut write: impl FnMut(&str, &str)) {
     let mut text = Text::default();
     write(attribute::SPEC_VERSION, "1.0");
@@ -12,6 +16,9 @@ pub fn write_attributes(envelope: &Envelope, hop: &Hop, mut write: impl FnMut(&s
     write(attribute::SOURCE, &envelope.source);
     write(attribute::TYPE, &envelope.r#type);
     write(attribute::TIME, text.show(attribute::timestamp(envelope.time)));
+    if is_structured(&envelope.content_type) {
+        write(attribute::CONTENT_TYPE, &envelope.content_type);
+    }
     if envelope.version != 1 {
         write(attribute::VERSION, text.show(envelope.version));
     }
