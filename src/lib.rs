@@ -13,7 +13,7 @@ pub use anybroker_core::Json;
 pub use anybroker_core::{Codec, Command, Event, TypedMessage};
 pub use anybroker_core::{
     Handler, IntoOutcome, Message, Outcome, Reason, Router, Unknown, batch_handler_fn, handler_fn,
-    permanent,
+    overloaded, permanent,
 };
 #[cfg(feature = "macros")]
 pub use anybroker_macros::{Command, Event};

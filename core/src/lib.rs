@@ -55,7 +55,7 @@ pub use handler::{Handler, HandlerFn, HandlerFuture, IntoOutcome, handler_fn};
 pub use headers::Headers;
 pub use hop::{Failure, Hop};
 pub use inbox::{Inbox, InboxSender};
-pub use mark::{permanent, retry_class};
+pub use mark::{overloaded, permanent, retry_class};
 pub use message::Message;
 pub use middleware::{
     Backoff, Begin, Claim, DeadLetterFuture, DeadLetterLayer, DeadLetterService, IdempotencyFuture,

@@ -4,7 +4,11 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::{BoxError, Error, ErrorKind, RetryClass};
+use std::time::Duration;
+
+use tower::load_shed::error::Overloaded;
+
+use crate::{BoxError, Error, ErrorKind, Outcome, RetryClass};
 
 /// Marks an error as one that trying again cannot mend: the message is dead-lettered at once.
 ///
@@ -14,14 +18,60 @@ pub fn permanent(error: impl Into<BoxError>) -> BoxError {
     Box::new(Marked { mark: Mark::Permanent, error: error.into() })
 }
 
+/// Marks an error that says nothing about the message: a limit, a rate, a breaker that is open. The
+/// message is released, and comes again after about a second with no attempt used, however often
+/// that happens.
+///
+/// What tower's `LoadShed` sheds, because of a concurrency or rate limit beneath it for instance,
+/// is such an error without a mark. Mark what other layers answer:
+///
+/// ```
+/// # use anybroker_core::{BoxError, Message, Outcome, RetryLayer, Backoff, overloaded};
+/// # use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// # use std::{sync::Arc, time::Duration};
+/// # use anybroker_core::{Envelope, Subscription};
+/// #[derive(Debug)]
+/// enum BreakerError {
+///     Open,
+///     Failed(BoxError),
+/// }
+/// # async fn call() -> Result<Outcome, BreakerError> { Err(BreakerError::Open) }
+///
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// let handler = ServiceBuilder::new()
+///     .layer(RetryLayer::new(Backoff::exponential(Duration::from_secs(1))))
+///     .map_err(|error: BreakerError| match error {
+///         BreakerError::Open => overloaded("the breaker is open"),
+///         BreakerError::Failed(error) => error,
+///     })
+///     .service(service_fn(|_: Message| call()));
+/// # let envelope = Arc::new(Envelope::new("order.created", "{}"));
+/// # let subscription = Arc::new(Subscription::topic("order.created").group("email"));
+/// # let outcome = handler.oneshot(Message::new(envelope, subscription, 5)).await?;
+/// # assert!(matches!(outcome, Outcome::Release { .. }));
+/// # Ok::<(), BoxError>(()) })?;
+/// # Ok::<(), BoxError>(())
+/// ```
+///
+/// The mark is found through errors that name it as their source; see [`permanent`].
+pub fn overloaded(error: impl Into<BoxError>) -> BoxError {
+    Box::new(Marked { mark: Mark::Overloaded, error: error.into() })
+}
+
 /// Whether trying again can help, as far as the error or one of its causes tells; an error that
 /// says nothing is transient.
 pub fn retry_class(error: &BoxError) -> RetryClass {
     match find(error) {
         Some(Mark::Permanent | Mark::Exhausted) => RetryClass::Permanent,
         Some(Mark::Class(class)) => class,
-        None => RetryClass::Transient,
+        Some(Mark::Overloaded) | None => RetryClass::Transient,
     }
+}
+
+/// What becomes of a message that met an overload: it is given back, for a time that differs from
+/// message to message, so that those that were shed together do not come again together.
+pub(crate) fn released() -> Outcome {
+    Outcome::Release { after: Duration::from_millis(fastrand::u64(500..1500)) }
 }
 
 /// Marks an error that the retry layer gave up on.
@@ -35,6 +85,9 @@ pub(crate) fn find(error: &BoxError) -> Option<Mark> {
     while let Some(error) = link {
         if let Some(marked) = error.downcast_ref::<Marked>() {
             return Some(marked.mark);
+        }
+        if error.is::<Overloaded>() {
+            return Some(Mark::Overloaded);
         }
         if let Some(error) = error.downcast_ref::<Error>() {
             return Some(Mark::Class(class_for_message(error)));
@@ -58,6 +111,7 @@ fn class_for_message(error: &Error) -> RetryClass {
 pub(crate) enum Mark {
     Permanent,
     Exhausted,
+    Overloaded,
     Class(RetryClass),
 }
 
@@ -146,6 +200,17 @@ mod tests {
             assert_eq!(find(&error), Some(mark));
             assert_eq!(retry_class(&error), class);
         }
+    }
+
+    #[test]
+    fn an_overload_shows_through_foreign_wrappers_whoever_marked_it() {
+        for error in [overloaded("the breaker is open"), Overloaded::new().into()] {
+            let error = foreign(foreign(error));
+            assert_eq!(find(&error), Some(Mark::Overloaded));
+            assert_eq!(retry_class(&error), RetryClass::Transient);
+        }
+        assert_eq!(find(&permanent(overloaded("the breaker is open"))), Some(Mark::Permanent));
+        assert_eq!(find(&overloaded(permanent("no such card"))), Some(Mark::Overloaded));
     }
 
     #[test]

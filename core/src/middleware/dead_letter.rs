@@ -16,7 +16,10 @@ use crate::{BoxError, Error, ErrorKind, Message, Outcome, Reason, RetryClass};
 /// | given up by the [`RetryLayer`](crate::RetryLayer) | [`exhausted`](Reason::EXHAUSTED) |
 /// | permanent, and an [`Undecodable`](ErrorKind::Undecodable) is among its causes | [`undecodable`](Reason::UNDECODABLE) |
 /// | permanent | [`permanent`](Reason::PERMANENT) |
-/// | any other | passed on: a store or a limit that fails is no reason to give up a message |
+/// | any other | passed on: a store that fails is no reason to give up a message |
+///
+/// An overload (see [`overloaded`](crate::overloaded)) becomes `Ok(Release { after })` of about a
+/// second: it is no failure of the message.
 ///
 /// The reason's text is the error and its causes. Put it outermost, around the retry layer.
 ///
@@ -54,10 +57,11 @@ impl DeadLetterLayer {
     }
 }
 
-/// The outcome for an error that is given up, or the error.
-pub(crate) fn give_up(error: BoxError) -> Result<Outcome, BoxError> {
+/// The outcome for an error that is given up or is no failure of the message, or the error.
+pub(crate) fn judge(error: BoxError) -> Result<Outcome, BoxError> {
     let code =
         match mark::find(&error) {
+            Some(Mark::Overloaded) => return Ok(mark::released()),
             Some(Mark::Exhausted) => Reason::EXHAUSTED,
             Some(Mark::Permanent | Mark::Class(RetryClass::Permanent)) => {
                 if is_undecodable(&error) { Reason::UNDECODABLE } else { Reason::PERMANENT }
@@ -121,7 +125,7 @@ where
     type Output = Result<Outcome, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(ready!(self.project().inner.poll(cx)).or_else(|error| give_up(error.into())))
+        Poll::Ready(ready!(self.project().inner.poll(cx)).or_else(|error| judge(error.into())))
     }
 }
 
@@ -131,7 +135,7 @@ mod tests {
     use crate::permanent;
 
     fn reason(error: impl Into<BoxError>) -> (String, String) {
-        match give_up(error.into()).unwrap() {
+        match judge(error.into()).unwrap() {
             Outcome::DeadLetter { reason } => (reason.code().to_owned(), reason.error().to_owned()),
             outcome => panic!("{outcome:?}"),
         }
@@ -162,9 +166,9 @@ mod tests {
     fn other_errors_pass() {
         use ErrorKind::{Blocked, Closed, Denied, Timeout, Unavailable};
 
-        assert_eq!(give_up("no answer".into()).unwrap_err().to_string(), "no answer");
+        assert_eq!(judge("no answer".into()).unwrap_err().to_string(), "no answer");
         for kind in [Unavailable, Timeout, Blocked, Denied, Closed] {
-            let error = give_up(Error::new(kind, "not now").into()).unwrap_err();
+            let error = judge(Error::new(kind, "not now").into()).unwrap_err();
             assert_eq!(error.downcast_ref::<Error>().unwrap().kind(), kind);
         }
     }

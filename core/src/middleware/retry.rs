@@ -18,6 +18,8 @@ use crate::{Backoff, BoxError, Message, Outcome, RetryClass};
 ///   passed on, marked as exhausted, which the [`DeadLetterLayer`](crate::DeadLetterLayer) or the
 ///   worker dead-letters.
 /// - A permanent error (see [`permanent`](crate::permanent)): passed on at once.
+/// - An overload (see [`overloaded`](crate::overloaded)): it becomes `Ok(Release { after })` of about
+///   a second, whatever the attempt, since it is no failure of the message.
 /// - `Ok(Retry { after })` of the handler's own: passed on as it is while attempts remain; on the
 ///   last attempt it becomes an exhausted error as well, so that no handler retries for ever.
 /// - Any other `Ok`: passed on.
@@ -121,11 +123,16 @@ impl Policy {
     }
 
     fn on_error(&self, error: BoxError, attempt: u32, seed: u64) -> Result<Outcome, BoxError> {
-        // A retry layer further in has given up already, or nothing is to be gained.
-        if mark::find(&error) == Some(Mark::Exhausted)
-            || mark::retry_class(&error) == RetryClass::Permanent
-        {
-            return Err(error);
+        match mark::find(&error) {
+            Some(Mark::Overloaded) => {
+                tracing::debug!(attempt, error = &*error as &dyn std::error::Error);
+                return Ok(mark::released());
+            }
+            // A retry layer further in has given up already, or nothing is to be gained.
+            Some(Mark::Exhausted | Mark::Permanent | Mark::Class(RetryClass::Permanent)) => {
+                return Err(error);
+            }
+            Some(Mark::Class(_)) | None => {}
         }
         if attempt >= self.max_attempts {
             return Err(mark::exhausted(error));
@@ -268,6 +275,20 @@ mod tests {
     async fn ambiguous_errors_are_retried() {
         let ambiguous = || Err(Error::new(ErrorKind::Timeout, "no confirmation in time").into());
         assert_eq!(answer(&layer(), 1, ambiguous).await.unwrap(), retry(1));
+    }
+
+    #[tokio::test]
+    async fn an_overload_is_released_on_the_last_attempt_too() {
+        for attempt in [1, 5, 9] {
+            let shed = || Err(tower::load_shed::error::Overloaded::new().into());
+            let open = || Err(crate::overloaded("the breaker is open"));
+            for outcome in
+                [answer(&layer(), attempt, shed).await, answer(&layer(), attempt, open).await]
+            {
+                let Ok(Outcome::Release { after }) = outcome else { panic!("{outcome:?}") };
+                assert!(after >= Duration::from_millis(500) && after < Duration::from_millis(1500));
+            }
+        }
     }
 
     #[tokio::test]

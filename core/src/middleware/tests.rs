@@ -12,8 +12,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::{
     Backoff, BoxError, DeadLetterLayer, Envelope, Error, ErrorKind, IdempotencyLayer, Jitter,
-    MemoryIdempotencyStore, Message, Outcome, RetryClass, RetryLayer, Subscription, TimeoutLayer,
-    permanent, retry_class,
+    MemoryIdempotencyStore, Message, Outcome, RetryLayer, Subscription, TimeoutLayer, permanent,
 };
 
 pub(super) fn message(id: &str, payload: &'static str, attempt: u32) -> Message {
@@ -113,24 +112,35 @@ async fn message_goes_through_the_whole_stack() {
 }
 
 #[tokio::test]
-async fn limit_outside_the_retry_layer_is_no_reason_to_give_up() {
-    let full = ServiceBuilder::new()
-        .layer(DeadLetterLayer::new())
-        .layer(LoadShedLayer::new())
-        .layer(ConcurrencyLimitLayer::new(0))
-        .layer(RetryLayer::new(Backoff::immediate()))
-        .service(service_fn(|_: Message| async { Ok::<_, BoxError>(Outcome::Ack) }));
-    let error = full.oneshot(message("1", "ok", 1)).await.unwrap_err();
-    assert_eq!(retry_class(&error), RetryClass::Transient);
-}
-
-#[tokio::test]
-async fn limit_inside_the_retry_layer_is_retried() {
-    let full = RetryLayer::new(Backoff::fixed(Duration::from_secs(3))).layer(
+async fn a_limit_releases_a_message_wherever_it_stands() {
+    let limited = || {
         ServiceBuilder::new()
             .layer(LoadShedLayer::new())
             .layer(ConcurrencyLimitLayer::new(0))
-            .service(service_fn(|_: Message| async { Ok::<_, BoxError>(Outcome::Ack) })),
-    );
-    assert_eq!(full.oneshot(message("1", "ok", 1)).await.unwrap(), retry(3));
+            .service(service_fn(|_: Message| async { Ok::<_, BoxError>(Outcome::Ack) }))
+    };
+    let retry = || RetryLayer::new(Backoff::fixed(Duration::from_secs(3)));
+    let message = || message("1", "ok", 5);
+    for outcome in [
+        retry().layer(limited()).oneshot(message()).await,
+        DeadLetterLayer::new().layer(limited()).oneshot(message()).await,
+        DeadLetterLayer::new().layer(retry().layer(limited())).oneshot(message()).await,
+        DeadLetterLayer::new()
+            .layer(
+                ServiceBuilder::new()
+                    .layer(LoadShedLayer::new())
+                    .layer(ConcurrencyLimitLayer::new(0))
+                    .service(retry().layer(limited())),
+            )
+            .oneshot(message())
+            .await,
+        ServiceBuilder::new()
+            .layer(retry())
+            .map_err(|error: BoxError| Foreign(error))
+            .service(limited())
+            .oneshot(message())
+            .await,
+    ] {
+        assert!(matches!(outcome, Ok(Outcome::Release { .. })), "{outcome:?}");
+    }
 }

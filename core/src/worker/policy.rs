@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use super::settling::Kind;
 use crate::envelope::new_id;
-use crate::middleware::dead_letter::give_up;
+use crate::middleware::dead_letter::judge;
 use crate::{Backoff, BoxError, Expired, Jitter, Outcome, Reason};
 
 /// Attempts of a message whose errors no retry layer has judged.
 const DEFAULT_ATTEMPTS: u32 = 5;
 
 /// Turns an error that came out of all layers into an outcome: what is permanent or exhausted is
-/// given up, the rest gets the default retry.
+/// given up, an overload gives the message back, the rest gets the default retry.
 pub(super) fn outcome_of(error: BoxError, attempt: u32, id: &str) -> Outcome {
-    match give_up(error) {
+    match judge(error) {
         Ok(outcome) => outcome,
         Err(error) if attempt >= DEFAULT_ATTEMPTS => {
             Outcome::DeadLetter { reason: Reason::from_error(Reason::EXHAUSTED, &*error) }
