@@ -12,8 +12,8 @@ pub use anybroker_core::Json;
 #[doc(no_inline)]
 pub use anybroker_core::{Codec, Command, Event, TypedMessage};
 pub use anybroker_core::{
-    Handler, IntoOutcome, Message, Outcome, Reason, Router, Unknown, batch_handler_fn, handler_fn,
-    overloaded, permanent,
+    Handler, HandlerOf, IntoOutcome, Message, Outcome, Reason, Router, Unknown, batch_handler_fn,
+    handler_fn, overloaded, permanent,
 };
 #[cfg(feature = "macros")]
 pub use anybroker_macros::{Command, Event};

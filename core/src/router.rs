@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tower::{Service, ServiceExt as _};
 
-use crate::{BoxError, Handler, Message, Outcome, Reason, TypedMessage};
+use crate::{BoxError, Handler, HandlerOf, Message, Outcome, Reason, TypedMessage};
 
 /// Gives each message of a subscription to the handler of its type.
 ///
-/// Routes go by type alone; a handler reads the versions that its message knows. The router is
+/// Routes go by type alone; a handler reads the versions that its message knows. A route takes only a
+/// handler of its own message ([`HandlerOf`](crate::HandlerOf)). The router is
 /// always ready: it runs a clone of the chosen handler, and waits for that clone's readiness with
 /// the message in hand, so that a route at its limit does not hold up the others.
 ///
@@ -68,13 +69,23 @@ impl Router {
         Self::default()
     }
 
-    /// Gives messages of `T`'s type to a handler.
+    /// Gives messages of `T`'s type to a handler of `T`.
     ///
     /// # Panics
     /// When another route takes the type.
     #[track_caller]
-    pub fn route<T: TypedMessage, S: Handler + Sync>(mut self, handler: S) -> Self {
-        let known = Arc::make_mut(&mut self.routes).insert(T::TYPE, Arc::new(handler));
+    pub fn route<T: TypedMessage, S: Handler + HandlerOf<T> + Sync>(self, handler: S) -> Self {
+        self.route_service::<T, S>(handler)
+    }
+
+    /// Gives messages of `T`'s type to any service: to one that reads the envelope itself, or to a
+    /// handler under layers that the compiler does not know. Nothing checks that it takes them.
+    ///
+    /// # Panics
+    /// When another route takes the type.
+    #[track_caller]
+    pub fn route_service<T: TypedMessage, S: Handler + Sync>(mut self, service: S) -> Self {
+        let known = Arc::make_mut(&mut self.routes).insert(T::TYPE, Arc::new(service));
         assert!(known.is_none(), "two routes take the type `{}`; keep one", T::TYPE);
         self
     }

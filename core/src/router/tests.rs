@@ -55,6 +55,27 @@ async fn unknown_type_becomes_what_the_policy_says() {
     assert!(matches!(Router::new().call(unknown()).await, Ok(Outcome::DeadLetter { .. })));
 }
 
+/// It compiles: every layer that is ready-made hands on which message its handler takes.
+#[tokio::test]
+async fn a_route_knows_its_handler_under_ready_made_layers() {
+    use tower::ServiceBuilder;
+
+    let once = crate::IdempotencyLayer::new(crate::MemoryIdempotencyStore::new());
+    let handler = ServiceBuilder::new()
+        .layer(crate::DeadLetterLayer::new())
+        .layer(&once)
+        .layer(crate::RetryLayer::new(crate::Backoff::immediate()))
+        .load_shed()
+        .concurrency_limit(2)
+        .map_err(|error: BoxError| error)
+        .map_response(|outcome: Outcome| outcome)
+        .layer(crate::TimeoutLayer::new(Duration::from_secs(1)))
+        .option_layer(Some(crate::TimeoutLayer::new(Duration::from_secs(1))))
+        .service(handler_fn(|_: Count, _| async {}));
+    let mut router = Router::new().route::<Count, _>(handler);
+    assert_eq!(router.call(count(1)).await.unwrap(), Outcome::Ack);
+}
+
 #[test]
 #[should_panic(expected = "two routes take the type `other`; keep one")]
 fn second_route_of_a_type_panics() {
@@ -104,7 +125,7 @@ async fn route_that_is_not_ready_holds_up_itself_alone() {
     let limited = Limited { permits: Arc::clone(&permits), waiting: None, ready: false, calls };
     let calls = Arc::clone(&limited.calls);
     let mut router = Router::new()
-        .route::<Count, _>(limited)
+        .route_service::<Count, _>(limited)
         .route::<Other, _>(handler_fn(|_: Other, _| async {}));
 
     let mut cx = Context::from_waker(Waker::noop());

@@ -10,6 +10,7 @@ mod shard;
 mod slots;
 mod source;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -93,6 +94,9 @@ impl Worker {
     /// Handles a subscription with a service: [`handler_fn`](crate::handler_fn), a
     /// [`Router`](crate::Router), either under any tower layers, or any service over
     /// [`Message`](crate::Message).
+    ///
+    /// A group has one handler, for all the types of its messages: a worker that subscribes it twice
+    /// does not start. Use a [`Router`](crate::Router) for several types.
     pub fn subscribe(mut self, subscription: Subscription, service: impl Handler) -> Self {
         self.mounts.push((Arc::new(subscription), Box::new(Mounted(service))));
         self
@@ -131,8 +135,10 @@ impl Worker {
         }
         let Self { broker, mounts, concurrency, drain_timeout, loops } = self;
         let mut declared = FuturesUnordered::new();
+        let mut groups = HashSet::new();
         for (subscription, _) in &mounts {
             subscription.validate()?;
+            check_mounted_once(subscription, &mut groups)?;
             check_hold(subscription, broker.capabilities().longest_hold)?;
             let (broker, subscription) = (Arc::clone(&broker), Arc::clone(subscription));
             declared.push(async move { broker.declare(&subscription).await });
@@ -224,6 +230,19 @@ impl RunningWorker {
 /// How many deliveries may wait in a loop for their next attempt, beside those that run.
 fn parked_limit(concurrency: usize) -> usize {
     (4 * concurrency).min(256)
+}
+
+/// Two handlers of one group would each get half of its messages, whatever their types.
+fn check_mounted_once(subscription: &Subscription, groups: &mut HashSet<String>) -> Result<()> {
+    let group = subscription.stored_name();
+    let text = format!(
+        "the worker subscribes {group:?} twice, so that each handler would get a part of all its \
+         messages: give one handler for all types, a Router, or name another group"
+    );
+    if groups.insert(group) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, text).operation("subscribe"))
 }
 
 fn check_hold(subscription: &Subscription, longest: Option<Duration>) -> Result<()> {
