@@ -29,6 +29,10 @@ impl Message {
         self.attempt
     }
 
+    pub(crate) fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+
     /// The queue or topic it came from.
     pub fn destination(&self) -> &Destination {
         self.subscription.destination()

@@ -1,4 +1,6 @@
 use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::{Destination, Error, ErrorKind, Queue, Result, Topic, name};
@@ -21,8 +23,21 @@ pub struct Subscription {
     start: Start,
     expired: Expired,
     lease: Duration,
-    max_deliveries: Option<u32>,
+    max_deliveries: Limit,
 }
+
+/// After how many deliveries a message is given up.
+#[derive(Clone, Debug)]
+enum Limit {
+    /// Nobody said so: 20, or as many attempts as a retry layer of the handler makes. A layer is
+    /// hidden beneath others, so that it can say how many only when it sees its first message; all
+    /// clones of the subscription know from then on.
+    Unstated(Arc<AtomicU32>),
+    Stated(u32),
+    None,
+}
+
+const MAX_DELIVERIES: u32 = 20;
 
 /// Where a new group of a topic begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,7 +78,7 @@ impl Subscription {
             start: Start::New,
             expired: Expired::DeadLetter,
             lease: Duration::from_secs(30),
-            max_deliveries: Some(20),
+            max_deliveries: Limit::Unstated(Arc::new(AtomicU32::new(MAX_DELIVERIES))),
         }
     }
 
@@ -99,16 +114,20 @@ impl Subscription {
         self
     }
 
-    /// Sets after how many deliveries a message goes to the dead-letter queue before a handler
-    /// sees it again; 20 unless set. It stops messages that kill the process.
+    /// Sets after how many deliveries without an outcome a message goes to the dead-letter queue,
+    /// before a handler sees it again: it stops messages that kill the process. 20 unless set, or
+    /// as many as the handler's [`RetryLayer`](crate::RetryLayer) has attempts, if those are more.
+    ///
+    /// A set limit ends failed attempts too, with the reason `exhausted` where a layer or the
+    /// worker sees the error.
     pub fn max_deliveries(mut self, max_deliveries: u32) -> Self {
-        self.max_deliveries = Some(max_deliveries.max(1));
+        self.max_deliveries = Limit::Stated(max_deliveries.max(1));
         self
     }
 
     /// Delivers a message that kills the process again and again, for ever.
     pub fn unlimited_deliveries(mut self) -> Self {
-        self.max_deliveries = None;
+        self.max_deliveries = Limit::None;
         self
     }
 
@@ -144,7 +163,26 @@ impl Subscription {
 
     /// After how many deliveries a message is given up unseen.
     pub fn delivery_limit(&self) -> Option<u32> {
-        self.max_deliveries
+        match &self.max_deliveries {
+            Limit::Unstated(limit) => Some(limit.load(Ordering::Relaxed)),
+            Limit::Stated(limit) => Some(*limit),
+            Limit::None => None,
+        }
+    }
+
+    /// Which attempt of a retry layer is the last, if the layer has so many. A limit that nobody
+    /// stated follows the layer's.
+    pub(crate) fn last_attempt(&self, max_attempts: u32) -> u32 {
+        match &self.max_deliveries {
+            Limit::Unstated(limit) => {
+                if limit.load(Ordering::Relaxed) < max_attempts {
+                    limit.fetch_max(max_attempts, Ordering::Relaxed);
+                }
+                max_attempts
+            }
+            Limit::Stated(limit) => max_attempts.min(*limit),
+            Limit::None => max_attempts,
+        }
     }
 
     /// The name of what the broker stores for the group, without prefix: the queue's name, or
@@ -330,5 +368,18 @@ mod tests {
         assert_eq!(least.delivery_limit(), Some(1));
         assert_eq!(least.lease_time(), Duration::from_secs(1));
         assert_eq!(least.unlimited_deliveries().delivery_limit(), None);
+    }
+
+    #[test]
+    fn a_limit_that_is_not_stated_follows_the_attempts_of_the_retry_layer() {
+        let subscription = Subscription::queue("q");
+        let clone = subscription.clone();
+        assert_eq!((clone.last_attempt(5), subscription.delivery_limit()), (5, Some(20)));
+        assert_eq!((clone.last_attempt(30), subscription.delivery_limit()), (30, Some(30)));
+        let stated = Subscription::queue("q").max_deliveries(3);
+        assert_eq!((stated.last_attempt(5), stated.delivery_limit()), (3, Some(3)));
+        assert_eq!(stated.last_attempt(2), 2);
+        let none = stated.unlimited_deliveries();
+        assert_eq!((none.last_attempt(99), none.delivery_limit()), (99, None));
     }
 }

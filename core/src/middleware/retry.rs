@@ -75,8 +75,9 @@ impl RetryLayer {
         Self(Policy { backoff, max_attempts: 5, budget: None })
     }
 
-    /// Sets how many attempts a message has, the first included; 5 unless set, at least 1. The
-    /// subscription's [`max_deliveries`](crate::Subscription::max_deliveries) (20) ends it too.
+    /// Sets how many attempts a message has, the first included; 5 unless set, at least 1. A
+    /// [`max_deliveries`](crate::Subscription::max_deliveries) that the subscription states and
+    /// that is less counts instead; one that it does not state follows the layer.
     pub fn max_attempts(mut self, max_attempts: u32) -> Self {
         self.0.max_attempts = max_attempts.max(1);
         self
@@ -103,12 +104,11 @@ impl RetryLayer {
 }
 
 impl Policy {
-    fn on_outcome(&self, outcome: Outcome, attempt: u32) -> Result<Outcome, BoxError> {
+    fn on_outcome(&self, outcome: Outcome, attempt: u32, last: u32) -> Result<Outcome, BoxError> {
         match outcome {
-            Outcome::Retry { .. } if attempt >= self.max_attempts => Err(mark::exhausted(
+            Outcome::Retry { .. } if attempt >= last => Err(mark::exhausted(
                 format!(
-                    "the handler asked for a retry, but attempt {attempt} of {} was its last",
-                    self.max_attempts
+                    "the handler asked for a retry, but attempt {attempt} of {last} was its last"
                 )
                 .into(),
             )),
@@ -122,7 +122,13 @@ impl Policy {
         }
     }
 
-    fn on_error(&self, error: BoxError, attempt: u32, seed: u64) -> Result<Outcome, BoxError> {
+    fn on_error(
+        &self,
+        error: BoxError,
+        attempt: u32,
+        last: u32,
+        seed: u64,
+    ) -> Result<Outcome, BoxError> {
         match mark::find(&error) {
             Some(Mark::Overloaded) => {
                 tracing::debug!(attempt, error = &*error as &dyn std::error::Error);
@@ -134,7 +140,7 @@ impl Policy {
             }
             Some(Mark::Class(_)) | None => {}
         }
-        if attempt >= self.max_attempts {
+        if attempt >= last {
             return Err(mark::exhausted(error));
         }
         let within_budget = self.budget.as_ref().is_none_or(|budget| budget.withdraw());
@@ -181,6 +187,7 @@ where
     fn call(&mut self, message: Message) -> Self::Future {
         RetryFuture {
             attempt: message.attempt(),
+            last: message.subscription().last_attempt(self.policy.max_attempts),
             seed: seed(&message.envelope().id),
             policy: self.policy.clone(),
             inner: self.inner.call(message),
@@ -196,6 +203,7 @@ pin_project! {
         inner: F,
         policy: Policy,
         attempt: u32,
+        last: u32,
         seed: u64,
     }
 }
@@ -210,8 +218,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         Poll::Ready(match ready!(this.inner.poll(cx)) {
-            Ok(outcome) => this.policy.on_outcome(outcome, *this.attempt),
-            Err(error) => this.policy.on_error(error.into(), *this.attempt, *this.seed),
+            Ok(outcome) => this.policy.on_outcome(outcome, *this.attempt, *this.last),
+            Err(error) => this.policy.on_error(error.into(), *this.attempt, *this.last, *this.seed),
         })
     }
 }
@@ -259,6 +267,20 @@ mod tests {
         }
         let error = answer(&layer().max_attempts(0), 1, fail).await.unwrap_err();
         assert_eq!(mark::find(&error), Some(Mark::Exhausted), "the first attempt is the last");
+    }
+
+    #[tokio::test]
+    async fn a_stated_limit_of_the_subscription_has_the_last_error_too() {
+        let limited = |limit| {
+            let subscription = crate::Subscription::queue("q").max_deliveries(limit);
+            let envelope = Arc::new(crate::Envelope::new("t", "{}"));
+            Message::new(envelope, Arc::new(subscription), 3)
+        };
+        let handler = layer()
+            .layer(service_fn(|_: Message| async { Err::<Outcome, BoxError>("no answer".into()) }));
+        let error = handler.clone().oneshot(limited(3)).await.unwrap_err();
+        assert_eq!((mark::find(&error), &*error.to_string()), (Some(Mark::Exhausted), "no answer"));
+        assert_eq!(handler.oneshot(limited(4)).await.unwrap(), retry(4));
     }
 
     #[tokio::test]

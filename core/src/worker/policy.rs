@@ -12,10 +12,13 @@ const DEFAULT_ATTEMPTS: u32 = 5;
 
 /// Turns an error that came out of all layers into an outcome: what is permanent or exhausted is
 /// given up, an overload gives the message back, the rest gets the default retry.
-pub(super) fn outcome_of(error: BoxError, attempt: u32, id: &str) -> Outcome {
+///
+/// `limit` is the subscription's: what fails on its last delivery keeps its error.
+pub(super) fn outcome_of(error: BoxError, attempt: u32, limit: Option<u32>, id: &str) -> Outcome {
+    let last = limit.map_or(DEFAULT_ATTEMPTS, |limit| DEFAULT_ATTEMPTS.min(limit));
     match judge(error) {
         Ok(outcome) => outcome,
-        Err(error) if attempt >= DEFAULT_ATTEMPTS => {
+        Err(error) if attempt >= last => {
             Outcome::DeadLetter { reason: Reason::from_error(Reason::EXHAUSTED, &*error) }
         }
         Err(_) => Outcome::Retry { after: default_retry().delay(attempt, id) },
@@ -35,9 +38,22 @@ pub(super) fn reconnect_delay(failures: u32) -> Duration {
         .delay(failures, &new_id())
 }
 
+/// What becomes of a message that came back so often in a row that it may be what ends the
+/// processes that handle it.
 pub(super) fn too_many_deliveries(deliveries: u32) -> Outcome {
-    let text =
-        format!("delivered {deliveries} times, the limit of the subscription, without an outcome");
+    let text = format!(
+        "came back {deliveries} times in a row, the limit of the subscription, without an outcome \
+         that finished it or stored it anew: it may end the process that handles it"
+    );
+    Outcome::dead_letter(Reason::MAX_DELIVERIES, text)
+}
+
+/// What becomes of a message whose handler asks for one more retry than the limit has room for.
+pub(super) fn last_retry(attempt: u32) -> Outcome {
+    let text = format!(
+        "the handler asked for a retry, but attempt {attempt} was the last that the limit of the \
+         subscription allows"
+    );
     Outcome::dead_letter(Reason::MAX_DELIVERIES, text)
 }
 
@@ -48,5 +64,26 @@ pub(super) fn expired(policy: Expired) -> (Outcome, Kind) {
             (Outcome::dead_letter(Reason::EXPIRED, text), Kind::DeadLettered)
         }
         Expired::Discard => (Outcome::Ack, Kind::Discarded),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_on_the_last_delivery_of_a_limit_is_kept() {
+        for (attempt, limit) in [(5, Some(20)), (5, None), (3, Some(3)), (1, Some(1))] {
+            let Outcome::DeadLetter { reason } =
+                outcome_of("no answer".into(), attempt, limit, "1")
+            else {
+                panic!("attempt {attempt} of {limit:?} was the last")
+            };
+            assert_eq!((reason.code(), reason.error()), (Reason::EXHAUSTED, "no answer"));
+        }
+        for (attempt, limit) in [(4, Some(20)), (4, None), (2, Some(3))] {
+            let outcome = outcome_of("no answer".into(), attempt, limit, "1");
+            assert!(matches!(outcome, Outcome::Retry { .. }), "attempt {attempt} of {limit:?}");
+        }
     }
 }

@@ -268,12 +268,16 @@ where
     /// Settles what a handler has answered, or parks it for its next attempt.
     fn finish(&mut self, held: Held, answer: Answer<Result<Outcome, S::Error>>) {
         let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
+        let limit = self.subscription.delivery_limit();
+        let of_error = |error: BoxError| policy::outcome_of(error, attempt, limit, id);
         let outcome = match answer {
+            Ok(Ok(Outcome::Retry { .. })) if limit.is_some_and(|limit| attempt >= limit) => {
+                policy::last_retry(attempt)
+            }
             Ok(Ok(outcome)) => outcome,
             // What an error says of itself is the user's code too.
-            Ok(Err(error)) => caught(|| Ok(policy::outcome_of(error.into(), attempt, id)))
-                .unwrap_or_else(|panicked| policy::outcome_of(panicked, attempt, id)),
-            Err(panic) => policy::outcome_of(panicked(&*panic), attempt, id),
+            Ok(Err(error)) => caught(|| Ok(of_error(error.into()))).unwrap_or_else(of_error),
+            Err(panic) => of_error(panicked(&*panic)),
         };
         let next = match outcome {
             Outcome::Retry { after } if self.parks(after, held.waits_until) => {

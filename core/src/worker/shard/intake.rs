@@ -118,9 +118,13 @@ where
 
     fn admission(&self, held: &Held) -> Admission {
         let delivery = &held.delivery;
-        let attempt = delivery.attempt();
-        if self.subscription.delivery_limit().is_some_and(|limit| attempt > limit) {
-            return Admission::Settle(policy::too_many_deliveries(attempt - 1), Kind::DeadLettered);
+        let unsettled = delivery.unsettled();
+        // Only what came back without an outcome may have ended its process; one whose attempts
+        // failed has its end when the last of them fails.
+        if unsettled > 0
+            && self.subscription.delivery_limit().is_some_and(|limit| unsettled >= limit)
+        {
+            return Admission::Settle(policy::too_many_deliveries(unsettled), Kind::DeadLettered);
         }
         if let Some(not_before) = delivery.hop().not_before
             && let Ok(remaining) = not_before.duration_since(crate::now())
