@@ -132,12 +132,15 @@ impl Delivery {
         self.settler = self.settler.take().map(by);
     }
 
+    /// Notes when a handler failed with it, before it waits for its next attempt.
+    pub(crate) fn note_failure(&mut self) {
+        self.hop.get_or_insert_default().first_failure.get_or_insert_with(crate::now);
+    }
+
     /// Counts a failed attempt that will be repeated in this process.
     pub(crate) fn count_attempt(&mut self) {
         self.attempt = self.attempt.saturating_add(1);
         self.unsettled = 0;
-        let hop = self.hop.get_or_insert_default();
-        hop.first_failure.get_or_insert_with(crate::now);
     }
 
     /// Takes this attempt back: it ends in the dead-letter queue before a handler has seen it.

@@ -266,7 +266,7 @@ where
     }
 
     /// Settles what a handler has answered, or parks it for its next attempt.
-    fn finish(&mut self, held: Held, answer: Answer<Result<Outcome, S::Error>>) {
+    fn finish(&mut self, mut held: Held, answer: Answer<Result<Outcome, S::Error>>) {
         let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
         let limit = self.subscription.delivery_limit();
         let of_error = |error: BoxError| policy::outcome_of(error, attempt, limit, id);
@@ -282,6 +282,7 @@ where
         let next = match outcome {
             Outcome::Retry { after } if self.parks(after, held.waits_until) => {
                 self.report.retried += 1;
+                held.delivery.note_failure();
                 self.parked.push(Instant::now() + after, held, Wait::Retry);
                 None
             }
@@ -320,6 +321,18 @@ where
 
     /// Settles a delivery and answers the next one of its lane.
     fn settle(&mut self, held: Held, outcome: Outcome, kind: Kind) -> Option<Held> {
+        if let Outcome::DeadLetter { reason } = &outcome {
+            let envelope = held.delivery.envelope();
+            tracing::warn!(
+                id = envelope.id,
+                r#type = &*envelope.r#type,
+                subscription = %self.subscription.stored_name(),
+                attempt = held.delivery.attempt(),
+                reason = reason.code(),
+                error = reason.error(),
+                "a message is given up"
+            );
+        }
         let keep = self.lanes.is_some() || self.settling.are_awaited();
         let envelope = keep.then(|| Arc::clone(held.delivery.envelope()));
         let mut confirmation = held.delivery.settle(outcome);
