@@ -37,9 +37,9 @@ pub struct RedisBroker {
     clients: Arc<[Client]>,
     jobs: mpsc::UnboundedSender<Job>,
     room: Room,
-    /// Ends the consumers, which may still have copies to store.
+    /// Ends the consumers.
     closing: watch::Sender<bool>,
-    /// Ends the publisher, after the consumers.
+    /// Ends the publisher, once all that was accepted is stored.
     draining: watch::Sender<bool>,
     /// Whether the application may publish.
     open: Arc<AtomicBool>,
@@ -66,7 +66,7 @@ impl RedisBroker {
         let topology = Arc::new(Topology::new(link, settings));
         let (draining, drained) = watch::channel(false);
         let (jobs, receiver) = mpsc::unbounded_channel();
-        let writer = Writer { link: Arc::clone(&publishing), topology: Arc::clone(&topology) };
+        let writer = Writer::new(Arc::clone(&publishing), Arc::clone(&topology));
         tokio::spawn(writer.run(receiver, drained));
         Ok(Arc::new(Self {
             capabilities,
@@ -240,17 +240,15 @@ impl Broker for RedisBroker {
             return Ok(());
         }
         self.open.store(false, Ordering::Relaxed);
-        // Readers and the publisher hold a receiver each until they are done.
+        self.draining.send_replace(true);
+        // Readers and the publisher hold a receiver each until they are done. They end side by
+        // side: a reader that takes its time leaves the publisher all of its own.
         let limit = self.topology.settings.options.publish_timeout + Duration::from_secs(1);
-        let flushed = timeout(limit, async {
-            self.closing.closed().await;
-            self.draining.send_replace(true);
-            self.draining.closed().await;
-        })
-        .await;
+        let ended = async { tokio::join!(self.closing.closed(), self.draining.closed()) };
+        let flushed = timeout(limit, ended).await;
         self.topology.link.close();
         self.publishing.close();
-        flushed.map_err(|_| {
+        flushed.map(drop).map_err(|_| {
             let text = "closed before all that was accepted was flushed";
             error_of(ErrorKind::Timeout, "close", text)
         })

@@ -77,6 +77,8 @@ pub(crate) struct Reader {
     average: usize,
     /// Whether there was no room for what others left; it comes before what is new.
     pub(crate) claims: bool,
+    /// Whether it was said that a stream is somebody else's and grows.
+    pub(crate) told_untrimmed: bool,
 }
 
 /// Declares the group and consumes it.
@@ -117,6 +119,7 @@ pub(crate) async fn consume(
         // The first read takes one, and learns more.
         average: MOST_BYTES,
         claims: false,
+        told_untrimmed: false,
     };
     tokio::spawn(reader.run(sender, closing));
     Ok(Box::new(RedisConsumer { inbox, settler, shared }))

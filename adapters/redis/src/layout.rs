@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use anybroker_core::adapter::{partition, prefixed};
+use anybroker_core::adapter::{SharedTask, partition, prefixed};
 use anybroker_core::{Destination, Result, Subscription};
 
 /// Joins the parts of a name; no portable name contains it, so that no two names meet.
@@ -21,6 +21,8 @@ pub(crate) struct Layout {
     pub(crate) delayed: Vec<String>,
     /// Whether it was declared, so that it can be published to.
     pub(crate) declared: AtomicBool,
+    /// In a task of its own, so that no message's deadline cuts it off for the others.
+    pub(crate) declaring: SharedTask<()>,
 }
 
 /// What is stored for a group of a destination.
@@ -59,6 +61,7 @@ impl Layout {
             delayed: Vec::new(),
             name,
             declared: AtomicBool::new(false),
+            declaring: SharedTask::default(),
         };
         if destination.partition_count() > 1 {
             let partitions = 0..destination.partition_count();

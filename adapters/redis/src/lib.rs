@@ -9,7 +9,7 @@
 //! | dead-letter queue | stream `{name}--group--dlq` |
 //! | owner of an ordered partition | key `{name}--group--lock` |
 //! | processes of an ordered group | sorted set `{name}--group--members` |
-//! | how it was declared | hash `{name}--meta` |
+//! | how it was declared, what we made, how far its groups are | hash `{name}--meta` |
 //!
 //! With a prefix, `name` is `prefix--name`. All keys of a destination share the hash slot of its
 //! name, so that they can live in a cluster; the adapter itself connects to one node, and answers
@@ -74,8 +74,17 @@
 //! nobody consumes: delete such groups with `XGROUP DESTROY`. Whoever trims by `MAXLEN` takes unread
 //! messages away; they are missed with an error in the log where they were pending.
 //!
-//! A group that somebody deleted is made again where it began, so that nothing is missed: what it had
-//! handled and was not trimmed yet comes once more. What it had delayed or dead-lettered stays.
+//! Only streams that this library made are trimmed, which the hash `{name}--meta` says for all
+//! processes. A stream that was there before, or that a producer of another kind made, keeps
+//! everything, and grows: trim it yourself, or connect with `trim-foreign=yes`, which takes the
+//! history away from whoever reads that stream without a group.
+//!
+//! # What others delete
+//! A group that somebody deleted is made again where all before was finished, as of the last two
+//! seconds or so: nothing is missed, and what it handled after that comes once more. What it had
+//! delayed or dead-lettered stays. A stream that somebody deleted is made again, and its groups
+//! begin at its start. A server that lost all its data knows no group of a topic any more: what is
+//! published before the group's worker makes it again is for no group, as with a new one.
 //!
 //! # Options
 //! | in the URL | builder | |
@@ -84,6 +93,7 @@
 //! | `declare=create` | `declare` | who creates: `create`, `verify` or `off` |
 //! | `connect=once` | `wait_for_broker` | `wait` keeps trying |
 //! | `durability=warn` | `require_durability` | `require` refuses a server that may lose messages |
+//! | `trim-foreign=no` | `trim_foreign` | `yes` removes finished messages from streams of others too |
 //! | `publish-timeout=30s` | `publish_timeout` | for a publish, waiting for a connection included |
 //! | `max-payload=16777216` | `max_payload` | the largest message in bytes |
 //! | `ca=/path` | `ca` | trusted instead of the system's authorities |

@@ -1,13 +1,12 @@
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anybroker_core::adapter::pause;
+use anybroker_core::adapter::{SharedTask, pause};
 use anybroker_core::{ErrorKind, Result};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, Value};
-use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use crate::error::{closed, error_of, failed, is_answer, is_replica, unanswered};
@@ -21,9 +20,18 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pipelines of all tasks that wait to be written; the client's 50 would hold up more than that.
 const BUFFER: usize = 1024;
 
-/// A connection that comes back: whoever finds it broken says so, and the next to need it makes a
-/// new one.
+/// A connection that comes back: whoever finds it broken says so, and the next to need it begins to
+/// make a new one.
 pub(crate) struct Link {
+    inner: Arc<Inner>,
+    /// In a task of its own, so that the deadline of one caller cannot cut it off for all.
+    connecting: SharedTask<Numbered>,
+}
+
+/// A connection and its number.
+pub(crate) type Numbered = (u64, MultiplexedConnection);
+
+struct Inner {
     clients: Arc<[Client]>,
     state: Mutex<State>,
     closed: AtomicBool,
@@ -44,53 +52,33 @@ struct State {
 
 impl Link {
     pub(crate) fn new(clients: Arc<[Client]>) -> Self {
-        Self { clients, state: Mutex::default(), closed: AtomicBool::new(false) }
+        let inner = Inner { clients, state: Mutex::default(), closed: AtomicBool::new(false) };
+        Self { inner: Arc::new(inner), connecting: SharedTask::default() }
     }
 
     /// The connection and its number, made anew where there is none.
     ///
+    /// # Cancel safety
+    /// Dropped, it stops waiting; connecting goes on.
+    ///
     /// # Errors
     /// Those of one attempt to connect.
-    pub(crate) async fn get(&self) -> Result<(u64, MultiplexedConnection)> {
-        let mut state = self.state.lock().await;
-        if self.closed.load(Ordering::Relaxed) {
-            return Err(closed("connect"));
+    pub(crate) async fn get(&self) -> Result<Numbered> {
+        if let Some(connection) = self.inner.in_use()? {
+            return Ok(connection);
         }
-        if let Some(connection) = &state.connection {
-            let mut connection = connection.clone();
-            if state.used.is_none_or(|used| used.elapsed() < IDLE) || answers(&mut connection).await
-            {
-                state.used = Some(Instant::now());
-                return Ok((state.epoch, connection));
-            }
-            state.connection = None;
-        }
-        // One at a time tries, after a pause that grows with the failures in a row.
-        pause(state.failures).await;
-        state.failures += 1;
-        let connection = connect(&self.clients).await?;
-        if self.closed.load(Ordering::Relaxed) {
-            return Err(closed("connect"));
-        }
-        (state.failures, state.epoch) = (0, state.epoch + 1);
-        (state.connection, state.used) = (Some(connection.clone()), Some(Instant::now()));
-        Ok((state.epoch, connection))
+        let inner = Arc::clone(&self.inner);
+        self.connecting.run(|| async move { inner.renew().await }).await
     }
 
     /// Says that the connection of this number is of no more use.
-    pub(crate) async fn broken(&self, epoch: u64) {
-        let mut state = self.state.lock().await;
-        if state.epoch == epoch {
-            state.connection = None;
-        }
+    pub(crate) fn broken(&self, epoch: u64) {
+        self.inner.broken(epoch);
     }
 
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-        // Whoever holds the lock is connecting, and will find it closed.
-        if let Ok(mut state) = self.state.try_lock() {
-            state.connection = None;
-        }
+        self.inner.closed.store(true, Ordering::Relaxed);
+        self.inner.state().connection = None;
     }
 
     /// Runs a command once.
@@ -101,7 +89,7 @@ impl Link {
     ) -> Result<T> {
         let (epoch, mut connection) = self.get().await?;
         let answer = timeout(ANSWER_TIMEOUT, command.query_async(&mut connection)).await;
-        self.answered(operation, epoch, answer.ok()).await
+        self.answered(operation, epoch, answer.ok())
     }
 
     /// Runs a script once.
@@ -112,10 +100,10 @@ impl Link {
     ) -> Result<T> {
         let (epoch, mut connection) = self.get().await?;
         let answer = timeout(ANSWER_TIMEOUT, call.0.invoke_async(&mut connection)).await;
-        self.answered(operation, epoch, answer.ok()).await
+        self.answered(operation, epoch, answer.ok())
     }
 
-    async fn answered<T>(
+    fn answered<T>(
         &self,
         operation: &'static str,
         epoch: u64,
@@ -125,12 +113,12 @@ impl Link {
             Some(Ok(answer)) => Ok(answer),
             Some(Err(error)) => {
                 if !is_answer(&error) || is_replica(&error) {
-                    self.broken(epoch).await;
+                    self.broken(epoch);
                 }
                 Err(unanswered(operation, "the server", error))
             }
             None => {
-                self.broken(epoch).await;
+                self.broken(epoch);
                 let text = "the server did not answer in time";
                 Err(error_of(ErrorKind::Timeout, operation, text))
             }
@@ -157,17 +145,80 @@ impl<'a> Call<'a> {
     }
 }
 
-async fn answers(connection: &mut MultiplexedConnection) -> bool {
-    let ping = redis::cmd("PING");
-    let answer = timeout(TRY_TIMEOUT, ping.query_async::<()>(connection)).await;
-    matches!(answer, Ok(Ok(())))
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No step in a lock panics half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection, unless it is to be tried or made first.
+    fn in_use(&self) -> Result<Option<Numbered>> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(closed("connect"));
+        }
+        let mut state = self.state();
+        if state.used.is_some_and(|used| used.elapsed() >= IDLE) {
+            return Ok(None);
+        }
+        let Some(connection) = state.connection.clone() else { return Ok(None) };
+        state.used = Some(Instant::now());
+        Ok(Some((state.epoch, connection)))
+    }
+
+    /// Tries the connection that was idle, or makes a new one after a pause that grows with the
+    /// failures in a row.
+    async fn renew(&self) -> Result<Numbered> {
+        if let Some(connection) = self.in_use()? {
+            return Ok(connection);
+        }
+        let (epoch, idle, failures) = {
+            let state = self.state();
+            (state.epoch, state.connection.clone(), state.failures)
+        };
+        if let Some(mut connection) = idle {
+            if is_of_use(&mut connection).await {
+                self.state().used = Some(Instant::now());
+                return Ok((epoch, connection));
+            }
+            self.broken(epoch);
+        }
+        pause(failures).await;
+        self.state().failures += 1;
+        let connection = connect(&self.clients).await?;
+        let mut state = self.state();
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(closed("connect"));
+        }
+        (state.failures, state.epoch) = (0, state.epoch + 1);
+        (state.connection, state.used) = (Some(connection.clone()), Some(Instant::now()));
+        Ok((state.epoch, connection))
+    }
+
+    fn broken(&self, epoch: u64) {
+        let mut state = self.state();
+        if state.epoch == epoch {
+            state.connection = None;
+        }
+    }
+}
+
+/// Whether the server at the other end answers, and takes messages: one that became a replica
+/// keeps its connections open and answers all that only reads.
+async fn is_of_use(connection: &mut MultiplexedConnection) -> bool {
+    matches!(timeout(TRY_TIMEOUT, is_a_replica(connection)).await, Ok(Ok(false)))
 }
 
 /// Whether it says so; a server that does not tell is taken for none.
-async fn is_a_replica(connection: &mut MultiplexedConnection) -> bool {
+async fn is_a_replica(connection: &mut MultiplexedConnection) -> Result<bool, RedisError> {
     let hello = redis::cmd("HELLO").query_async::<HashMap<String, Value>>(connection).await;
-    let role = hello.ok().and_then(|mut hello| hello.remove("role")).and_then(text);
-    role.is_some_and(|role| role == "replica" || role == "slave")
+    match hello {
+        Ok(mut hello) => {
+            let role = hello.remove("role").and_then(text);
+            Ok(role.is_some_and(|role| role == "replica" || role == "slave"))
+        }
+        Err(error) if is_answer(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Connects to the first host that answers and is no replica.
@@ -185,7 +236,7 @@ pub(crate) async fn connect(clients: &[Client]) -> Result<MultiplexedConnection>
                 client.get_multiplexed_async_connection_with_config(&config).await?;
             // A server that still loads its data accepts connections already.
             redis::cmd("PING").query_async::<()>(&mut connection).await?;
-            let replica = is_a_replica(&mut connection).await;
+            let replica = is_a_replica(&mut connection).await?;
             Ok((connection, replica))
         };
         let address = || format!("cannot connect to {}", client.get_connection_info().addr());

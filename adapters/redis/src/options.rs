@@ -17,8 +17,8 @@ use crate::error::{error_of, failed};
 ///
 /// # Defaults
 /// `redis://localhost:6379/0`, no user, no prefix, `declare=create`, one attempt to connect, a
-/// warning where the server's settings break the guarantee, 30 s for a publish, payloads up to
-/// 16 MiB, the system's certificate authorities.
+/// warning where the server's settings break the guarantee, nothing removed from streams of others,
+/// 30 s for a publish, payloads up to 16 MiB, the system's certificate authorities.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is connected until connect is called"]
 pub struct RedisBuilder(pub(crate) Settings);
@@ -29,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) options: Options,
     pub(crate) database: i64,
     pub(crate) require_durability: bool,
+    pub(crate) trim_foreign: bool,
 }
 
 impl Default for RedisBuilder {
@@ -38,6 +39,7 @@ impl Default for RedisBuilder {
             options: Options::default(),
             database: 0,
             require_durability: false,
+            trim_foreign: false,
         })
     }
 }
@@ -61,6 +63,9 @@ impl RedisBuilder {
         if let Some(require) = url.choice("durability", &[("warn", false), ("require", true)])? {
             settings.require_durability = require;
         }
+        if let Some(trim) = url.choice("trim-foreign", &[("no", false), ("yes", true)])? {
+            settings.trim_foreign = trim;
+        }
         url.finish()?;
         Ok(self)
     }
@@ -75,6 +80,14 @@ impl RedisBuilder {
     /// warning. See the [crate's documentation](crate).
     pub fn require_durability(mut self) -> Self {
         self.0.require_durability = true;
+        self
+    }
+
+    /// Removes what all groups have finished from streams that somebody else made too; otherwise
+    /// only from those that this library made. Whoever reads such a stream without a group loses
+    /// what was removed.
+    pub fn trim_foreign(mut self) -> Self {
+        self.0.trim_foreign = true;
         self
     }
 

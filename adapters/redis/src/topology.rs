@@ -45,12 +45,22 @@ impl Topology {
     }
 
     /// Declares a destination, once.
-    pub(crate) async fn ensure(&self, layout: &Layout) -> Result<()> {
-        if !layout.declared.load(Ordering::Relaxed) {
-            self.declare(&layout.destination).await?;
-            layout.declared.store(true, Ordering::Relaxed);
+    ///
+    /// # Cancel safety
+    /// Dropped, it stops waiting; declaring goes on.
+    pub(crate) async fn ensure(self: &Arc<Self>, layout: &Arc<Layout>) -> Result<()> {
+        if layout.declared.load(Ordering::Relaxed) {
+            return Ok(());
         }
-        Ok(())
+        let (topology, declared) = (Arc::clone(self), Arc::clone(layout));
+        let declare = || async move {
+            if !declared.declared.load(Ordering::Relaxed) {
+                topology.declare(&declared.destination).await?;
+                declared.declared.store(true, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        layout.declaring.run(declare).await
     }
 
     /// Declares a destination; a queue with its one group, which keeps what comes before its first
@@ -77,13 +87,11 @@ impl Topology {
             Declare::Off => return Ok(()),
         };
         let mut call = Call::new(&DECLARE).key(&layout.meta());
-        match group {
-            Some(group) => {
-                for partition in &group.partitions {
-                    call = call.key(&partition.stream).key(&partition.retry);
-                }
-            }
-            None => call = call.key(&layout.streams[0]),
+        for stream in &layout.streams {
+            call = call.key(stream);
+        }
+        for partition in group.iter().flat_map(|group| &group.partitions) {
+            call = call.key(&partition.retry);
         }
         let group_shape = group.map(|group| if group.ordered { "ordered" } else { "unordered" });
         let call = call
@@ -91,15 +99,13 @@ impl Topology {
             .arg(layout.destination.shape())
             .arg(group.map_or("", |group| &group.name))
             .arg(group_shape.unwrap_or_default())
-            .arg(if start == Start::Earliest { "0" } else { "$" });
+            .arg(if start == Start::Earliest { "0-0" } else { "$" })
+            .arg(layout.streams.len());
         let (answer, found): (String, String) = self.link.run("declare", &call).await?;
         let name = layout.destination.name();
         let error = match &*answer {
             "ok" => return Ok(()),
-            "missing" => {
-                let text = "does not exist; declare it, or connect with declare=create";
-                return Err(error_of(ErrorKind::NotFound, "declare", format!("{found:?} {text}")));
-            }
+            "missing" => return Err(missing("declare", &found)),
             "group" => {
                 let group = group.map_or("", |group| &group.name);
                 let what = format!("group {group:?} of {name:?}");
@@ -109,4 +115,10 @@ impl Topology {
         };
         Err(error.broker(BROKER))
     }
+}
+
+/// What is to be there and is not.
+pub(crate) fn missing(operation: &'static str, name: &str) -> Error {
+    let text = format!("{name:?} does not exist; declare it, or connect with declare=create");
+    error_of(ErrorKind::NotFound, operation, text)
 }

@@ -81,14 +81,25 @@ impl Reader {
 
     /// Removes what all groups have finished; answers whether that was all of it.
     async fn trim(&mut self) -> Result<bool> {
-        let shared = &self.shared;
-        let mut all = true;
+        let shared = Arc::clone(&self.shared);
+        let (mut all, meta) = (true, shared.group.layout.meta());
+        let whose = if self.topology.settings.trim_foreign { "any" } else { "ours" };
         for source in 0..self.cursors.len() {
-            let call = Call::new(&TRIM).key(shared.group.stream(source)).arg(TRIM_LOT);
+            let stream = shared.group.stream(source);
+            let call = Call::new(&TRIM).key(stream).key(&meta).arg(TRIM_LOT);
+            // What came back to a group is in a stream that nobody else has to do with.
+            let call = if source.is_multiple_of(2) { call.arg(source / 2) } else { call.arg("") };
+            let call = call.arg(whose);
             let mut more = true;
             for _ in 0..TRIM_LOTS {
+                let Ok(trimmed) = usize::try_from(shared.link.run::<i64>("trim", &call).await?)
+                else {
+                    more = false;
+                    self.untrimmed(stream);
+                    break;
+                };
                 // It stops where the next node would be too much.
-                more = shared.link.run::<usize>("trim", &call).await? >= TRIM_LOT / 2;
+                more = trimmed >= TRIM_LOT / 2;
                 if !more {
                     break;
                 }
@@ -97,5 +108,15 @@ impl Reader {
         }
         self.next_trim = Instant::now() + TRIM_EVERY;
         Ok(all)
+    }
+
+    /// Says once that a stream grows.
+    fn untrimmed(&mut self, stream: &str) {
+        if !std::mem::replace(&mut self.told_untrimmed, true) {
+            tracing::info!(
+                stream,
+                "somebody else made this stream, so that nothing is removed from it; to have what all groups have finished removed, connect with trim-foreign=yes"
+            );
+        }
     }
 }
