@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::client::{Clients, check};
+use crate::client::{Clients, WITH_IDS, check};
 use crate::commands::{Commands, Seat};
 use crate::dead_letters::DeadLetters;
 use crate::depth::depth;
@@ -67,7 +67,7 @@ impl KafkaBroker {
         capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
         let clients = Clients::new(settings);
-        let reader = clients.reader(&[])?;
+        let reader = clients.reader(&[WITH_IDS])?;
         let reader =
             blocking(move || check(&reader, CONNECT_TIMEOUT, wait).map(|()| reader)).await?;
         let publisher = Arc::new(Publisher::new(&clients)?);
@@ -200,6 +200,7 @@ impl KafkaBroker {
                         limit: subscription.delivery_limit(),
                         protocol: self.topology.clients.settings.protocol,
                         publisher: Arc::clone(&self.publisher),
+                        topology: Arc::clone(&self.topology),
                         permit: Arc::clone(&self.permit),
                     };
                     let commands = Arc::clone(&commands);

@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
 use crate::error::{code, error_of, failed};
+use crate::identity::{LOGGED, TopicIds};
 use crate::options::{GroupProtocol, Sasl, Settings, TokenProvider};
 
 /// What every handle shares.
@@ -29,11 +30,15 @@ pub(crate) struct Context {
     /// Whether the client has been given its first token, or told that there is none.
     answered: AtomicBool,
     failure: Mutex<String>,
+    pub(crate) ids: TopicIds,
 }
 
 /// How long a handle waits for its first token, and how long at once.
 const TOKEN_TIME: Duration = Duration::from_secs(5);
 const TOKEN_STEP: Duration = Duration::from_millis(20);
+
+/// Lets a handle tell the ids of topics, in its log.
+pub(crate) const WITH_IDS: (&str, &str) = ("debug", LOGGED);
 
 impl Clients {
     pub(crate) fn new(settings: Settings) -> Self {
@@ -99,6 +104,7 @@ impl Clients {
             token: self.settings.token.clone(),
             answered: AtomicBool::new(false),
             failure: Mutex::default(),
+            ids: TopicIds::default(),
         }
     }
 
@@ -115,6 +121,11 @@ impl Clients {
         }
         for (name, value) in &self.settings.native {
             config.set(name, value);
+        }
+        if options.contains(&WITH_IDS) {
+            let theirs = self.settings.native.get("debug");
+            let debug = theirs.map_or(LOGGED.to_owned(), |theirs| format!("{LOGGED},{theirs}"));
+            config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
         }
         config
             .create_with_context(context)
@@ -158,6 +169,7 @@ impl Clients {
             ("queued.max.messages.kbytes", "8192".to_owned()),
             ("fetch.queue.backoff.ms", "2".to_owned()),
             ("fetch.error.backoff.ms", "100".to_owned()),
+            (WITH_IDS.0, WITH_IDS.1.to_owned()),
         ];
         match self.settings.protocol {
             GroupProtocol::Classic => options.extend([
@@ -240,6 +252,7 @@ impl ClientContext for Context {
         if matches!(facility, "FAIL" | "ERROR") {
             self.note(text);
         }
+        self.ids.note(text);
         log(level, facility, text);
     }
 
@@ -272,6 +285,7 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
             tracing::warn!(facility, "{text}");
         }
+        RDKafkaLogLevel::Debug => tracing::trace!(facility, "{text}"),
         _ => tracing::debug!(facility, "{text}"),
     }
 }

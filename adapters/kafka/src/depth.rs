@@ -53,8 +53,7 @@ fn count(
     total: &mut Count,
 ) -> Result<()> {
     let asked = |error| failed("depth", &format!("topic {topic:?}"), error);
-    let observer = topology.clients.observer(group)?;
-    let positions = committed(&observer, topic, partitions).map_err(asked)?;
+    let positions = committed(topology, group, topic, partitions)?;
     let mut small = Vec::new();
     for (partition, position) in (0..).zip(&positions) {
         let ask = || topology.reader().fetch_watermarks(topic, partition, ANSWER);

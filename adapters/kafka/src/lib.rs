@@ -116,6 +116,7 @@ mod dead_letters;
 mod depth;
 mod desk;
 mod error;
+mod identity;
 mod limits;
 mod membership;
 mod message;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anybroker_core::{Error, Result};
+use anybroker_core::{Error, ErrorKind, Result, RetryClass};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -17,20 +17,23 @@ use crate::arrivals::Arrival;
 use crate::client::{log, oauth_token};
 use crate::commands::Commands;
 use crate::desk::{Desk, commits};
-use crate::error::{code, failed};
+use crate::error::{code, error_of, failed};
+use crate::identity::TopicIds;
 use crate::message::read;
 use crate::names::Names;
 use crate::options::{GroupProtocol, TokenProvider};
 use crate::partition::{Kept, Partition};
 use crate::position::Position;
 use crate::publish::Publisher;
-use crate::topology::{ANSWER, offsets};
+use crate::topology::{ANSWER, Topology, offsets};
 
 /// How long handlers may take to finish what they run when a partition goes to another process.
 const HANDOVER: Duration = Duration::from_secs(10);
 
-/// How long the end of a log is asked for that can be done without.
+/// How long the ends of logs are asked for that can be done without: together, and each when that is
+/// used up.
 const GLANCE: Duration = Duration::from_secs(2);
+const LEAST_GLANCE: Duration = Duration::from_millis(50);
 
 /// What a group's thread is set up with.
 pub(crate) struct GroupSettings {
@@ -41,6 +44,8 @@ pub(crate) struct GroupSettings {
     pub(crate) protocol: GroupProtocol,
     /// To move on what would be waited for.
     pub(crate) publisher: Arc<Publisher>,
+    /// To ask which topics these are.
+    pub(crate) topology: Arc<Topology>,
     /// See [`Desk`].
     pub(crate) permit: Arc<AtomicBool>,
 }
@@ -57,6 +62,7 @@ pub(crate) struct GroupContext {
     /// What is read belongs to these; only the thread that reads asks, and changes them.
     assigned: Mutex<Vec<Assigned>>,
     failure: Mutex<Option<Error>>,
+    pub(crate) ids: TopicIds,
     pub(crate) token: Option<TokenProvider>,
 }
 
@@ -74,6 +80,7 @@ impl GroupContext {
             next_assignment: AtomicU16::new(0),
             assigned: Mutex::default(),
             failure: Mutex::default(),
+            ids: TopicIds::default(),
             token,
         }
     }
@@ -124,41 +131,63 @@ impl GroupContext {
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<()> {
         let asked = |error| failed("consume", "asking for the group's offsets", error);
         let committed = self.patiently(|| offsets(consumer, list)).map_err(asked)?;
+        let names = &self.group.names;
+        let ids = [&names.topic, &names.retry].map(|topic| self.group.topology.topic_id(topic));
+        // One partition without a leader must not keep the others from being read.
+        let end = Instant::now() + GLANCE;
         for element in committed.elements() {
             let (topic, number) = (element.topic(), element.partition());
-            let watermarks = || consumer.fetch_watermarks(topic, number, ANSWER);
-            let (mut position, high) = match element.offset() {
-                Offset::Offset(offset) => {
-                    let position = Position::read(offset, element.metadata());
-                    // One partition without a leader must not keep the others from being read:
-                    // then all that was reserved may have been dispatched.
-                    let high = if position.open {
-                        let asked = consumer.fetch_watermarks(topic, number, GLANCE);
-                        asked.map_or(position.until, |(_, high)| high)
-                    } else {
-                        offset
-                    };
-                    (position, high)
+            let retry = topic == names.retry;
+            let topic_id = ids[usize::from(retry)].clone();
+            let glance = || {
+                let left = end.saturating_duration_since(Instant::now());
+                consumer.fetch_watermarks(topic, number, left.max(LEAST_GLANCE))
+            };
+            let position = match element.offset() {
+                Offset::Offset(offset) => Some(Position::read(offset, element.metadata())),
+                _ => None,
+            };
+            let seen = position.as_ref().and_then(|_| glance().ok());
+            // A commit of a topic that was deleted since says nothing of the one of today; and one
+            // beyond the end of the log is of a log that is gone.
+            let is_of_another = |position: &Position| {
+                position.is_of_another(topic_id.as_deref())
+                    || seen.is_some_and(|(_, high)| position.offset > high)
+            };
+            if position.as_ref().is_some_and(is_of_another) {
+                tracing::warn!(
+                    group = names.group,
+                    topic,
+                    partition = number,
+                    "the topic was deleted and made again, or has lost its end: it is read from its start"
+                );
+            }
+            let (mut position, high) = match position.filter(|known| !is_of_another(known)) {
+                // Without an answer, all that was reserved may have been dispatched.
+                Some(position) => {
+                    let until = position.until;
+                    (position, seen.map_or(until, |(_, high)| high))
                 }
-                // A partition that was added to the topic later: all of it is new to the group.
-                _ => {
+                // So is a partition that was added to the topic later: all of it is new to the group.
+                None => {
+                    let watermarks = || consumer.fetch_watermarks(topic, number, ANSWER);
                     let (low, high) = self.patiently(watermarks).map_err(asked)?;
                     (Position::at(low), high)
                 }
             };
+            position.topic_id = topic_id;
             let mut id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
             // After many rebalances the numbers begin anew.
             while self.desk().partition(id).is_some() {
                 id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
             }
-            let retry = topic == self.group.names.retry;
-            if retry && let Ok((low, _)) = consumer.fetch_watermarks(topic, number, GLANCE) {
+            if retry && let Some((low, _)) = seen {
                 // Only what was finished is deleted from there: a commit was lost that said so.
                 position.offset = position.offset.max(low);
             }
             let start = Offset::Offset(position.offset);
             list.set_partition_offset(topic, number, start).map_err(asked)?;
-            let name = if retry { &self.group.names.retry } else { &self.group.names.topic };
+            let name = if retry { &names.retry } else { &names.topic };
             let name: Arc<str> = name.as_str().into();
             self.assigned().push((Arc::clone(&name), number, id));
             let partition = Partition::new(
@@ -247,7 +276,9 @@ impl GroupContext {
             let again = code(&error).is_some_and(|code| {
                 !matches!(
                     code,
-                    RDKafkaErrorCode::IllegalGeneration
+                    // A topic that is gone has no position any more.
+                    RDKafkaErrorCode::UnknownTopicOrPartition
+                        | RDKafkaErrorCode::IllegalGeneration
                         | RDKafkaErrorCode::UnknownMemberId
                         | RDKafkaErrorCode::FencedInstanceId
                 )
@@ -264,6 +295,13 @@ impl ClientContext for GroupContext {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        if let Some(topic) = self.ids.note(text)
+            && [&self.group.names.topic, &self.group.names.retry].contains(&&topic.to_owned())
+        {
+            let text = format!("topic {topic:?} was deleted and made again");
+            let error = error_of(ErrorKind::NotFound, "consume", text);
+            self.fail(error.class(RetryClass::Permanent));
+        }
         log(level, facility, text);
     }
 

@@ -82,7 +82,8 @@ impl Partition {
         (ordered, is_retry, limit): (bool, bool, Option<u32>),
     ) -> Self {
         let Position { offset, open, suspects, witnesses, until, done, returned, .. } = position;
-        let mut begin = Position { offset, suspects, witnesses, ..Position::default() };
+        let topic_id = position.topic_id;
+        let mut begin = Position { offset, suspects, witnesses, topic_id, ..Position::default() };
         if open {
             begin.suspects = suspects.max(witnesses.min(until));
             // What came after the crash was not dispatched before it.
@@ -345,6 +346,7 @@ impl Partition {
             witnesses: self.begin.witnesses.max(offset),
             out: i64::try_from(self.out).unwrap_or(0),
             until: until.unwrap_or(self.reserved).max(offset),
+            topic_id: self.begin.topic_id.clone(),
             ..Position::default()
         };
         let mut previous_done = false;

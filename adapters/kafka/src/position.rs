@@ -1,14 +1,15 @@
 //! What a group's committed offset says beside the offset itself, in its metadata.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 /// What is known of a partition beyond its finished prefix.
 ///
 /// # Format
-/// `ab1;100;open;3;5;9;2;1-3,7-9;2:3`: the offset it is committed with, whether the owner let go in
-/// order (`clean`), the fields below in their order; offsets are counted from the committed one.
+/// `ab1;100;open;3;5;9;2;1-3,7-9;2:3;ID`: the offset it is committed with, whether the owner let go
+/// in order (`clean`), the fields below in their order; offsets are counted from the committed one.
 /// Metadata of anybody else counts as none, and so does what was copied to another offset, as tools
-/// do that move groups between clusters.
+/// do that move groups between clusters. The topic's id is missing where it was not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     /// Everything below is finished.
@@ -28,6 +29,8 @@ pub(crate) struct Position {
     pub(crate) done: Vec<(i64, i64)>,
     /// How often a message came back, where that is not what its place says.
     pub(crate) returned: Vec<(i64, u32)>,
+    /// The id of the topic that the offsets are of, see [`identity`](crate::identity).
+    pub(crate) topic_id: Option<Arc<str>>,
 }
 
 /// The broker's `offset.metadata.max.bytes` is 4096 unless it says otherwise.
@@ -49,6 +52,12 @@ impl Position {
     /// How often an unfinished message may have come back.
     pub(crate) fn may_have_returned(&self, offset: i64) -> u32 {
         u32::from(offset < self.suspects) + u32::from(offset < self.witnesses)
+    }
+
+    /// Whether it is of a topic that was deleted: the one of today has another id.
+    pub(crate) fn is_of_another(&self, topic_id: Option<&str>) -> bool {
+        let known = self.topic_id.as_deref().zip(topic_id);
+        known.is_some_and(|(committed, today)| committed != today)
     }
 
     fn parse(offset: i64, metadata: &str) -> Option<Self> {
@@ -79,7 +88,8 @@ impl Position {
         for (place, count) in pairs(parts.next()?, ':')? {
             returned.push((number(&place)?, count.parse().ok()?));
         }
-        Some(Self { offset, open, suspects, witnesses, until, out, done, returned })
+        let topic_id = parts.next().filter(|id| !id.is_empty()).map(Arc::from);
+        Some(Self { offset, open, suspects, witnesses, until, out, done, returned, topic_id })
     }
 
     /// Writes the metadata. What does not fit is left out: counts first come, then the earliest
@@ -101,7 +111,7 @@ impl Position {
         }
         let offset = self.offset;
         let mut text = format!("{VERSION};{offset};{state};{suspects};{witnesses};{until};{out};");
-        let room = LONGEST.saturating_sub(counts.len() + 48);
+        let room = LONGEST.saturating_sub(counts.len() + 72);
         for (index, (start, end)) in self.done.iter().enumerate() {
             if text.len() > room {
                 break;
@@ -111,6 +121,10 @@ impl Position {
         }
         text.push(';');
         text.push_str(&counts);
+        if let Some(id) = &self.topic_id {
+            text.push(';');
+            text.push_str(id);
+        }
         text
     }
 
@@ -140,6 +154,7 @@ mod tests {
             out: 2,
             done: vec![(101, 103), (107, 109)],
             returned: vec![(104, 3), (106, 1)],
+            topic_id: None,
         }
     }
 
@@ -148,6 +163,11 @@ mod tests {
         let position = position();
         assert_eq!(position.metadata(), "ab1;100;open;3;5;9;2;1-3,7-9;4:3,6:1");
         assert_eq!(Position::read(100, &position.metadata()), position);
+        let known = Position { topic_id: Some("id".into()), ..position };
+        assert_eq!(known.metadata(), "ab1;100;open;3;5;9;2;1-3,7-9;4:3,6:1;id");
+        assert_eq!(Position::read(100, &known.metadata()), known);
+        let of_another = [Some("id"), None, Some("other")].map(|id| known.is_of_another(id));
+        assert_eq!(of_another, [false, false, true]);
         let empty = Position::at(7);
         assert_eq!(empty.metadata(), "ab1;7;clean;0;0;0;0;;");
         assert_eq!(Position::read(7, &empty.metadata()), empty);
@@ -175,6 +195,7 @@ mod tests {
         let mut position = position();
         position.done = (0..5000).map(|n| (101 + 2 * n, 102 + 2 * n)).collect();
         position.returned = (0..5000).map(|n| (102 + 2 * n, u32::MAX)).collect();
+        position.topic_id = Some("an id of 22 characters".into());
         let metadata = position.metadata();
         assert!(metadata.len() <= 4096, "{}", metadata.len());
         let read = Position::read(100, &metadata);

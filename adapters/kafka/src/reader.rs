@@ -159,8 +159,9 @@ impl<'a> Reader<'a> {
         let context = self.consumer.context();
         let mut before = true;
         while lot.len() < most {
+            let lines = context.ids.lines();
             let polled = self.consumer.poll(Duration::ZERO);
-            let some = polled.is_some();
+            let some = polled.is_some() || context.ids.lines() != lines;
             match polled {
                 // The client answers the same for what it saw to itself.
                 None if !before => break,
@@ -209,7 +210,15 @@ impl<'a> Reader<'a> {
             else {
                 continue;
             };
-            if position < low || position > high {
+            if position > high {
+                let text = format!(
+                    "partition {} of topic {:?} ends at {high}, before what the group has handled: it was deleted and made again, and is read from its start",
+                    partition.number, partition.topic
+                );
+                let ended = error_of(ErrorKind::NotFound, "consume", text);
+                return ended.class(RetryClass::Permanent).with_source(error);
+            }
+            if position < low {
                 lost = format!(
                     "partition {} of topic {:?} keeps the offsets from {low} to {high}, and the group has handled those before {position}",
                     partition.number, partition.topic

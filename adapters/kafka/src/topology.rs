@@ -249,6 +249,22 @@ impl Topology {
         .await
     }
 
+    /// The id of a topic, which another one of its name does not have; blocks.
+    ///
+    /// Unknown where the topic cannot be looked at now, or where the client does not say it.
+    pub(crate) fn topic_id(&self, name: &str) -> Option<Arc<str>> {
+        let metadata = self.reader().fetch_metadata(Some(name), ANSWER).ok()?;
+        metadata.topics().first().filter(|topic| topic.error().is_none())?;
+        // What the client has logged meanwhile waits to be polled, line by line.
+        let ids = &self.reader.context().ids;
+        loop {
+            let lines = ids.lines();
+            if self.reader.poll(Duration::ZERO).is_none() && ids.lines() == lines {
+                return ids.of(name);
+            }
+        }
+    }
+
     /// Deletes what the group has finished from its own retry topic.
     pub(crate) async fn trim(self: &Arc<Self>, names: &Names) {
         let trimmed = async {
@@ -257,8 +273,7 @@ impl Topology {
             let this = Arc::clone(self);
             let asked = |error| failed("trim", "the retry topic", error);
             let list = blocking(move || {
-                let observer = this.clients.observer(&group)?;
-                let positions = committed(&observer, &retry, partitions).map_err(asked)?;
+                let positions = committed(&this, &group, &retry, partitions)?;
                 let mut list = TopicPartitionList::new();
                 for (partition, position) in (0..).zip(positions) {
                     let Some(position) = position.filter(|position| position.offset > 0) else {
@@ -301,8 +316,8 @@ impl Topology {
                 let ask = || this.reader().fetch_watermarks(&topic, partition, ANSWER);
                 watermarks.push((partition, patiently(ask).map_err(asked)?));
             }
-            let observer = this.clients.observer(&group)?;
-            let committed = committed(&observer, &topic, partitions).map_err(asked)?;
+            let topic_id = this.topic_id(&topic);
+            let committed = committed(&this, &group, &topic, partitions)?;
             let is_new = committed.iter().all(Option::is_none);
             let mut missing = TopicPartitionList::new();
             for ((partition, (low, high)), known) in watermarks.into_iter().zip(&committed) {
@@ -311,12 +326,14 @@ impl Topology {
                     let start = if from_start || !is_new { low } else { high };
                     let mut element = missing.add_partition(&topic, partition);
                     element.set_offset(Offset::Offset(start)).map_err(asked)?;
-                    element.set_metadata(Position::at(start).metadata());
+                    let topic_id = topic_id.clone();
+                    element.set_metadata(Position { topic_id, ..Position::at(start) }.metadata());
                 }
             }
             if missing.count() == 0 {
                 return Ok(());
             }
+            let observer = this.clients.observer(&group)?;
             match patiently(|| observer.commit(&missing, CommitMode::Sync)) {
                 // It has members, who were not there a moment ago, and whose position counts.
                 Err(error) if is_live(&error) => Ok(()),
@@ -347,18 +364,23 @@ pub(crate) fn offsets<C: ConsumerContext>(
     Ok(committed)
 }
 
-/// The group's positions in a topic; blocks.
+/// The group's positions in a topic; blocks. Those of a topic that had its name before count as none.
 pub(crate) fn committed(
-    observer: &BaseConsumer<Context>,
+    topology: &Topology,
+    group: &str,
     topic: &str,
     partitions: usize,
-) -> Result<Vec<Option<Position>>, KafkaError> {
+) -> Result<Vec<Option<Position>>> {
+    let asked = |error| failed("declare", &format!("the position of group {group:?}"), error);
+    let topic_id = topology.topic_id(topic);
+    let observer = topology.clients.observer(group)?;
     let mut list = TopicPartitionList::new();
     list.add_partition_range(topic, 0, i32::try_from(partitions).unwrap_or(i32::MAX) - 1);
-    let committed = patiently(|| offsets(observer, &list))?;
+    let committed = patiently(|| offsets(&observer, &list)).map_err(asked)?;
     let positions = committed.elements();
     let positions = positions.iter().map(|element| match element.offset() {
-        Offset::Offset(offset) => Some(Position::read(offset, element.metadata())),
+        Offset::Offset(offset) => Some(Position::read(offset, element.metadata()))
+            .filter(|position| !position.is_of_another(topic_id.as_deref())),
         _ => None,
     });
     Ok(positions.collect())
