@@ -312,7 +312,9 @@ impl Broker for KafkaBroker {
             return Ok(());
         }
         self.producer.open.store(false, Ordering::Relaxed);
-        // First the copies that settlements wait for, so that their originals are finished too.
+        // What waits for its destination, and the copies that settlements wait for, so that their
+        // originals are finished too.
+        let declared = timeout(self.publisher.timeout, self.producer.declared_all()).await;
         let flushed = self.flush().await;
         let groups: Vec<_> = self.groups.lock().await.drain().map(|(_, group)| group).collect();
         for group in &groups {
@@ -325,6 +327,10 @@ impl Broker for KafkaBroker {
         });
         left.await.map_err(|_| {
             let text = "closed before every group was left; what is unsettled comes again";
+            error_of(ErrorKind::Timeout, "close", text)
+        })?;
+        declared.map_err(|_| {
+            let text = "closed before all that was accepted was flushed";
             error_of(ErrorKind::Timeout, "close", text)
         })?;
         flushed

@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ pub(crate) struct Publisher {
     /// Replaced when it says that it will never store anything again.
     producer: RwLock<Arc<ThreadedProducer<Reports>>>,
     overflow: Arc<Overflow>,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
     runtime: Handle,
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct Record {
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) hop: Hop,
     pub(crate) waiting: Waiting,
-    since: Instant,
+    pub(crate) since: Instant,
 }
 
 /// Who waits for a message to be stored.
@@ -62,6 +62,8 @@ struct Overflow {
     /// Whether there are any; then all have to queue, for their order.
     begun: AtomicBool,
     room: Notify,
+    /// How often a topic was found missing that had been declared.
+    missing: AtomicU64,
 }
 
 /// What the client calls back.
@@ -134,6 +136,11 @@ impl Publisher {
                 tracing::warn!(%error, "the producer failed for good, and so did another");
             }
         }
+    }
+
+    /// How often a topic was found missing that had been declared: somebody may have deleted any.
+    pub(crate) fn missing(&self) -> u64 {
+        self.overflow.missing.load(Ordering::Acquire)
     }
 
     /// Stores a message; in the order of the calls for each topic and key.
@@ -290,6 +297,14 @@ impl ProducerContext for Reports {
         let result = match result {
             Ok(_) => Ok(()),
             Err((error, message)) => {
+                if matches!(
+                    code(error),
+                    Some(
+                        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic
+                    )
+                ) {
+                    self.overflow.missing.fetch_add(1, Ordering::AcqRel);
+                }
                 let refused = refused(rdkafka::Message::topic(message), error.clone());
                 // A producer that fails for good may have stored what was on its way.
                 let fatal = code(error) == Some(RDKafkaErrorCode::Fatal);
