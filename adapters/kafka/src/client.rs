@@ -30,6 +30,8 @@ pub(crate) struct Context {
     /// Whether the client has been given its first token, or told that there is none.
     answered: AtomicBool,
     failure: Mutex<String>,
+    /// Why a record of a transaction was not stored.
+    refusal: Mutex<Option<KafkaError>>,
     pub(crate) ids: TopicIds,
 }
 
@@ -104,6 +106,7 @@ impl Clients {
             token: self.settings.token.clone(),
             answered: AtomicBool::new(false),
             failure: Mutex::default(),
+            refusal: Mutex::default(),
             ids: TopicIds::default(),
         }
     }
@@ -236,6 +239,11 @@ impl Context {
         }
     }
 
+    /// Why the first record was not stored that was not, since this was asked last.
+    pub(crate) fn take_refusal(&self) -> Option<KafkaError> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn note(&self, text: &str) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         // "[thrd:…]: host:port/bootstrap: what failed (after 0ms in state CONNECT)"
@@ -275,8 +283,13 @@ impl ConsumerContext for Context {}
 impl ProducerContext for Context {
     type DeliveryOpaque = ();
 
-    /// In a transaction its commit answers for all.
-    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+    /// In a transaction its commit answers for all, but does not say why.
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+            refusal.get_or_insert_with(|| error.clone());
+        }
+    }
 }
 
 /// The client reports every lost connection, which it mends itself.

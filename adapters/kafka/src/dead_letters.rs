@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 
 use crate::client::Context;
 use crate::error::{code, error_of, failed};
+use crate::isolation::is_of_a_record;
 use crate::limits::COPIES;
 use crate::message::{headers, read};
 use crate::names::Names;
@@ -38,6 +39,9 @@ const LOT: usize = 500;
 
 /// How often a redrive begins anew because another one had come between.
 const ATTEMPTS: u32 = 12;
+
+/// After how many letters that are refused a redrive ends: it begins anew for each.
+const REFUSED: usize = 100;
 
 /// What a group gave up.
 pub(crate) struct DeadLetters {
@@ -135,28 +139,58 @@ impl DeadLetters {
 
     /// Sends letters back to the group's own retry topic.
     pub(crate) fn redrive(&self, redrive: &Redrive) -> Result<u64> {
-        let mut sent = 0;
-        for attempt in 0..ATTEMPTS {
-            match self.redrive_once(redrive, &mut sent) {
+        let mut progress = Progress::default();
+        let mut fenced = 0;
+        while fenced < ATTEMPTS {
+            match self.redrive_once(redrive, &mut progress) {
                 // Another redrive has begun since, and this one's transaction is void.
                 Err(Stopped::Fenced) => {
                     let noise = now().elapsed().unwrap_or_default().subsec_nanos() % 97;
-                    let pause = 40 << attempt.min(6);
+                    let pause = 40 << fenced.min(6);
                     std::thread::sleep(Duration::from_millis(pause + u64::from(noise)));
+                    fenced += 1;
+                }
+                // Of the lot, one letter or all: from here on each is sent by itself. The refusal
+                // has cost the producer its numbers, so another one begins anew.
+                Err(Stopped::Refused(lot, error)) => {
+                    progress.alone = true;
+                    if let [offset] = lot[..] {
+                        tracing::warn!(%error, topic = self.names.retry, offset, "a dead letter stays: it is refused");
+                        progress.refused.insert(offset);
+                        progress.refusal = Some(error);
+                    }
+                    if progress.refused.len() >= REFUSED {
+                        break;
+                    }
                 }
                 Err(Stopped::Failed(error)) => return Err(error),
                 Ok(first_left) => {
                     self.trim(first_left);
-                    return Ok(sent);
+                    return match progress.refusal {
+                        None => Ok(progress.sent),
+                        Some(refusal) => Err(self.left_behind(progress.sent, refusal)),
+                    };
                 }
             }
+        }
+        if let Some(refusal) = progress.refusal {
+            return Err(self.left_behind(progress.sent, refusal));
         }
         let text = "other redrives of the same group come between again and again: try later";
         Err(error_of(ErrorKind::Blocked, "redrive", text))
     }
 
+    /// The error that says that the others were sent back.
+    fn left_behind(&self, sent: u64, refusal: KafkaError) -> anybroker_core::Error {
+        let what = format!(
+            "{sent} letters were sent back, and others stay, since topic {:?} refuses them",
+            self.names.retry
+        );
+        failed("redrive", &what, refusal)
+    }
+
     /// Whoever begins later fences this one off, so that no two send the same letter.
-    fn redrive_once(&self, redrive: &Redrive, sent: &mut u64) -> Result<i64, Stopped> {
+    fn redrive_once(&self, redrive: &Redrive, progress: &mut Progress) -> Result<i64, Stopped> {
         let clients = &self.topology.clients;
         let batch = batch_size(clients.settings.server.max_payload);
         let options = [
@@ -176,12 +210,13 @@ impl DeadLetters {
         let (mut seen, mut first_left) = (range.from, None);
         let mut lot: Vec<Letter> = Vec::new();
         let interval = redrive.interval();
-        let most = if interval.is_some() { 1 } else { LOT };
+        let most = if interval.is_some() || progress.alone { 1 } else { LOT };
         let mut stopped = None;
         self.each(&range, &marked, |letter| {
             seen = letter.offset + 1;
-            let chosen = redrive.selected().matches(&letter.envelope, &letter.hop, now());
-            let room = redrive.at_most() - *sent > lot.len() as u64;
+            let chosen = redrive.selected().matches(&letter.envelope, &letter.hop, now())
+                && !progress.refused.contains(&letter.offset);
+            let room = redrive.at_most() - progress.sent > lot.len() as u64;
             if !chosen || !room {
                 first_left.get_or_insert(letter.offset);
                 return Ok(room);
@@ -191,12 +226,12 @@ impl DeadLetters {
                 return Ok(true);
             }
             if let Some(interval) = interval
-                && *sent > 0
+                && progress.sent > 0
             {
                 std::thread::sleep(interval);
             }
             match self.send_back(&producer, &mut lot) {
-                Ok(count) => *sent += count,
+                Ok(count) => progress.sent += count,
                 Err(error) => stopped = Some(error),
             }
             Ok(stopped.is_none())
@@ -204,7 +239,7 @@ impl DeadLetters {
         if let Some(stopped) = stopped {
             return Err(stopped);
         }
-        *sent += self.send_back(&producer, &mut lot)?;
+        progress.sent += self.send_back(&producer, &mut lot)?;
         // What was not looked at may be a letter.
         Ok(first_left.unwrap_or(seen))
     }
@@ -218,6 +253,7 @@ impl DeadLetters {
         if lot.is_empty() {
             return Ok(0);
         }
+        drop(producer.context().take_refusal());
         producer.begin_transaction()?;
         let offsets: Vec<_> = lot.iter().map(|letter| letter.offset.to_string()).collect();
         let offsets = offsets.join(",");
@@ -244,6 +280,11 @@ impl DeadLetters {
         if let Err(error) = committed {
             // Whether or not this is answered, without a commit it did not happen.
             let _ = producer.abort_transaction(ANSWER);
+            let refusal = producer.context().take_refusal().unwrap_or_else(|| error.clone());
+            if is_of_a_record(&refusal) {
+                let offsets = lot.iter().map(|letter| letter.offset).collect();
+                return Err(Stopped::Refused(offsets, refusal));
+            }
             return Err(error.into());
         }
         Ok(lot.drain(..).len() as u64)
@@ -291,10 +332,23 @@ fn mark_of(message: &impl Message) -> Option<Vec<i64>> {
     Some(text.split(',').filter_map(|offset| offset.parse().ok()).collect())
 }
 
+/// What a redrive has done, however often it begins anew.
+#[derive(Default)]
+struct Progress {
+    sent: u64,
+    /// Whether each letter goes in a transaction of its own.
+    alone: bool,
+    /// The letters that the retry topic does not take, and why the last of them is refused.
+    refused: BTreeSet<i64>,
+    refusal: Option<KafkaError>,
+}
+
 /// Why a redrive ended early.
 enum Stopped {
     /// Another one has begun.
     Fenced,
+    /// One of the letters with these offsets is refused, whatever comes with it.
+    Refused(Vec<i64>, KafkaError),
     Failed(anybroker_core::Error),
 }
 

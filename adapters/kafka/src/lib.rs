@@ -117,6 +117,7 @@ mod depth;
 mod desk;
 mod error;
 mod identity;
+mod isolation;
 mod limits;
 mod membership;
 mod message;

@@ -7,6 +7,7 @@ use anybroker_core::{Confirmer, Envelope, Error, ErrorKind, Hop, Result, RetryCl
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 use crate::client::{Clients, log, oauth_token};
 use crate::commands::{Commands, Settled};
 use crate::error::{code, error_of, failed};
+use crate::isolation::{Isolation, is_of_a_record};
 use crate::limits::COPIES;
 use crate::message::headers;
 use crate::options::TokenProvider;
@@ -25,6 +27,7 @@ pub(crate) struct Publisher {
     /// Replaced when it says that it will never store anything again.
     producer: RwLock<Arc<ThreadedProducer<Reports>>>,
     overflow: Arc<Overflow>,
+    isolation: Arc<Isolation>,
     pub(crate) timeout: Duration,
     runtime: Handle,
 }
@@ -57,7 +60,7 @@ pub(crate) struct Settlement {
 
 /// What waits for room in the client's queue.
 #[derive(Default)]
-struct Overflow {
+pub(crate) struct Overflow {
     records: Mutex<VecDeque<Record>>,
     /// Whether there are any; then all have to queue, for their order.
     begun: AtomicBool,
@@ -67,9 +70,11 @@ struct Overflow {
 }
 
 /// What the client calls back.
-struct Reports {
+pub(crate) struct Reports {
     token: Option<TokenProvider>,
     overflow: Arc<Overflow>,
+    /// Where records of refused batches go; none when this is what sends them.
+    isolation: Option<Arc<Isolation>>,
 }
 
 impl Record {
@@ -105,10 +110,12 @@ impl Waiting {
 impl Publisher {
     pub(crate) fn new(clients: &Clients) -> Result<Self> {
         let overflow = Arc::new(Overflow::default());
-        let producer = RwLock::new(Arc::new(create(clients, &overflow)?));
+        let isolation = Arc::new(Isolation::new(clients, &overflow));
+        let producer = create(clients, &overflow, Some(&isolation), &[])?;
+        let producer = RwLock::new(Arc::new(producer));
         let timeout = clients.settings.options.publish_timeout;
         let runtime = Handle::current();
-        Ok(Self { clients: clients.clone(), producer, overflow, timeout, runtime })
+        Ok(Self { clients: clients.clone(), producer, overflow, isolation, timeout, runtime })
     }
 
     fn producer(&self) -> Arc<ThreadedProducer<Reports>> {
@@ -121,7 +128,7 @@ impl Publisher {
         if !Arc::ptr_eq(&producer, broken) {
             return;
         }
-        match create(&self.clients, &self.overflow) {
+        match create(&self.clients, &self.overflow, Some(&self.isolation), &[]) {
             Ok(other) => {
                 tracing::warn!("the Kafka client's producer failed for good: another takes over");
                 let broken = std::mem::replace(&mut *producer, Arc::new(other));
@@ -230,6 +237,7 @@ impl Publisher {
         let left = end.saturating_duration_since(Instant::now());
         self.producer()
             .flush(left)
+            .and_then(|()| self.isolation.flush(end.saturating_duration_since(Instant::now())))
             .map_err(|error| failed("close", "storing what was accepted", error))
     }
 }
@@ -240,7 +248,12 @@ impl Overflow {
     }
 }
 
-fn create(clients: &Clients, overflow: &Arc<Overflow>) -> Result<ThreadedProducer<Reports>> {
+pub(crate) fn create(
+    clients: &Clients,
+    overflow: &Arc<Overflow>,
+    isolation: Option<&Arc<Isolation>>,
+    more: &[(&str, &str)],
+) -> Result<ThreadedProducer<Reports>> {
     let deadline = clients.settings.options.publish_timeout.as_millis().max(1).to_string();
     let batch = batch_size(clients.settings.server.max_payload);
     let options = [
@@ -258,8 +271,12 @@ fn create(clients: &Clients, overflow: &Arc<Overflow>) -> Result<ThreadedProduce
         // Not every broker knows at once of a topic that was just created.
         ("topic.metadata.propagation.max.ms", "5000"),
     ];
-    let reports = Reports { token: clients.settings.token.clone(), overflow: Arc::clone(overflow) };
-    clients.create(&options, reports, "connect")
+    let reports = Reports {
+        token: clients.settings.token.clone(),
+        overflow: Arc::clone(overflow),
+        isolation: isolation.cloned(),
+    };
+    clients.create(&[&options, more].concat(), reports, "connect")
 }
 
 /// How large a batch may be, unless one message is larger: what topics take is a limit of batches.
@@ -267,7 +284,7 @@ pub(crate) fn batch_size(max_payload: usize) -> String {
     max_payload.clamp(1, 1_000_000).to_string()
 }
 
-fn refused(topic: &str, error: KafkaError) -> Error {
+pub(crate) fn refused(topic: &str, error: KafkaError) -> Error {
     failed("publish", &format!("topic {topic:?}"), error)
 }
 
@@ -294,26 +311,30 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Waiting>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, waiting: Box<Waiting>) {
-        let result = match result {
-            Ok(_) => Ok(()),
-            Err((error, message)) => {
-                if matches!(
-                    code(error),
-                    Some(
-                        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic
-                    )
-                ) {
-                    self.overflow.missing.fetch_add(1, Ordering::AcqRel);
-                }
-                let refused = refused(rdkafka::Message::topic(message), error.clone());
-                // A producer that fails for good may have stored what was on its way.
-                let fatal = code(error) == Some(RDKafkaErrorCode::Fatal);
-                Err(if fatal { refused.class(RetryClass::Ambiguous) } else { refused })
+        match (result, &self.isolation) {
+            (Ok(_), _) => waiting.answer(Ok(())),
+            (Err((error, message)), Some(isolation)) if is_of_a_record(error) => {
+                isolation.send(message, waiting);
             }
-        };
-        waiting.answer(result);
+            (Err((error, message)), _) => waiting.answer(Err(self.failed(error, message))),
+        }
         if self.overflow.begun.load(Ordering::Acquire) {
             self.overflow.room.notify_one();
+        }
+    }
+}
+
+impl Reports {
+    fn failed(&self, error: &KafkaError, message: &BorrowedMessage<'_>) -> Error {
+        let refused = refused(rdkafka::Message::topic(message), error.clone());
+        match code(error) {
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                self.overflow.missing.fetch_add(1, Ordering::AcqRel);
+                refused
+            }
+            // A producer that fails for good may have stored what was on its way.
+            Some(RDKafkaErrorCode::Fatal) => refused.class(RetryClass::Ambiguous),
+            _ => refused,
         }
     }
 }
