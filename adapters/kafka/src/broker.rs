@@ -28,6 +28,7 @@ use crate::reader;
 use crate::route::KafkaProducer;
 use crate::settle::GroupSettler;
 use crate::topology::{Topology, blocking};
+use crate::trial::Court;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,8 +47,7 @@ pub struct KafkaBroker {
     producer: Arc<KafkaProducer>,
     groups: Mutex<HashMap<String, Arc<Commands>>>,
     next_seat: AtomicU32,
-    /// See `desk`.
-    permit: Arc<AtomicBool>,
+    court: Court,
     /// One redrive at a time in this process; between processes transactions fence.
     redriving: Mutex<()>,
     closed: AtomicBool,
@@ -84,7 +84,7 @@ impl KafkaBroker {
             producer,
             groups: Mutex::default(),
             next_seat: AtomicU32::new(0),
-            permit: Arc::default(),
+            court: Court::default(),
             redriving: Mutex::default(),
             closed: AtomicBool::new(false),
         }))
@@ -201,7 +201,7 @@ impl KafkaBroker {
                         protocol: self.topology.clients.settings.protocol,
                         publisher: Arc::clone(&self.publisher),
                         topology: Arc::clone(&self.topology),
-                        permit: Arc::clone(&self.permit),
+                        court: self.court.clone(),
                     };
                     let commands = Arc::clone(&commands);
                     groups.insert(names.group.clone(), Arc::clone(&commands));

@@ -81,11 +81,9 @@ impl Clerk<'_> {
                 }
             }
             // Before the others, who would take every place again and again.
-            if let Some(suspect) = desk.next_suspect() {
-                desk.hand_out_suspect(suspect, |partition| {
-                    self.commit(&commits([(partition, partition.position(None))]))
-                });
-            }
+            desk.try_suspects(|partition| {
+                self.commit(&commits([(partition, partition.position(None))]))
+            });
             desk.dispatch();
             let window = desk.prefetch().max(64);
             self.arrivals.report(desk.waiting() + arrived.len(), window);

@@ -1,15 +1,13 @@
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anybroker_core::Delivery;
-use anybroker_core::adapter::LONGEST_ALONE;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::commands::{Command, Commands, Seat, Settled, place, tag};
 use crate::partition::{Kept, Partition};
 use crate::position::Position;
+use crate::trial::Court;
 
 /// What a group's thread has in hand: its partitions, and the consumers it serves.
 pub(crate) struct Desk {
@@ -18,10 +16,7 @@ pub(crate) struct Desk {
     ordered: bool,
     /// Which partition comes first the next time.
     turn: usize,
-    /// The suspect that is handed out, and since when.
-    suspect: Option<(u16, i64, Instant)>,
-    /// Held while a suspect of this process is handed out; see [`LONGEST_ALONE`].
-    permit: Arc<AtomicBool>,
+    court: Court,
     pub(crate) flushes: Vec<tokio::sync::oneshot::Sender<()>>,
     taken: Vec<Command>,
 }
@@ -30,14 +25,13 @@ pub(crate) struct Desk {
 const LOT: usize = 32;
 
 impl Desk {
-    pub(crate) fn new(ordered: bool, permit: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(ordered: bool, court: Court) -> Self {
         Self {
             partitions: Vec::new(),
             seats: Vec::new(),
             ordered,
             turn: 0,
-            suspect: None,
-            permit,
+            court,
             flushes: Vec::new(),
             taken: Vec::new(),
         }
@@ -96,15 +90,6 @@ impl Desk {
         if let Some(seat) = holder.and_then(|number| self.seat(number)) {
             seat.held -= 1;
         }
-        if self.suspect.is_some_and(|(of, suspect, _)| (of, suspect) == (id, offset)) {
-            self.acquit();
-        }
-    }
-
-    fn acquit(&mut self) {
-        if self.suspect.take().is_some() {
-            self.permit.store(false, Ordering::SeqCst);
-        }
     }
 
     /// How many deliveries are out.
@@ -132,7 +117,7 @@ impl Desk {
     /// for the consumer that holds it.
     pub(crate) fn is_held_back(&self, index: usize) -> bool {
         let partition = &self.partitions[index];
-        self.runs_suspect(partition)
+        partition.is_tried()
             || partition.is_held_back()
             || partition.ready() > 0 && self.room() > 0 && self.place(index).is_none()
     }
@@ -154,9 +139,6 @@ impl Desk {
 
     /// Makes ready what is due; answers when the next one is.
     pub(crate) fn advance(&mut self) -> Option<SystemTime> {
-        if self.suspect.is_some_and(|(.., since)| since.elapsed() > LONGEST_ALONE) {
-            self.acquit();
-        }
         self.partitions.iter_mut().filter_map(Partition::advance).min()
     }
 
@@ -171,11 +153,6 @@ impl Desk {
         open.max_by_key(|(_, seat)| seat.prefetch - seat.held).map(|(index, _)| index)
     }
 
-    /// Whether a suspect of this partition is handed out: nothing else of it is, beside it.
-    fn runs_suspect(&self, partition: &Partition) -> bool {
-        self.suspect.is_some_and(|(id, ..)| id == partition.id)
-    }
-
     /// Hands out what is reserved, for as long as there is room.
     pub(crate) fn dispatch(&mut self) {
         let count = self.partitions.len();
@@ -184,7 +161,7 @@ impl Desk {
             self.turn = (self.turn + 1) % count;
             let index = self.turn;
             idle += 1;
-            let beside = self.runs_suspect(&self.partitions[index]);
+            let beside = self.partitions[index].is_tried();
             let Some(seat) = self.place(index).filter(|_| !beside) else { continue };
             let Self { partitions, seats, .. } = self;
             let (partition, seat) = (&mut partitions[index], &mut seats[seat]);
@@ -197,43 +174,34 @@ impl Desk {
         self.seats.iter_mut().for_each(Seat::hand_over);
     }
 
-    /// Finds a suspect that may be handed out, alone in this process.
-    pub(crate) fn next_suspect(&mut self) -> Option<(usize, i64, usize)> {
-        if self.suspect.is_some() {
-            return None;
-        }
-        let found = (0..self.partitions.len()).find_map(|index| {
-            let offset = self.partitions[index].suspect()?;
-            Some((index, offset, self.place(index)?))
-        })?;
-        // Of another group of this process one may be running.
-        (!self.permit.swap(true, Ordering::SeqCst)).then_some(found)
-    }
-
-    /// Hands a suspect out, if this can be committed before; so that the next owner knows what ran.
-    pub(crate) fn hand_out_suspect(
-        &mut self,
-        (index, offset, seat): (usize, i64, usize),
-        commit: impl FnOnce(&Partition) -> bool,
-    ) {
-        let (partition, seat) = (&mut self.partitions[index], &mut self.seats[seat]);
-        self.suspect = Some((partition.id, offset, Instant::now()));
-        let taken = partition.take_suspect(offset, seat.number);
-        match taken {
-            Some(taken) if commit(partition) => {
+    /// Hands suspects out, those of a partition together, where this can be committed before: so that
+    /// the next owner knows what ran.
+    pub(crate) fn try_suspects(&mut self, commit: impl Fn(&Partition) -> bool) {
+        for index in 0..self.partitions.len() {
+            if !self.partitions[index].has_suspects() {
+                continue;
+            }
+            let Some(place) = self.place(index) else { continue };
+            let Self { partitions, seats, court, .. } = self;
+            let (partition, seat) = (&mut partitions[index], &mut seats[place]);
+            let room = seat.prefetch - seat.held;
+            let Some((offsets, decides)) = partition.next_trial(room) else { continue };
+            let Some(permit) = court.permit(decides) else { continue };
+            let taken = partition.start_trial(&offsets, permit, seat.number);
+            if !commit(partition) {
+                partition.cancel_trial(&offsets);
+                continue;
+            }
+            for taken in taken {
                 deliver(partition, seat, taken);
-                seat.hand_over();
             }
-            _ => {
-                partition.give_back(offset, Duration::ZERO, |returned| returned);
-                self.acquit();
-            }
+            seat.hand_over();
         }
     }
 
     /// Whether a suspect waits, or is out: others may wait for its end.
     pub(crate) fn has_suspects(&self) -> bool {
-        self.suspect.is_some() || self.partitions.iter().any(|known| known.suspect().is_some())
+        self.partitions.iter().any(Partition::has_suspects)
     }
 
     pub(crate) fn needs_reservation(&self) -> bool {
@@ -251,16 +219,7 @@ impl Desk {
         for seat in &mut self.seats {
             seat.held -= freed.get(&seat.number).copied().unwrap_or(0);
         }
-        if self.suspect.is_some_and(|(id, ..)| ids.contains(&id)) {
-            self.acquit();
-        }
         removed
-    }
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        self.acquit();
     }
 }
 

@@ -19,11 +19,19 @@
 //! `replication=3`. A retry, a delayed release and a dead letter are stored anew, with the same
 //! confirmation, before the original counts as finished; a crash in between leaves a duplicate.
 //!
+//! A confirmed message may be stored twice where a publish on the same connection ran into its timeout
+//! meanwhile, or a broker forgot the producer: the client then takes a new producer id, under which it
+//! sends again what was not answered yet, and the broker knows it by its number only.
+//!
+//! A batch that the broker refuses for one of its records is sent again, each record by itself: the
+//! error is that record's alone.
+//!
 //! Retry and dead-letter topics keep messages for ever; what is finished is deleted once a minute
 //! (`DeleteRecords`). The topics themselves keep what the broker or you say (`retention.ms`, a week
 //! by default): messages that are gone before a group has handled them are an error of its
 //! consumers (`NotFound`, with the offsets), not a skip. A group without members loses its offsets
-//! after a week (`offsets.retention.minutes`): it then begins at the oldest message that is kept.
+//! after a week (`offsets.retention.minutes`): it then begins at the oldest message that is kept. So it
+//! does in a topic that was deleted and made again, which has another id than its commits name.
 //!
 //! # Settlement
 //! `Ok` means recorded in this process ([`Recorded`](anybroker_core::SettlementProof::Recorded)).
@@ -40,11 +48,14 @@
 //! # Attempts
 //! Kafka counts nothing. Retries are counted in the copy's header. The metadata of the commit also
 //! say how far messages may have been handed out, which is committed before they are: after a
-//! process was killed, those within come back as attempt 2, though some were only waiting; after a
-//! second time in a row they are handed out one at a time, each attempt committed before, and from
-//! then on only what really ran is counted. So a message that kills its process goes to the
-//! dead-letter queue after its `max_deliveries`, and none of its neighbours does. A suspect is alone
-//! in its process for 30 s at most.
+//! process was killed, those within come back as attempt 2, though some were only waiting. After a
+//! second time in a row they are suspects: those of a partition run together once more, and nothing
+//! else of their partition beside them, for 30 s at most; other partitions go on. What is tried is
+//! committed before, and only that is counted from then on. If the process ends again, half as many
+//! are tried together, and so on; if they pass, the next lot is twice as large. A suspect on its last
+//! attempt runs while no other suspect of its process does. So a message that kills its process goes to
+//! the dead-letter queue after its `max_deliveries`, none of its neighbours does, and where the network
+//! was to blame a few trials clear all.
 //!
 //! # Ordering
 //! Messages of one key are in one partition, and a partition is one process's. An `ordered()`
@@ -131,6 +142,7 @@ mod route;
 mod scan;
 mod settle;
 mod topology;
+mod trial;
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! A process's membership in a group: what the client calls back on the reader's own thread.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use crate::partition::{Kept, Partition};
 use crate::position::Position;
 use crate::publish::Publisher;
 use crate::topology::{ANSWER, Topology, offsets};
+use crate::trial::Court;
 
 /// How long handlers may take to finish what they run when a partition goes to another process.
 const HANDOVER: Duration = Duration::from_secs(10);
@@ -46,8 +47,7 @@ pub(crate) struct GroupSettings {
     pub(crate) publisher: Arc<Publisher>,
     /// To ask which topics these are.
     pub(crate) topology: Arc<Topology>,
-    /// See [`Desk`].
-    pub(crate) permit: Arc<AtomicBool>,
+    pub(crate) court: Court,
 }
 
 /// A partition, and the number of its assignment.

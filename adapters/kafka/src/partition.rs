@@ -3,10 +3,12 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use anybroker_core::adapter::LONGEST_ALONE;
 use anybroker_core::{Envelope, Hop, now};
 
 use crate::clerk::COMMIT_INTERVAL;
 use crate::position::Position;
+use crate::trial::{Permit, Trial};
 
 /// A message as it is kept until it is finished, to be handed out again.
 pub(crate) type Kept = (Arc<Envelope>, Option<Box<Hop>>);
@@ -37,6 +39,7 @@ pub(crate) struct Partition {
     fresh: VecDeque<i64>,
     again: BTreeSet<i64>,
     suspects: BTreeSet<i64>,
+    trial: Trial,
     due: BinaryHeap<Reverse<(SystemTime, i64)>>,
     /// How many are handed out.
     pub(crate) out: usize,
@@ -81,7 +84,8 @@ impl Partition {
         high: i64,
         (ordered, is_retry, limit): (bool, bool, Option<u32>),
     ) -> Self {
-        let Position { offset, open, suspects, witnesses, until, done, returned, .. } = position;
+        let Position { offset, open, suspects, witnesses, until, out, done, returned, .. } =
+            position;
         let topic_id = position.topic_id;
         let mut begin = Position { offset, suspects, witnesses, topic_id, ..Position::default() };
         if open {
@@ -106,6 +110,7 @@ impl Partition {
             fresh: VecDeque::new(),
             again: BTreeSet::new(),
             suspects: BTreeSet::new(),
+            trial: if open { Trial::after_crash(out) } else { Trial::default() },
             due: BinaryHeap::new(),
             out: 0,
             seat: None,
@@ -165,6 +170,7 @@ impl Partition {
 
     /// Makes ready what is due; answers when the next one is.
     pub(crate) fn advance(&mut self) -> Option<SystemTime> {
+        self.trial.end_after(LONGEST_ALONE);
         let now = self.due.peek().map(|_| now())?;
         while let Some(Reverse((due, offset))) = self.due.peek().copied() {
             if due > now {
@@ -224,17 +230,72 @@ impl Partition {
         self.hand_out(offset, seat)
     }
 
-    /// The first suspect.
-    pub(crate) fn suspect(&self) -> Option<i64> {
+    /// The suspects that may be tried together now, in at most so many places; and whether the run
+    /// decides that a message is given up, so that no other suspect of the process may be beside it.
+    pub(crate) fn next_trial(&self, room: usize) -> Option<(Vec<i64>, bool)> {
         // In order, one that waits for its time holds back the others.
         let open = !self.leaving && (!self.in_place || self.due.is_empty());
-        open.then(|| self.suspects.first().copied()).flatten()
+        if !open || self.is_tried() {
+            return None;
+        }
+        let first = *self.suspects.first()?;
+        let mut together = Vec::new();
+        let mut most = room.min(self.trial.most());
+        for offset in self.suspects.iter().copied() {
+            // So many that halves of them, crash after crash, end with one before its last run.
+            most = most.min(1 << (self.runs_left(offset).clamp(1, 32) - 1));
+            if together.len() >= most {
+                break;
+            }
+            together.push(offset);
+        }
+        (!together.is_empty()).then(|| (together, self.runs_left(first) <= 1))
     }
 
-    /// Hands a suspect out.
-    pub(crate) fn take_suspect(&mut self, offset: i64, seat: u32) -> Option<(i64, u32, Kept)> {
-        self.suspects.remove(&offset);
-        self.hand_out(offset, seat)
+    /// How often a message may be handed out still.
+    fn runs_left(&self, offset: i64) -> u32 {
+        let Some(limit) = self.limit else { return u32::MAX };
+        let slot = self.slots.binary_search_by_key(&offset, |slot| slot.offset);
+        let used = slot.map_or(0, |index| {
+            let slot = &self.slots[index];
+            let hop = slot.message.as_ref().and_then(|(_, hop)| hop.as_deref());
+            slot.returned.saturating_add(hop.map_or(0, |hop| hop.attempts))
+        });
+        limit.saturating_sub(used)
+    }
+
+    /// Hands suspects out together.
+    pub(crate) fn start_trial(
+        &mut self,
+        offsets: &[i64],
+        permit: Permit,
+        seat: u32,
+    ) -> Vec<(i64, u32, Kept)> {
+        let mut taken = Vec::with_capacity(offsets.len());
+        for offset in offsets {
+            self.suspects.remove(offset);
+            taken.extend(self.hand_out(*offset, seat));
+        }
+        self.trial.start(taken.iter().map(|(offset, ..)| *offset), permit);
+        taken
+    }
+
+    /// Takes suspects back that were not handed out after all.
+    pub(crate) fn cancel_trial(&mut self, offsets: &[i64]) {
+        self.trial.cancel();
+        for offset in offsets {
+            self.give_back(*offset, Duration::ZERO, |returned| returned);
+        }
+    }
+
+    /// Whether suspects are handed out: nothing else of the partition is, beside them.
+    pub(crate) fn is_tried(&self) -> bool {
+        self.trial.is_running()
+    }
+
+    /// Whether suspects wait to be tried, or for the end of a trial.
+    pub(crate) fn has_suspects(&self) -> bool {
+        self.is_tried() || (!self.leaving && !self.suspects.is_empty())
     }
 
     fn hand_out(&mut self, offset: i64, seat: u32) -> Option<(i64, u32, Kept)> {
@@ -277,7 +338,7 @@ impl Partition {
     pub(crate) fn finish(&mut self, offset: i64) -> Option<u32> {
         let (slot, seat) = self.returned_by(offset)?;
         (slot.state, slot.message) = (State::Done, None);
-        self.let_go();
+        self.let_go(offset);
         while self.slots.front().is_some_and(|slot| slot.state == State::Done) {
             self.slots.pop_front();
         }
@@ -296,7 +357,7 @@ impl Partition {
         let (slot, seat) = self.returned_by(offset)?;
         slot.state = State::Waiting;
         slot.returned = returned(slot.returned);
-        self.let_go();
+        self.let_go(offset);
         match now().checked_add(after).filter(|_| !after.is_zero()) {
             Some(due) => self.due.push(Reverse((due, offset))),
             None => self.place(offset),
@@ -304,7 +365,8 @@ impl Partition {
         Some(seat)
     }
 
-    fn let_go(&mut self) {
+    fn let_go(&mut self, offset: i64) {
+        self.trial.finished(offset);
         self.out -= 1;
         self.dirty = true;
         if self.out == 0 {

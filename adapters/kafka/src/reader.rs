@@ -35,7 +35,7 @@ pub(crate) fn start(
 ) -> Result<()> {
     let options = clients.member(&group.names.group);
     let options: Vec<_> = options.iter().map(|(name, value)| (&**name, &**value)).collect();
-    let mut desk = Desk::new(group.ordered, Arc::clone(&group.permit));
+    let mut desk = Desk::new(group.ordered, group.court.clone());
     desk.seats.push(seat);
     let topics = [group.names.topic.clone(), group.names.retry.clone()];
     let token = clients.settings.token.clone();

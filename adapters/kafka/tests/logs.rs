@@ -350,6 +350,58 @@ async fn a_suspect_runs_alone_and_its_neighbours_are_not_given_up() {
     assert_eq!(handled.load(Ordering::Relaxed), 5, "the innocent ones");
 }
 
+/// It was the network, or the broker: no message is to blame.
+#[tokio::test(flavor = "multi_thread")]
+async fn suspects_of_a_group_that_was_lost_twice_run_together() {
+    const COUNT: usize = 64;
+    let connect = || async { builder().partitions(2).connect().await.expect("a connection") };
+    let subscription = Subscription::queue(unique("lost"));
+    let broker = connect().await;
+    let producer = broker.producer();
+    let sends: Vec<_> = (0..COUNT)
+        .map(|number| {
+            let envelope = Envelope::new("number", "{}").with_key(number.to_string());
+            producer.send(Outgoing::new(subscription.destination().clone(), envelope))
+        })
+        .collect();
+    for send in sends {
+        send.await.expect("a confirmed publish");
+    }
+    for _ in 0..2 {
+        let broker = connect().await;
+        let mut consumer = broker.consume(&subscription, COUNT).await.expect("a consumer");
+        for _ in 0..COUNT {
+            std::mem::forget(receive(&mut consumer).await);
+        }
+        broker.close().await.expect("a closed broker");
+    }
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let service = service_fn({
+        let most = Arc::clone(&most);
+        move |_: Message| {
+            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            async move {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                running.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, BoxError>(Outcome::Ack)
+            }
+        }
+    });
+    let worker = Worker::new(broker.clone()).concurrency(COUNT);
+    let running = worker.subscribe(subscription.clone(), service).start().await.expect("a worker");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(running.run_until(stopped));
+    depth(&broker, &subscription, |depth| {
+        (depth.ready, depth.in_flight, depth.dead_lettered) == (Some(0), Some(0), Some(0))
+    })
+    .await;
+    drop(stop);
+    assert_eq!(task.await.expect("no panic").expect("a drained worker").handled, COUNT as u64);
+    let most = most.load(Ordering::SeqCst);
+    assert!(most >= 8, "at most {most} at once");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_whose_offsets_kafka_has_forgotten_begins_at_the_start_again() {
     let broker = connect_single().await;

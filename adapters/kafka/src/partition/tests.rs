@@ -1,4 +1,5 @@
 use super::*;
+use crate::trial::Court;
 
 const LOG: i64 = 1000;
 
@@ -21,6 +22,20 @@ fn read(partition: &mut Partition, offsets: impl IntoIterator<Item = i64>) {
 /// Hands out all that may be; answers offsets, and how often each came back.
 fn take_all(partition: &mut Partition) -> Vec<(i64, u32)> {
     std::iter::from_fn(|| partition.take(1)).map(|(offset, count, _)| (offset, count)).collect()
+}
+
+/// The suspects that are tried together first, and how often each came back.
+fn try_some(partition: &mut Partition) -> Vec<(i64, u32)> {
+    let Some((offsets, decides)) = partition.next_trial(1000) else { return Vec::new() };
+    let permit = Court::default().permit(decides).expect("nothing is beside it");
+    let taken = partition.start_trial(&offsets, permit, 1);
+    taken.into_iter().map(|(offset, count, _)| (offset, count)).collect()
+}
+
+/// What the next owner begins with when this one is killed.
+fn after_a_kill(partition: &Partition) -> Partition {
+    let last = partition.position(None);
+    owner(Position::read(last.offset, &last.metadata()), partition.limit)
 }
 
 /// What the next owner of the partition begins with.
@@ -104,14 +119,12 @@ fn what_was_out_at_one_end_may_have_come_back_and_at_two_runs_alone() {
     let mut third = next_owner(&second);
     read(&mut third, 10..16);
     assert_eq!(take_all(&mut third), [], "the others wait for the suspects");
-    assert_eq!(third.suspect(), Some(10));
-    assert_eq!(third.take_suspect(10, 1).expect("it is there").1, 2);
+    assert_eq!(try_some(&mut third), [(10, 2)]);
     // The process dies with it: of the suspects it alone was handed out.
     let mut fourth = next_owner(&third);
     read(&mut fourth, 10..16);
     for (offset, returned) in [(10, 3), (12, 2)] {
-        assert_eq!(fourth.suspect(), Some(offset));
-        assert_eq!(fourth.take_suspect(offset, 1).expect("it is there").1, returned);
+        assert_eq!(try_some(&mut fourth), [(offset, returned)]);
         fourth.finish(offset);
     }
     assert_eq!(take_all(&mut fourth), [(13, 1), (14, 0), (15, 0)]);
@@ -134,12 +147,11 @@ fn what_runs_alone_is_counted_however_near_its_limit_it_is() {
         let hop = || Hop { attempts, ..Hop::default() };
         let mut partition = owner(twice.clone(), Some(5));
         partition.read(10, kept(hop()));
-        let first = partition.suspect().and_then(|offset| partition.take_suspect(offset, 1));
-        let first = first.expect("it is there").1;
+        let first = try_some(&mut partition)[0].1;
         // The process dies with it.
         let mut partition = next_owner(&partition);
         partition.read(10, kept(hop()));
-        let next = partition.take_suspect(10, 1).expect("it is there").1;
+        let next = try_some(&mut partition)[0].1;
         assert_eq!((first, next), (2.min(4 - attempts), first + 1), "{attempts} attempts");
     }
 }
@@ -196,4 +208,77 @@ fn what_waits_for_its_time_blocks_nobody_and_can_be_moved_on() {
     assert_eq!(partition.take_laggard(10, 9).expect("it lags").0, 0);
     partition.finish(0);
     assert_eq!(partition.position(None).offset, 20);
+}
+
+/// An owner of these messages that has handed all of them out, twice in a row, when it was killed.
+fn killed_twice(count: i64, limit: u32) -> Partition {
+    let mut partition = owner(Position::at(0), Some(limit));
+    for _ in 0..2 {
+        read(&mut partition, 0..count);
+        assert_eq!(take_all(&mut partition).len(), usize::try_from(count).expect("a few"));
+        partition = after_a_kill(&partition);
+    }
+    read(&mut partition, 0..count);
+    partition
+}
+
+#[test]
+fn innocent_suspects_are_cleared_in_a_few_trials() {
+    let mut partition = killed_twice(300, 20);
+    let (mut trials, mut cleared) = (0, 0);
+    while cleared < 300 {
+        let tried = try_some(&mut partition);
+        assert!(!tried.is_empty() && take_all(&mut partition).is_empty());
+        for (offset, _) in tried {
+            partition.finish(offset);
+            cleared += 1;
+        }
+        trials += 1;
+    }
+    assert_eq!(trials, 3);
+}
+
+#[test]
+fn what_kills_its_process_is_found_by_halves_and_takes_nobody_along() {
+    for (count, limit, killer) in
+        [(64, 20, 37), (64, 20, 0), (64, 20, 63), (6, 4, 5), (64, 4, 40), (128, 3, 100), (2, 3, 1)]
+    {
+        let mut partition = killed_twice(count, limit);
+        let (mut runs, mut trials) = (2, 0);
+        let mut left: BTreeSet<_> = (0..count).collect();
+        'given_up: loop {
+            let tried = try_some(&mut partition);
+            trials += 1;
+            assert!(!tried.is_empty(), "{left:?} stay");
+            for (offset, returned) in &tried {
+                if *returned >= limit {
+                    // The worker gives it up unseen.
+                    assert_eq!((*offset, runs), (killer, limit));
+                    partition.finish(*offset);
+                    left.remove(offset);
+                    break 'given_up;
+                }
+            }
+            if tried.iter().any(|(offset, _)| *offset == killer) {
+                runs += 1;
+                partition = after_a_kill(&partition);
+                read(&mut partition, 0..count);
+            } else {
+                for (offset, _) in tried {
+                    partition.finish(offset);
+                    left.remove(&offset);
+                }
+            }
+        }
+        // With a few runs left each is soon alone.
+        let most = if limit == 20 { 40 } else { count + 4 };
+        assert!(trials <= most, "{trials} trials for the one at {killer} of {count}");
+        while !left.is_empty() {
+            for (offset, returned) in try_some(&mut partition) {
+                assert!(returned < limit, "{offset} of {count} is given up along with {killer}");
+                partition.finish(offset);
+                left.remove(&offset);
+            }
+        }
+    }
 }
