@@ -1,11 +1,14 @@
+use std::collections::VecDeque;
 use std::io;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 /// A way to a server on which things go wrong: its connections are cut, or fall silent.
 ///
@@ -24,6 +27,8 @@ struct Way {
     cuts: u64,
     swallows_requests: bool,
     swallows_answers: bool,
+    /// How long each piece of what comes is held, in either direction.
+    latency: Duration,
 }
 
 impl Proxy {
@@ -72,9 +77,14 @@ impl Proxy {
         self.way.send_modify(|way| (way.swallows_requests, way.swallows_answers) = (false, true));
     }
 
-    /// Passes everything on again, first what was swallowed.
+    /// Passes everything on this much later, as over a long way.
+    pub fn slow(&self, latency: Duration) {
+        self.way.send_modify(|way| way.latency = latency);
+    }
+
+    /// Passes everything on again, first what was swallowed, and without latency.
     pub fn pass(&self) {
-        self.way.send_modify(|way| (way.swallows_requests, way.swallows_answers) = (false, false));
+        self.way.send_modify(|way| *way = Way { cuts: way.cuts, ..Way::default() });
     }
 }
 
@@ -112,7 +122,8 @@ async fn pass_on(
     mut way: watch::Receiver<Way>,
     swallows: impl Fn(Way) -> Option<bool>,
 ) -> io::Result<()> {
-    let mut held = Vec::with_capacity(64 * 1024);
+    let mut held = VecDeque::<(Instant, Vec<u8>)>::new();
+    let mut read = Vec::with_capacity(64 * 1024);
     let mut has_ended = false;
     loop {
         let way_now = *way.borrow_and_update();
@@ -121,15 +132,23 @@ async fn pass_on(
             return Err(io::ErrorKind::NotConnected.into());
         };
         if !swallows {
-            to.write_all(&held).await?;
-            held.clear();
-            if has_ended {
+            while let Some((_, bytes)) = held.front().filter(|(due, _)| *due <= Instant::now()) {
+                to.write_all(bytes).await?;
+                held.pop_front();
+            }
+            if has_ended && held.is_empty() {
                 return to.shutdown().await;
             }
         }
+        let due = held.front().filter(|_| !swallows).map(|(due, _)| *due);
         tokio::select! {
-            read = from.read_buf(&mut held), if !has_ended => has_ended = read? == 0,
+            count = from.read_buf(&mut read), if !has_ended => {
+                has_ended = count? == 0;
+                held.push_back((Instant::now() + way_now.latency, read.clone()));
+                read.clear();
+            }
             changed = way.changed() => changed.map_err(io::Error::other)?,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
     }
 }
@@ -137,7 +156,6 @@ async fn pass_on(
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Duration;
 
     use tokio::time::timeout;
 
@@ -188,9 +206,16 @@ mod tests {
         proxy.pass();
         assert_eq!(stream.read_u8().await.expect("an answer"), 2);
 
+        proxy.slow(SOON);
+        let sent = Instant::now();
+        stream.write_u8(9).await.expect("a connection");
+        assert_eq!(stream.read_u8().await.expect("an answer"), 9);
+        assert!(sent.elapsed() >= 2 * SOON, "the request and the answer are both late");
+        proxy.pass();
+
         proxy.swallow_answers();
         stream.write_u8(3).await.expect("a connection");
-        got.wait_for(|count| *count == 3).await.expect("it comes");
+        got.wait_for(|count| *count == 4).await.expect("it comes");
         proxy.cut();
         proxy.pass();
         assert!(stream.read_u8().await.is_err(), "the answer is lost");
