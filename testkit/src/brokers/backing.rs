@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use super::packages::Programs;
 use super::process::{self, Process};
 use super::reaper::Reaper;
-use super::recipe::{Recipe, Script};
+use super::recipe::{Image, Recipe, Script};
 use super::site::Site;
 use super::{Detached, Error, container};
 
@@ -18,7 +18,7 @@ pub(super) struct Backing {
 
 #[derive(Debug)]
 enum Engine {
-    Container { id: String },
+    Container { id: String, image: Image },
     Packages { process: Option<Process>, programs: Programs, script: Script },
 }
 
@@ -30,10 +30,11 @@ impl Backing {
         // Only the mapped ports lead into a container.
         site.listen = "0.0.0.0";
         recipe.configure(&site)?;
-        let id = container::start(&recipe.image(&site), &site)?;
+        let image = recipe.image(&site);
+        let id = container::start(&image, &site)?;
         let reaper = Reaper::new(&site.folder, Some(&id))?;
         folder.dismiss();
-        Ok(Self { engine: Engine::Container { id }, site, reaper })
+        Ok(Self { engine: Engine::Container { id, image }, site, reaper })
     }
 
     pub(super) fn packages(recipe: &dyn Recipe, programs: Programs) -> Result<Self, Error> {
@@ -54,7 +55,7 @@ impl Backing {
     /// Starts a killed server again.
     pub(super) fn start(&mut self) -> Result<(), Error> {
         match &mut self.engine {
-            Engine::Container { id } => container::docker(&["start", id]).map(drop),
+            Engine::Container { id, .. } => container::docker(&["start", id]).map(drop),
             Engine::Packages { process, programs, script } => {
                 let mut command = programs.command(script.text, &[]);
                 command.envs(script.environment.clone());
@@ -66,7 +67,7 @@ impl Backing {
 
     pub(super) fn kill(&mut self) -> Result<(), Error> {
         match &mut self.engine {
-            Engine::Container { id } if container::is_running(id) => {
+            Engine::Container { id, .. } if container::is_running(id) => {
                 container::docker(&["kill", id]).map(drop)
             }
             Engine::Packages { process, .. } => {
@@ -84,9 +85,27 @@ impl Backing {
         }
     }
 
+    /// Starts the server again without its data.
+    pub(super) fn start_empty(&mut self) -> Result<(), Error> {
+        self.kill()?;
+        if let Engine::Container { id, image } = &mut self.engine {
+            container::docker(&["rm", "--force", "--volumes", id])?;
+            *id = container::start(image, &self.site)?;
+            let reaper = Reaper::new(&self.site.folder, Some(id))?;
+            std::mem::replace(&mut self.reaper, reaper).dismiss();
+            return Ok(());
+        }
+        match std::fs::remove_dir_all(self.site.data()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::new(format!("cannot remove the server's data: {error}")))
+            }
+            _ => self.start(),
+        }
+    }
+
     pub(super) fn pause(&self) -> Result<(), Error> {
         match &self.engine {
-            Engine::Container { id } => container::docker(&["pause", id]).map(drop),
+            Engine::Container { id, .. } => container::docker(&["pause", id]).map(drop),
             Engine::Packages { process: Some(process), .. } => process.pause(),
             Engine::Packages { process: None, .. } => Err(is_killed()),
         }
@@ -94,7 +113,7 @@ impl Backing {
 
     pub(super) fn resume(&self) -> Result<(), Error> {
         match &self.engine {
-            Engine::Container { id } => container::docker(&["unpause", id]).map(drop),
+            Engine::Container { id, .. } => container::docker(&["unpause", id]).map(drop),
             Engine::Packages { process: Some(process), .. } => process.resume(),
             Engine::Packages { process: None, .. } => Err(is_killed()),
         }
@@ -102,7 +121,7 @@ impl Backing {
 
     pub(super) fn exec(&self, arguments: &[&str]) -> Result<String, Error> {
         let mut command = match &self.engine {
-            Engine::Container { id } => {
+            Engine::Container { id, .. } => {
                 let mut command = Command::new("docker");
                 command.args(["exec", id]).args(arguments);
                 command
@@ -119,21 +138,21 @@ impl Backing {
 
     pub(super) fn has_ended(&self) -> bool {
         match &self.engine {
-            Engine::Container { id } => !container::is_running(id),
+            Engine::Container { id, .. } => !container::is_running(id),
             Engine::Packages { process, .. } => process.as_ref().is_none_or(Process::has_ended),
         }
     }
 
     pub(super) fn log_tail(&self) -> String {
         match &self.engine {
-            Engine::Container { id } => container::log_tail(id),
+            Engine::Container { id, .. } => container::log_tail(id),
             Engine::Packages { .. } => process::log_tail(&self.site.folder),
         }
     }
 
     pub(super) fn detach(self) -> Detached {
         let (container, group) = match self.engine {
-            Engine::Container { id } => (Some(id), None),
+            Engine::Container { id, .. } => (Some(id), None),
             Engine::Packages { process, .. } => (None, process.map(|process| process.group())),
         };
         self.reaper.dismiss();

@@ -87,6 +87,16 @@ impl Server {
         self.wait()
     }
 
+    /// Starts the server again on the same port without the data it had, as after the loss of its
+    /// disk, and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`restart`](Self::restart).
+    pub fn restart_empty(&mut self) -> Result<(), Error> {
+        self.own_mut()?.start_empty()?;
+        self.wait()
+    }
+
     /// Runs one of the server's own programs, such as `rabbitmqctl`, and answers its output.
     ///
     /// # Errors

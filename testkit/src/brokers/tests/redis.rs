@@ -10,7 +10,7 @@ const VERSIONS: [(RedisVersion, &str, &str); 3] = [
 ];
 
 #[test]
-fn killed_server_comes_back_on_its_port_with_its_data() {
+fn killed_server_comes_back_on_its_port_with_its_data_or_without() {
     for (version, stated, client) in VERSIONS {
         let mut server = Redis::new(version).launch().unwrap();
         assert!(server.version().starts_with(stated), "{}", server.version());
@@ -22,6 +22,9 @@ fn killed_server_comes_back_on_its_port_with_its_data() {
         assert_eq!(server.url(), url);
         let length = server.exec(&[client, "-u", &url, "XLEN", "kept"]).unwrap();
         assert_eq!(length.trim(), "1");
+        server.restart_empty().unwrap();
+        let length = server.exec(&[client, "-u", &url, "XLEN", "kept"]).unwrap();
+        assert_eq!(length.trim(), "0");
         server.stop();
         TcpStream::connect(url.strip_prefix("redis://").unwrap()).unwrap_err();
     }
