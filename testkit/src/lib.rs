@@ -5,6 +5,8 @@
 //! - [`handle`] runs a handler with its layers on one envelope; no broker is needed.
 //! - The memory broker behaves as the others do. A [`Recorder`] around it, or around any other,
 //!   notes what the code under test publishes.
+//! - [`history`] writes down what processes did that are killed meanwhile, and finds what was lost,
+//!   reordered or handled twice; a [`Child`] is such a process.
 //! - Under tokio's paused clock (feature `test-util` of tokio), hours pass at once: the memory
 //!   broker, the worker and the layers take their time from it. [`until_handled`] waits until a
 //!   group has nothing left to handle.
@@ -13,18 +15,22 @@
 
 pub mod brokers;
 #[cfg(feature = "messages")]
+mod child;
+#[cfg(feature = "messages")]
 pub mod conformance;
 #[cfg(feature = "messages")]
 mod handling;
+#[cfg(feature = "messages")]
+pub mod history;
 #[cfg(feature = "interchange")]
 pub mod interchange;
-#[cfg(feature = "messages")]
-mod ledger;
 #[cfg(feature = "messages")]
 mod proxy;
 #[cfg(feature = "messages")]
 mod recorder;
 
+#[cfg(feature = "messages")]
+pub use child::Child;
 #[cfg(feature = "messages")]
 pub use handling::{handle, handle_attempt, until_handled};
 #[cfg(feature = "messages")]

@@ -1,12 +1,11 @@
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{self, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anybroker_core::{
     BoxError, Broker, Destination, Message, Outcome, Outgoing, Subscription, Worker,
 };
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
@@ -16,24 +15,26 @@ use tower::service_fn;
 use super::case::Checked;
 use super::lab::message;
 use super::target::Target;
-use crate::ledger::Ledger;
+use crate::Child;
+use crate::history::Ledger;
 
 /// Tells this program, started once more, what to be.
 const PART: &str = "ANYBROKER_TEST_CHILD";
 
 /// This program once more, in a process of its own that can be killed.
-#[derive(Debug)]
-pub(super) struct Child(process::Child);
-
 impl Child {
     /// Starts a process that handles the group's messages, 16 at once, as their ids say (see
     /// `handle`). Its ledger tells what [`Handling`] reads.
-    pub(super) fn consumer(target: &str, of: &Subscription, ledger: &Path) -> Checked<Self> {
+    pub(in crate::conformance) fn consumer(
+        target: &str,
+        of: &Subscription,
+        ledger: &Path,
+    ) -> Checked<Self> {
         Self::start(target, of, ledger, 1, None)
     }
 
     /// The same with so many loops.
-    pub(super) fn with_loops(
+    pub(in crate::conformance) fn with_loops(
         target: &str,
         of: &Subscription,
         ledger: &Path,
@@ -44,7 +45,7 @@ impl Child {
 
     /// Starts a process that publishes `<run>.0`, `<run>.1`, … to the group's queue or topic: each
     /// id is in the ledger once it is confirmed.
-    pub(super) fn publisher(
+    pub(in crate::conformance) fn publisher(
         target: &str,
         to: &Subscription,
         ledger: &Path,
@@ -68,48 +69,16 @@ impl Child {
             "loops": loops,
         });
         let mut command = Command::new(std::env::current_exe()?);
-        // It ends with its input, and so with this process, whatever ends it.
-        let command = command.env(PART, part.to_string()).stdin(Stdio::piped());
-        Ok(Self(command.stdout(Stdio::null()).spawn()?))
-    }
-
-    /// How it has ended by itself, if it has.
-    pub(super) fn ended(&mut self) -> Checked<Option<ExitStatus>> {
-        Ok(self.0.try_wait()?)
+        let command = command.env(PART, part.to_string()).stdout(Stdio::null());
+        Ok(Self::spawn(command)?)
     }
 
     /// Fails if it has ended by itself.
-    pub(super) fn check(&mut self) -> Checked {
+    pub(in crate::conformance) fn check(&mut self) -> Checked {
         match self.ended()? {
             None => Ok(()),
             Some(status) => Err(format!("the child process ended by itself: {status}").into()),
         }
-    }
-
-    /// Lets it stand still, connections and all.
-    pub(super) fn stop(&self) -> Checked {
-        Ok(kill_process(Pid::from_child(&self.0), Signal::STOP)?)
-    }
-
-    /// Lets it go on.
-    pub(super) fn resume(&self) -> Checked {
-        Ok(kill_process(Pid::from_child(&self.0), Signal::CONT)?)
-    }
-
-    /// Ends it at once (`kill -9`).
-    pub(super) fn kill(&mut self) -> Checked {
-        self.check()?;
-        self.0.kill()?;
-        self.0.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

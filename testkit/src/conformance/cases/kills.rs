@@ -9,10 +9,11 @@ use anybroker_core::{Outcome, Redrive, SettlementProof, Subscription};
 use fastrand::Rng;
 use tokio::time::{Instant, sleep};
 
+use crate::Child;
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::child::{Child, Folder, Handling};
+use crate::conformance::child::{Folder, Handling};
 use crate::conformance::lab::{self, Lab, PATIENCE, message};
-use crate::ledger::Ledger;
+use crate::history::Ledger;
 
 cases! {
     a_consumer_killed_ten_times_loses_nothing: Need::Processes, within 150;
@@ -102,6 +103,7 @@ async fn kill_consumers(lab: Lab, subscription: Subscription) -> Checked {
         let mut child = Child::consumer(lab.target(), subscription, &handled)?;
         lab.step(format!("seed {}: kill {kill}", points.seed));
         let lines = points.next(&mut child, &handled).await?;
+        child.check()?;
         child.kill()?;
         lab.step(format!("seed {}: kill {kill} was after {lines} lines", points.seed));
     }
@@ -189,6 +191,7 @@ async fn kill_publishers(lab: Lab, subscription: &Subscription) -> Checked {
         let run = format!("r{kill}");
         let mut child = Child::publisher(lab.target(), subscription, &ledger, &run)?;
         points.next(&mut child, &ledger).await?;
+        child.check()?;
         child.kill()?;
     }
     let confirmed: HashSet<_> = Ledger::read(&ledger)?.into_iter().collect();

@@ -9,8 +9,9 @@ use std::time::Duration;
 use anybroker_core::{DeadLetterFilter, Outcome, Reason, Subscription};
 use tokio::time::{Instant, sleep};
 
+use crate::Child;
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::child::{Child, Folder, Handling};
+use crate::conformance::child::{Folder, Handling};
 use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages, sorted};
 
 cases! {
@@ -45,6 +46,7 @@ async fn a_killed_process_leaves_exactly_what_it_held(lab: Lab) -> Checked {
     })
     .await?;
     lab.publish(queue.clone(), ["b0", "b1", "b2"].map(message)).await?;
+    child.check()?;
     child.kill()?;
     lab.step("what it held, and what waited behind");
     let mut receiver = lab.consume(&subscription).await?;
@@ -106,6 +108,7 @@ async fn a_process_that_stood_still_past_its_lease_goes_on_and_nothing_is_lost(
     })
     .await?;
     lab.step("the one that stood still, alone");
+    other.check()?;
     other.kill()?;
     lab.publish(queue, messages(5)).await?;
     until(&mut sleeper, &first, |handling| ids(5).iter().all(|id| handling.ends.contains(id)))
