@@ -1,11 +1,11 @@
-//! Tasks of the workspace: tests, brokers, benchmarks.
+//! Tasks of the workspace: tests, brokers, benchmarks, chaos.
 
 mod bench;
 mod brokers;
+mod chaos;
 mod containers;
 mod results;
 mod servers;
-mod soak;
 mod started;
 mod test;
 
@@ -36,11 +36,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Stops a consumer's process for minutes, on Redis, and checks what becomes of what it held
-    Soak {
-        /// How long it stands still
-        #[arg(long, default_value_t = 10)]
-        minutes: u64,
+    /// Breaks what can break while messages flow, and finds what was lost
+    #[command(disable_help_flag = true)]
+    Chaos {
+        /// What the chaos program takes: `redis`, `kafka --fault cut --seed 7`, `--help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Starts and stops brokers to work with
     Brokers {
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
     let done = match task {
         Task::Test { brokers } => test::run(&brokers),
         Task::Bench { arguments } => bench::run(&arguments),
-        Task::Soak { minutes } => soak::run(minutes),
+        Task::Chaos { arguments } => chaos::run(&arguments),
         Task::Brokers { action } => brokers::run(&action),
     };
     done.unwrap_or_else(|error| {

@@ -17,8 +17,14 @@ const COMMANDS: &[&[&str]] = if cfg!(feature = "containers") {
     &[&["--workspace", "--all-features"]]
 } else {
     &[
-        &["--workspace", "--exclude=xtask", "--exclude=anybroker-testkit", "--all-features"],
-        &["--package=xtask", "--package=anybroker-testkit"],
+        &[
+            "--workspace",
+            "--exclude=xtask",
+            "--exclude=anybroker-testkit",
+            "--exclude=anybroker-chaos",
+            "--all-features",
+        ],
+        &["--package=xtask", "--package=anybroker-testkit", "--package=anybroker-chaos"],
     ]
 };
 

@@ -1,0 +1,51 @@
+use std::collections::HashSet;
+use std::time::Duration;
+
+use anybroker::{BoxError, DeadLetterFilter};
+use anybroker_testkit::history::Event;
+use tokio::time::{Instant, sleep};
+
+use super::stage::Stage;
+use crate::scenario::Part;
+
+/// How long it may take to see all of them where a look shows a sample.
+const PATIENCE: Duration = Duration::from_mins(1);
+const MOST: usize = 100_000;
+
+/// Notes what is in the dead-letter queues.
+pub(super) async fn note(stage: &Stage, parts: &[Part]) -> Result<(), BoxError> {
+    let broker = stage.connect().await?;
+    for subscription in parts.iter().flat_map(|part| part.subscriptions()) {
+        let end = Instant::now() + PATIENCE;
+        // Those of one message that was given up twice differ by the ids of their copies.
+        let mut known = HashSet::new();
+        loop {
+            let depth = broker.depth(&subscription).await?;
+            let peek = broker.dead_letters(&subscription, &DeadLetterFilter::all(), MOST).await?;
+            for letter in peek.entries {
+                let id = letter.envelope.id.clone();
+                if known.insert((id.clone(), letter.hop.id.clone())) {
+                    let failure = letter.failure();
+                    stage.note(&Event::DeadLettered {
+                        id,
+                        group: subscription.group_name().to_owned(),
+                        reason: failure.map_or("", |failure| &failure.reason).to_owned(),
+                        text: format!(
+                            "after {} attempts: {}",
+                            letter.hop.attempts,
+                            failure.map_or("", |failure| &failure.error)
+                        ),
+                    })?;
+                }
+            }
+            let is_complete = peek.complete
+                || depth.dead_lettered.is_some_and(|count| known.len() as u64 >= count);
+            if is_complete || Instant::now() > end {
+                break;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+    broker.close().await?;
+    Ok(())
+}

@@ -1,0 +1,125 @@
+use std::time::Duration;
+
+use anybroker::BoxError;
+use anybroker_testkit::Proxy;
+use anybroker_testkit::brokers::{
+    ElasticMq, Kafka, KafkaVersion, RabbitMq, RabbitMqVersion, Redis, RedisVersion, Server, Sns,
+};
+use clap::ValueEnum;
+use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
+
+use crate::fault::Fault;
+use crate::scenario::{PUBLISH_TIMEOUT, Part, SESSION};
+
+/// What is disturbed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Broker {
+    /// Redis Streams: 8, 7.0, or valkey-9
+    Redis,
+    /// RabbitMQ: 4.3 or 3.10
+    Rabbitmq,
+    /// Apache Kafka: 4.3 or 3.9; faults of the network meet all processes at once
+    Kafka,
+    /// SQS, without topics on elasticmq; with them on ministack, which keeps nothing when killed
+    Sqs,
+    /// All four, two at a time, each in its first version
+    All,
+}
+
+/// A server of its own, and the ways to it.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) name: String,
+    /// Where it is reached undisturbed, but by Kafka's clients.
+    pub(crate) url: String,
+    pub(crate) server: Server,
+    /// The only way there is, where the server tells its clients where to connect.
+    shared: Option<Proxy>,
+    options: String,
+}
+
+impl Broker {
+    pub(crate) fn versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Redis => &["8", "7.0", "valkey-9"],
+            Self::Rabbitmq => &["4.3", "3.10"],
+            Self::Kafka => &["4.3", "3.9"],
+            Self::Sqs => &["elasticmq", "ministack"],
+            Self::All => &[],
+        }
+    }
+
+    /// What its stand-in has; ElasticMQ knows no topics.
+    pub(crate) fn parts(version: &str) -> Vec<Part> {
+        match version {
+            "elasticmq" => vec![Part::Queue, Part::Ordered],
+            _ => Part::value_variants().to_vec(),
+        }
+    }
+
+    /// What cannot be done to it.
+    pub(crate) fn impossible(version: &str) -> Vec<Fault> {
+        // It keeps everything in memory.
+        if version == "ministack" { vec![Fault::KillBroker] } else { Vec::new() }
+    }
+
+    pub(crate) async fn launch(self, version: &'static str) -> Result<Site, BoxError> {
+        // Known before the server, which tells its clients where to connect.
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let port = listener.local_addr()?.port();
+        let server = spawn_blocking(move || match (self, version) {
+            (Self::Redis, "8") => Redis::new(RedisVersion::V8).launch(),
+            (Self::Redis, "7.0") => Redis::new(RedisVersion::V7_0).launch(),
+            (Self::Redis, _) => Redis::new(RedisVersion::Valkey9).launch(),
+            (Self::Rabbitmq, "4.3") => RabbitMq::new(RabbitMqVersion::V4_3).launch(),
+            (Self::Rabbitmq, _) => RabbitMq::new(RabbitMqVersion::V3_10).launch(),
+            (Self::Kafka, "4.3") => Kafka::new().advertise(port).launch(),
+            (Self::Kafka, _) => Kafka::new().version(KafkaVersion::V3_9).advertise(port).launch(),
+            (_, "ministack") => Sns::new().launch(),
+            _ => ElasticMq::new().persistent().launch(),
+        });
+        let server = server.await??;
+        let url = server.url().to_owned();
+        let shared = match self {
+            Self::Kafka => Some(Proxy::on(listener, &url)?),
+            _ => None,
+        };
+        let millis = Duration::as_millis;
+        let own = match (self, version) {
+            (Self::Kafka, _) => format!("&session-timeout={}ms", millis(&SESSION)),
+            (Self::Sqs, "elasticmq") => "&poll=1s&sns=off".to_owned(),
+            (Self::Sqs, _) => "&poll=1s".to_owned(),
+            _ => String::new(),
+        };
+        let timeout = millis(&PUBLISH_TIMEOUT);
+        let options = format!("?publish-timeout={timeout}ms&connect=wait{own}");
+        Ok(Site {
+            name: format!("{self:?} {version}").to_lowercase(),
+            url,
+            server,
+            shared,
+            options,
+        })
+    }
+}
+
+impl Site {
+    /// The way of a process to the server, and the URL that it has to connect to.
+    pub(crate) async fn way(&self) -> Result<(Option<Proxy>, String), BoxError> {
+        if let Some(shared) = &self.shared {
+            return Ok((None, self.with_options(shared.url())));
+        }
+        let proxy = Proxy::start(&self.url).await?;
+        let url = self.with_options(proxy.url());
+        Ok((Some(proxy), url))
+    }
+
+    pub(crate) fn shared(&self) -> Option<&Proxy> {
+        self.shared.as_ref()
+    }
+
+    pub(crate) fn with_options(&self, url: &str) -> String {
+        format!("{url}{}", self.options)
+    }
+}
