@@ -42,9 +42,17 @@ pub trait Broker: Any + Send + Sync + fmt::Debug {
     ) -> Result<Box<dyn Consumer>>;
 
     /// Counts the group's messages; what the broker cannot tell is `None`.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such group. This and the next three create nothing: a group that
+    /// a look had made would collect messages that nobody handles.
     async fn depth(&self, subscription: &Subscription) -> Result<Depth>;
 
     /// Looks at up to `limit` dead letters of the group, the oldest first, and changes nothing.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such group. One that was cut off while it was declared may have
+    /// no dead-letter queue yet, and so has no dead letters.
     async fn dead_letters(
         &self,
         subscription: &Subscription,
@@ -54,9 +62,15 @@ pub trait Broker: Any + Send + Sync + fmt::Debug {
 
     /// Sends dead letters back to their group, and to it only; answers how many. What was sent
     /// back is no longer in the dead-letter queue, so that a second call sends nothing twice.
+    ///
+    /// # Errors
+    /// As [`dead_letters`](Self::dead_letters).
     async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64>;
 
     /// Removes the dead letters that are there now; answers how many.
+    ///
+    /// # Errors
+    /// As [`dead_letters`](Self::dead_letters).
     async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64>;
 
     /// Answers whether the broker answers.

@@ -19,7 +19,7 @@ use crate::client::{Clients, WITH_IDS, check};
 use crate::commands::{Commands, Seat};
 use crate::dead_letters::DeadLetters;
 use crate::depth::depth;
-use crate::error::{BROKER, closed, error_of};
+use crate::error::{BROKER, closed, error_of, no_group};
 use crate::membership::GroupSettings;
 use crate::names::Names;
 use crate::options::{KafkaBuilder, Settings};
@@ -119,16 +119,30 @@ impl KafkaBroker {
         Ok(Arc::new(Names::new(subscription, self.topology.prefix())?))
     }
 
-    /// Runs what concerns the dead letters of a group.
-    async fn with_dead_letters<T: Send + 'static>(
+    /// Runs what concerns the dead letters of a group, and declares nothing; answers the default
+    /// where the group has no topic for them yet.
+    async fn with_dead_letters<T: Default + Send + 'static>(
         &self,
+        operation: &'static str,
         subscription: &Subscription,
         run: impl FnOnce(&DeadLetters) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.within("dead letters", || self.topology.declare(subscription)).await?;
+        let names = self.names(subscription)?;
+        let looked = self.within(operation, async || {
+            let topology = &self.topology;
+            let exists = async |topic: &str| topology.partitions(topic).await.map(|n| n.is_some());
+            // The retry topic is made before the one of the dead letters, and is never without them.
+            if !exists(&names.retry).await? {
+                return Err(no_group(operation, &names));
+            }
+            exists(&names.dead_letters).await
+        });
+        if !looked.await? {
+            return Ok(T::default());
+        }
         let letters = DeadLetters {
             topology: Arc::clone(&self.topology),
-            names: self.names(subscription)?,
+            names,
             default_type: subscription.destination().name().to_owned(),
             runtime: Handle::current(),
         };
@@ -276,7 +290,7 @@ impl Broker for KafkaBroker {
         })
         .await?;
         counted.dead_lettered =
-            Some(self.with_dead_letters(subscription, DeadLetters::count).await?);
+            Some(self.with_dead_letters("depth", subscription, DeadLetters::count).await?);
         Ok(counted)
     }
 
@@ -287,18 +301,21 @@ impl Broker for KafkaBroker {
         limit: usize,
     ) -> Result<Peek> {
         let filter = filter.clone();
-        self.with_dead_letters(subscription, move |letters| letters.peek(&filter, limit)).await
+        let peek = move |letters: &DeadLetters| letters.peek(&filter, limit).map(Some);
+        let peek = self.with_dead_letters("dead letters", subscription, peek).await?;
+        Ok(peek.unwrap_or(Peek { entries: Vec::new(), complete: true }))
     }
 
     async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64> {
         let _alone = self.redriving.lock().await;
         let redrive = redrive.clone();
-        self.with_dead_letters(subscription, move |letters| letters.redrive(&redrive)).await
+        let redrive = move |letters: &DeadLetters| letters.redrive(&redrive);
+        self.with_dead_letters("redrive", subscription, redrive).await
     }
 
     async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64> {
         let _alone = self.redriving.lock().await;
-        self.with_dead_letters(subscription, DeadLetters::purge).await
+        self.with_dead_letters("purge", subscription, DeadLetters::purge).await
     }
 
     async fn health(&self) -> Result<()> {

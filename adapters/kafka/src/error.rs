@@ -3,6 +3,8 @@
 use anybroker_core::{Error, ErrorKind, RetryClass};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
+use crate::names::Names;
+
 pub(crate) const BROKER: &str = "kafka";
 
 /// Maps an error of the client; `what` says what was tried.
@@ -52,6 +54,13 @@ pub(crate) fn error_of(
 
 pub(crate) fn closed(operation: &'static str) -> Error {
     error_of(ErrorKind::Closed, operation, "the broker was closed: connect again")
+}
+
+/// Says that a group does not exist to who only looks.
+pub(crate) fn no_group(operation: &'static str, names: &Names) -> Error {
+    let Names { group, retry, .. } = names;
+    let text = format!("group {group:?} has no topic {retry:?}; declare the subscription");
+    error_of(ErrorKind::NotFound, operation, text)
 }
 
 pub(crate) fn stale() -> Error {

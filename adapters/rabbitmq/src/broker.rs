@@ -17,7 +17,7 @@ use crate::RabbitmqBuilder;
 use crate::acks::SETTLING;
 use crate::consume::consume;
 use crate::dead_letters::DeadLetters;
-use crate::error::{BROKER, closed, error_of};
+use crate::error::{BROKER, closed, error_of, not_found};
 use crate::group::{Group, LAST_TIER, tier};
 use crate::link::{Link, Supervisor};
 use crate::message::property;
@@ -112,18 +112,21 @@ impl RabbitmqBroker {
         options.within(operation, run).await.map_err(|error| error.broker(BROKER))
     }
 
-    async fn dead_letter_queue(&self, subscription: &Subscription) -> Result<DeadLetters> {
+    async fn dead_letter_queue(
+        &self,
+        subscription: &Subscription,
+        operation: &'static str,
+    ) -> Result<Option<DeadLetters>> {
         let group = self.topology.group(subscription)?;
-        let open = || DeadLetters::open(&self.topology, Arc::clone(&group));
-        self.within("dead letters", open).await
+        let find = || DeadLetters::find(&self.topology, Arc::clone(&group), operation);
+        self.within(operation, find).await
     }
 
     async fn counts(&self, group: &Group) -> Result<Depth> {
         let (mut ready, mut delayed) = (0, 0);
         for queue in &group.queues {
             let Some(count) = self.topology.count(queue).await? else {
-                let text = format!("queue {queue:?} does not exist; declare the subscription");
-                return Err(error_of(ErrorKind::NotFound, "depth", text));
+                return Err(not_found("depth", queue));
             };
             ready += count;
             for power in 0..=LAST_TIER {
@@ -133,7 +136,9 @@ impl RabbitmqBroker {
         let mut depth = Depth::default();
         depth.ready = Some(ready);
         depth.delayed = Some(delayed);
-        depth.dead_lettered = self.topology.count(&group.dead_letters()).await?;
+        // A group that was cut off while it was declared has no queue for them yet.
+        depth.dead_lettered =
+            Some(self.topology.count(&group.dead_letters()).await?.unwrap_or_default());
         Ok(depth)
     }
 }
@@ -193,15 +198,24 @@ impl Broker for RabbitmqBroker {
         filter: &DeadLetterFilter,
         limit: usize,
     ) -> Result<Peek> {
-        self.dead_letter_queue(subscription).await?.peek(filter, limit).await
+        match self.dead_letter_queue(subscription, "dead letters").await? {
+            Some(letters) => letters.peek(filter, limit).await,
+            None => Ok(Peek { entries: Vec::new(), complete: true }),
+        }
     }
 
     async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64> {
-        self.dead_letter_queue(subscription).await?.redrive(redrive, &self.publishers).await
+        match self.dead_letter_queue(subscription, "redrive").await? {
+            Some(letters) => letters.redrive(redrive, &self.publishers).await,
+            None => Ok(0),
+        }
     }
 
     async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64> {
-        self.dead_letter_queue(subscription).await?.purge().await
+        match self.dead_letter_queue(subscription, "purge").await? {
+            Some(letters) => letters.purge().await,
+            None => Ok(0),
+        }
     }
 
     async fn health(&self) -> Result<()> {

@@ -5,11 +5,11 @@ use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, message};
 
-use crate::error::failed;
+use crate::error::{failed, not_found};
 use crate::group::Group;
 use crate::message::read;
 use crate::publish::{Publishers, Target};
-use crate::topology::{Place, Topology, short};
+use crate::topology::{Topology, short};
 
 /// What a group gave up, seen through a channel of its own: whatever happens to it, what it took
 /// and did not acknowledge is back in its place when it closes.
@@ -23,11 +23,27 @@ pub(crate) struct DeadLetters {
 }
 
 impl DeadLetters {
-    pub(crate) async fn open(topology: &Topology, group: Arc<Group>) -> Result<Self> {
-        topology.ensure_place(&Place::Group(Arc::clone(&group))).await?;
-        let queue = short(&group.dead_letters())?;
-        let channel = topology.link.channel("dead letters").await?;
-        Ok(Self { queue, group, channel, left: None })
+    /// Looks for the dead letters of a group, and declares nothing; `None` where the group has no
+    /// queue for them yet.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such group.
+    pub(crate) async fn find(
+        topology: &Topology,
+        group: Arc<Group>,
+        operation: &'static str,
+    ) -> Result<Option<Self>> {
+        for queue in &group.queues {
+            if topology.count(queue).await?.is_none() {
+                return Err(not_found(operation, queue));
+            }
+        }
+        let queue = group.dead_letters();
+        if topology.count(&queue).await?.is_none() {
+            return Ok(None);
+        }
+        let channel = topology.link.channel(operation).await?;
+        Ok(Some(Self { queue: short(&queue)?, group, channel, left: None }))
     }
 
     pub(crate) async fn peek(mut self, filter: &DeadLetterFilter, limit: usize) -> Result<Peek> {

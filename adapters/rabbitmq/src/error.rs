@@ -30,6 +30,12 @@ pub(crate) fn closed(operation: &'static str) -> Error {
     error_of(ErrorKind::Closed, operation, "the broker was closed: connect again")
 }
 
+/// Says that a group does not exist to who only looks.
+pub(crate) fn not_found(operation: &'static str, queue: &str) -> Error {
+    let text = format!("queue {queue:?} does not exist; declare the subscription");
+    error_of(ErrorKind::NotFound, operation, text)
+}
+
 fn meaning(error: &lapin::Error) -> (ErrorKind, &'static str) {
     match error.kind() {
         Native::ProtocolError(amqp) => match amqp.get_id() {

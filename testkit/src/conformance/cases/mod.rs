@@ -12,6 +12,7 @@ mod groups;
 mod kills;
 mod layers;
 mod limits;
+mod looking;
 mod ordering;
 mod processes;
 mod receiving;
@@ -44,6 +45,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         envelopes::CASES,
         errors::CASES,
         declaring::CASES,
+        looking::CASES,
         limits::CASES,
         restarts::CASES,
     ]
