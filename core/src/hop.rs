@@ -89,13 +89,17 @@ impl Hop {
         }
     }
 
-    /// The hop of the copy that is stored for `Release { after }`: this attempt does not count.
+    /// The hop of the copy that is stored for `Release { after }`: this attempt does not count. What
+    /// is given back before its time is not due earlier for that.
     pub fn release(delivery: &Delivery, after: Duration) -> Self {
+        let now = now();
+        let due = (!after.is_zero()).then(|| later(now, after));
+        let not_before = delivery.hop().not_before.filter(|due| *due > now);
         Self {
             id: Some(new_id()),
             attempts: delivery.attempt() - 1,
             unsettled: delivery.unsettled(),
-            not_before: (!after.is_zero()).then(|| later(now(), after)),
+            not_before: due.max(not_before),
             first_failure: delivery.hop().first_failure,
             failure: None,
         }
@@ -232,6 +236,19 @@ mod tests {
         assert_eq!((&*failure.reason, &*failure.error), ("exhausted", "no answer"));
         assert_eq!((&*failure.origin, &*failure.group), ("order.created", "email"));
         assert!(now().duration_since(failure.at).expect("not later") < Duration::from_mins(1));
+    }
+
+    #[test]
+    fn a_release_before_its_time_does_not_come_earlier() {
+        let (hour, minute) = (Duration::from_hours(1), Duration::from_mins(1));
+        let due = now() + hour;
+        let early = || delivery(Hop { not_before: Some(due), ..Hop::default() }, 0);
+        for after in [Duration::ZERO, minute] {
+            assert_eq!(Hop::release(&early(), after).not_before, Some(due), "after {after:?}");
+        }
+        assert!(Hop::release(&early(), hour * 2).not_before > Some(due));
+        let over = delivery(failed_before(), 0);
+        assert_eq!(Hop::release(&over, Duration::ZERO).not_before, None);
     }
 
     #[test]

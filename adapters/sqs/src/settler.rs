@@ -1,6 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anybroker_core::{
     Confirmation, Confirmer, Delivery, Envelope, ErrorKind, Hop, Outcome, Settler, Subscription,
@@ -139,6 +139,14 @@ impl Settler for SqsSettler {
         let envelope = delivery.envelope();
         let ordered = self.subscription.is_ordered();
         let queue = Target::Queue(self.subscription.clone());
+        let outcome = match outcome {
+            // What goes back before its time keeps that.
+            Outcome::Release { after } => {
+                let due = delivery.hop().not_before.unwrap_or(UNIX_EPOCH);
+                Outcome::Release { after: after.max(due.duration_since(now()).unwrap_or_default()) }
+            }
+            outcome => outcome,
+        };
         match outcome {
             Outcome::Ack => {
                 let (confirmer, confirmation) = Confirmation::channel();

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use anybroker_core::{Broker, DeadLetterFilter, ErrorKind, Outcome, Outgoing, Queue, Subscription};
-use support::{ack, both, consume, message, receive, send, settle, try_receive, unique};
+use support::{ack, both, connect, consume, message, receive, send, settle, try_receive, unique};
 
 const AT_ONCE: Duration = Duration::ZERO;
 
@@ -133,5 +133,44 @@ async fn what_came_back_often_is_handed_out_alone_and_keeps_nobody_waiting() {
         }
         ids.sort();
         assert_eq!(ids, ["fresh", "suspect"]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_closing_consumer_receives_last_keeps_its_time() {
+    for variable in ["ANYBROKER_ELASTICMQ_URL", "ANYBROKER_SQS_URL"] {
+        let server = std::env::var(variable).expect("the server's URL");
+        let broker = connect(&format!("{server}?poll=8s&sns=off")).await;
+        let queue = Queue::new(unique("closing"));
+        let subscription = Subscription::queue(queue.clone());
+        broker.declare(&subscription).await.expect("declared");
+        let delay = Duration::from_millis(4900);
+        let outgoing = Outgoing::new(queue, message("m0")).with_delay(delay);
+        broker.producer().send(outgoing).await.expect("stored");
+        let mut consumer = consume(&broker, &subscription).await;
+        // SQS keeps it for whole seconds, and gives it to the receive that is under way.
+        assert!(try_receive(&mut consumer, Duration::from_secs(1)).await.is_none());
+        consumer.close().await.expect("closed");
+        let mut consumer = consume(&broker, &subscription).await;
+        let delivery = receive(&mut consumer).await;
+        assert_eq!(delivery.attempt(), 1);
+        assert!(delivery.hop().not_before.is_some(), "nothing says when it is due");
+        settle(delivery, Outcome::Ack).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_due_much_later_and_goes_back_stays_hidden() {
+    for broker in both().await {
+        let queue = Queue::new(unique("hidden"));
+        let subscription = Subscription::queue(queue.clone());
+        let url = broker.queue_url(&subscription).await.expect("a URL");
+        let body = r#"{"specversion":"1.0","id":"early","source":"s","type":"t",
+            "notbefore":"2999-01-01T00:00:00Z","data":1}"#;
+        broker.sqs().send_message().queue_url(&url).message_body(body).send().await.expect("sent");
+        let mut consumer = consume(&broker, &subscription).await;
+        settle(receive(&mut consumer).await, Outcome::Release { after: AT_ONCE }).await;
+        let depth = broker.depth(&subscription).await.expect("a depth");
+        assert_eq!((depth.ready, depth.in_flight), (Some(0), Some(1)), "hidden as it is");
     }
 }
