@@ -16,7 +16,7 @@ use crate::SqsBuilder;
 use crate::clients::Clients;
 use crate::consumer::consume;
 use crate::dead_letters::DeadLetters;
-use crate::error::{BROKER, closed, error_of, failed};
+use crate::error::{BROKER, closed, error_of, failed, no_group};
 use crate::held::LONGEST_HOLD;
 use crate::message::{SNS_BYTES, SQS_BYTES, max_payload, too_large};
 use crate::options::{Settings, Sns};
@@ -87,7 +87,7 @@ impl SqsBroker {
     /// As [`Broker::declare`].
     pub async fn queue_url(&self, subscription: &Subscription) -> Result<String> {
         self.check("queue URL")?;
-        Ok(self.topology.group(subscription).await?.queue.to_string())
+        Ok(self.topology.declare(subscription).await?.queue.to_string())
     }
 
     fn check(&self, operation: &'static str) -> Result<()> {
@@ -141,22 +141,16 @@ impl Broker for SqsBroker {
         self.check("declare")?;
         match destination {
             Destination::Queue(queue) => {
-                self.topology.group(&Subscription::queue(queue.clone())).await.map(drop)
+                self.topology.declare(&Subscription::queue(queue.clone())).await.map(drop)
             }
-            Destination::Topic(_) => {
-                self.topology.forget_topic(destination)?;
-                self.topology.topic(destination).await.map(drop)
-            }
+            Destination::Topic(_) => self.topology.declare_topic(destination).await.map(drop),
         }
     }
 
     async fn declare(&self, subscription: &Subscription) -> Result<()> {
         self.check("declare")?;
         self.capabilities.check(subscription)?;
-        if subscription.destination().is_topic() {
-            self.topology.forget_topic(subscription.destination())?;
-        }
-        self.topology.group(subscription).await.map(drop)
+        self.topology.declare(subscription).await.map(drop)
     }
 
     async fn consume(
@@ -174,12 +168,14 @@ impl Broker for SqsBroker {
 
     async fn depth(&self, subscription: &Subscription) -> Result<Depth> {
         self.check("depth")?;
-        let group = self.topology.group(subscription).await?;
-        let [ready, in_flight, delayed] = self.counts(&group.queue).await?;
-        let dead_lettered = self.counts(&group.dead_letters).await?;
+        let found = self.topology.look(subscription).await?;
+        let queue = found.queue.ok_or_else(|| no_group("depth", subscription))?;
         let mut depth = Depth::default();
-        (depth.ready, depth.in_flight, depth.delayed) = (ready, in_flight, delayed);
-        depth.dead_lettered = dead_lettered.into_iter().sum();
+        [depth.ready, depth.in_flight, depth.delayed] = self.counts(&queue).await?;
+        depth.dead_lettered = match &found.dead_letters {
+            Some(dead_letters) => self.counts(dead_letters).await?.into_iter().sum(),
+            None => Some(0),
+        };
         Ok(depth)
     }
 
@@ -190,18 +186,26 @@ impl Broker for SqsBroker {
         limit: usize,
     ) -> Result<Peek> {
         self.check("dead letters")?;
-        DeadLetters::open(&self.topology, subscription).await?.peek(filter, limit).await
+        match DeadLetters::find(&self.topology, subscription, "dead letters").await? {
+            Some(letters) => letters.peek(filter, limit).await,
+            None => Ok(Peek { entries: Vec::new(), complete: true }),
+        }
     }
 
     async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64> {
         self.check("redrive")?;
-        let letters = DeadLetters::open(&self.topology, subscription).await?;
-        letters.redrive(redrive, &self.senders).await
+        match DeadLetters::find(&self.topology, subscription, "redrive").await? {
+            Some(letters) => letters.redrive(redrive, &self.senders).await,
+            None => Ok(0),
+        }
     }
 
     async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64> {
         self.check("purge")?;
-        DeadLetters::open(&self.topology, subscription).await?.purge().await
+        match DeadLetters::find(&self.topology, subscription, "purge").await? {
+            Some(letters) => letters.purge().await,
+            None => Ok(0),
+        }
     }
 
     async fn health(&self) -> Result<()> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anybroker_core::adapter::{LONGEST_ALONE, suspicious};
 use anybroker_core::{
-    Consumer, Delivery, Inbox, InboxSender, Outcome, Result, RetryClass, Settler, Subscription, now,
+    Backoff, Consumer, Declare, Delivery, Inbox, InboxSender, Jitter, Outcome, Result, RetryClass,
+    Settler, Subscription, now,
 };
 use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
@@ -35,6 +36,10 @@ fn alone_from(subscription: &Subscription) -> u32 {
     subscription.delivery_limit().map_or(u32::MAX, of)
 }
 
+/// After how many polls' time the consumer of a topic's group looks whether it is still subscribed:
+/// 30 s unless the option `poll` says otherwise.
+const POLLS_UNTIL_A_LOOK: u32 = 6;
+
 /// On FIFO the count cannot be told from that of releases, which must not use up attempts: so many
 /// returns are forgiven.
 const FORGIVEN: u32 = 100;
@@ -48,7 +53,7 @@ pub(crate) async fn consume(
     subscription: &Subscription,
     prefetch: usize,
 ) -> Result<Box<dyn Consumer>> {
-    let queue = topology.group(subscription).await?.queue;
+    let queue = topology.declare(subscription).await?.queue;
     let held = Held::new(Arc::clone(topology), Arc::clone(&queue), subscription.lease_time());
     let held = Arc::new(held);
     let settler: Arc<dyn Settler> =
@@ -67,6 +72,7 @@ pub(crate) async fn consume(
         held: Arc::clone(&held),
         settler,
         inbox: sender,
+        subscription: subscription.clone(),
         waiting: VecDeque::new(),
         careful: true,
         alone: None,
@@ -147,6 +153,7 @@ struct Reader {
     settler: Arc<dyn Settler>,
     inbox: InboxSender,
     demand: Arc<Demand>,
+    subscription: Subscription,
     /// Received, and not handed over as long as a suspect is out, or is the next one.
     waiting: VecDeque<(Delivery, bool)>,
     /// Whether the last one that was handed over is a suspect, or there was none yet. A crash
@@ -165,7 +172,11 @@ type Polled = (Result<Vec<Message>>, Vec<OwnedSemaphorePermit>, Instant);
 
 impl Reader {
     async fn run(mut self, mut closing: watch::Receiver<bool>) {
-        let renewing = tokio::spawn(renew_waiting(Arc::clone(&self.held)));
+        let mut beside = JoinSet::new();
+        beside.spawn(renew_waiting(Arc::clone(&self.held)));
+        if self.subscription.destination().is_topic() {
+            beside.spawn(stay_subscribed(Arc::clone(&self.topology), self.subscription.clone()));
+        }
         let mut polls = JoinSet::new();
         let (mut failures, mut paused_until) = (0, Instant::now());
         let inbox = self.inbox.clone();
@@ -228,7 +239,7 @@ impl Reader {
         }
         let broker_closes = *closing.borrow();
         self.end(polls, broker_closes).await;
-        renewing.abort();
+        beside.shutdown().await;
     }
 
     /// Hands over what may go; answers whether the consumer is still there. `quiet` says that no
@@ -392,7 +403,31 @@ async fn renew_waiting(held: Arc<Held>) {
     }
 }
 
-/// How long to wait after so many failures in a row.
+/// Looks from time to time whether the group still gets what is published. Somebody may delete its
+/// subscription, or its topic, and then also make the topic again: the queue stays and answers, and
+/// nothing else would tell a consumer that nothing comes any more.
+async fn stay_subscribed(topology: Arc<Topology>, subscription: Subscription) {
+    if topology.settings.options.declare == Declare::Off {
+        return;
+    }
+    let mut failed = false;
+    loop {
+        let every = topology.settings.poll * POLLS_UNTIL_A_LOOK;
+        sleep_until(Instant::now() + every.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        match topology.declare(&subscription).await {
+            Ok(_) => failed = false,
+            Err(error) if !failed => {
+                tracing::warn!(%error, "the group may get nothing; looking again");
+                failed = true;
+            }
+            Err(error) => tracing::debug!(%error, "the group may still get nothing"),
+        }
+    }
+}
+
+/// How long to wait after so many failures in a row; consumers that failed together do not ask
+/// again together.
 fn pause(failures: u32) -> Duration {
-    (Duration::from_millis(100) * 2_u32.pow(failures.min(6))).min(Duration::from_secs(5))
+    let backoff = Backoff::exponential(Duration::from_millis(200)).cap(Duration::from_secs(5));
+    backoff.jitter(Jitter::Equal).delay(failures, &fastrand::u64(..).to_string())
 }

@@ -9,7 +9,7 @@ use aws_sdk_sqs::types::Message;
 use tokio::time::{Instant, sleep};
 
 use crate::answers::hide;
-use crate::error::failed;
+use crate::error::{failed, no_group};
 use crate::lane::ENTRIES;
 use crate::message;
 use crate::senders::{Senders, Target};
@@ -33,7 +33,10 @@ const MOST_REPEATS: usize = 20;
 pub(crate) struct DeadLetters {
     topology: Arc<Topology>,
     subscription: Subscription,
+    /// The dead-letter queue's URL.
     queue: Arc<str>,
+    /// The URL of the group's own queue.
+    source: Arc<str>,
     seen: HashSet<String>,
     /// Receipts of what stays.
     hidden: Vec<String>,
@@ -49,18 +52,25 @@ struct Letter {
 }
 
 impl DeadLetters {
-    pub(crate) async fn open(
+    /// Looks for the dead letters of a group; `None` where it has no queue for them yet.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such group.
+    pub(crate) async fn find(
         topology: &Arc<Topology>,
         subscription: &Subscription,
-    ) -> Result<Self> {
-        let queue = topology.group(subscription).await?.dead_letters;
-        Ok(Self {
+        operation: &'static str,
+    ) -> Result<Option<Self>> {
+        let found = topology.look(subscription).await?;
+        let source = found.queue.ok_or_else(|| no_group(operation, subscription))?;
+        Ok(found.dead_letters.map(|queue| Self {
             topology: Arc::clone(topology),
             subscription: subscription.clone(),
             queue,
+            source,
             seen: HashSet::new(),
             hidden: Vec::new(),
-        })
+        }))
     }
 
     pub(crate) async fn peek(mut self, filter: &DeadLetterFilter, limit: usize) -> Result<Peek> {
@@ -132,7 +142,7 @@ impl DeadLetters {
                     // Somebody else may have it by the time it is sent.
                     continue;
                 }
-                let target = Target::Queue(self.subscription.clone());
+                let target = Target::Found(self.subscription.clone(), Arc::clone(&self.source));
                 let stored =
                     senders.send(&target, &letter.envelope, &Hop::redrive(), Duration::ZERO).await;
                 let moved = match stored {

@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 
-use anybroker_core::{Error, ErrorKind, RetryClass};
+use anybroker_core::{Error, ErrorKind, RetryClass, Subscription};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
@@ -20,6 +20,13 @@ pub(crate) fn error_of(
 
 pub(crate) fn closed(operation: &'static str) -> Error {
     error_of(ErrorKind::Closed, operation, "the broker was closed: connect again")
+}
+
+/// Says that a group does not exist to who only looks.
+pub(crate) fn no_group(operation: &'static str, subscription: &Subscription) -> Error {
+    let (name, group) = (subscription.destination().name(), subscription.group_name());
+    let text = format!("group {group:?} of {name:?} does not exist; declare the subscription");
+    error_of(ErrorKind::NotFound, operation, text)
 }
 
 /// Maps a call that failed as a whole; `what` says what was tried.

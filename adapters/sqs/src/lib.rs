@@ -55,6 +55,7 @@
 //! |---|---|
 //! | payload in a queue | 720 KiB: 1 MiB, less 64 KiB for what retries add, in base64 |
 //! | payload in a topic | 144 KiB, of 256 KiB |
+//! | a message with all its headers | 1 MiB less 1 KiB in a queue, 256 KiB in a topic, as JSON writes it: a quotation mark takes two bytes, a control character six. What is larger is refused when it is published; the error of a dead letter is cut to what is left |
 //! | somebody else's message | as large as SQS takes it; past 720 KiB, unless it is JSON, it cannot be stored anew: it goes back by its visibility, with SQS's count, and to the dead-letter queue by the redrive policy alone |
 //! | hold of a delivery | 12 h |
 //! | in flight | about 120,000 of a queue, 20,000 of a FIFO queue; what is hidden for its time counts |
@@ -100,6 +101,12 @@
 //! [`NotFound`](https://docs.aws.amazon.com/sns/latest/api/API_Publish.html), which is an error and
 //! stays one: with it all subscriptions are gone, and created anew by a publisher it would take
 //! messages for nobody. `declare` a subscription to have both again.
+//!
+//! The consumer of a topic's group declares it again about every sixth poll's time (30 s), since
+//! SNS tells nobody that a subscription was deleted, or a topic deleted and made again. Who declares
+//! or consumes asks AWS anew, whatever the connection has found before. A queue that was deleted
+//! ends its consumer with `NotFound`; a worker opens another one, which makes it again. Who only
+//! looks (`depth`, dead letters) makes nothing.
 //!
 //! What AWS refuses as one too many, by its own quotas or those of KMS, is `Blocked` and done again
 //! with a growing and random pause: sends until their timeout, declarations for 75 s, deletes until

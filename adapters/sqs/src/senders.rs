@@ -37,6 +37,8 @@ const ORDERED_LANES: u64 = 8;
 pub(crate) enum Target {
     /// The queue of a subscription.
     Queue(Subscription),
+    /// The same, found at this URL: where it is gone, nothing is declared.
+    Found(Subscription, Arc<str>),
     /// Its dead-letter queue.
     DeadLetters(Subscription),
     Topic(Destination),
@@ -175,6 +177,7 @@ impl Target {
     fn name_and_limit(&self, prefix: Option<&str>) -> Result<(String, usize)> {
         Ok(match self {
             Self::Queue(of) => (names::of_subscription(prefix, of)?.queue, SQS_BYTES),
+            Self::Found(_, url) => (format!("found {url}"), SQS_BYTES),
             Self::DeadLetters(of) => (names::of_subscription(prefix, of)?.dead_letters, SQS_BYTES),
             Self::Topic(topic) => (format!("topic {}", names::of_topic(prefix, topic)?), SNS_BYTES),
         })
@@ -182,16 +185,17 @@ impl Target {
 
     fn is_ordered(&self) -> bool {
         match self {
-            Self::Queue(of) | Self::DeadLetters(of) => of.is_ordered(),
+            Self::Queue(of) | Self::Found(of, _) | Self::DeadLetters(of) => of.is_ordered(),
             Self::Topic(topic) => topic.is_ordered(),
         }
     }
 
-    async fn address(&self, topology: &Topology) -> Result<Arc<str>> {
+    async fn address(&self, topology: &Arc<Topology>) -> Result<Arc<str>> {
         Ok(match self {
-            Self::Queue(of) => topology.group_at_once(of).await?.queue,
-            Self::DeadLetters(of) => topology.group_at_once(of).await?.dead_letters,
-            Self::Topic(topic) => topology.topic_at_once(topic).await?,
+            Self::Queue(of) => topology.group(of).await?.queue,
+            Self::Found(_, url) => Arc::clone(url),
+            Self::DeadLetters(of) => topology.group(of).await?.dead_letters,
+            Self::Topic(topic) => topology.topic(topic).await?,
         })
     }
 }
@@ -245,7 +249,7 @@ fn pause(attempt: u32, batch: &[Unsent]) -> Duration {
 /// Repeats a call that has stored nothing for certain, until the deadline. To repeat any other one
 /// could store a message twice, but on FIFO, where the de-duplication id prevents that.
 async fn store_all(
-    topology: &Topology,
+    topology: &Arc<Topology>,
     target: &Target,
     batch: &[Unsent],
 ) -> Result<Vec<Result<()>>> {
@@ -255,8 +259,8 @@ async fn store_all(
     let mut last = None;
     let mut redeclared = false;
     // A topic that was deleted has lost its groups: to create it anew would store into nothing.
-    let queue_is_gone =
-        |error: &Error| error.kind() == ErrorKind::NotFound && !matches!(target, Target::Topic(_));
+    let declares = matches!(target, Target::Queue(_) | Target::DeadLetters(_));
+    let queue_is_gone = |error: &Error| error.kind() == ErrorKind::NotFound && declares;
     loop {
         let address = timeout_at(deadline, target.address(topology)).await.unwrap_or_else(|_| {
             Err(last.take().unwrap_or_else(|| {
@@ -307,7 +311,7 @@ async fn store_all(
 
 /// One call; the answers are in the order of the batch.
 async fn call(
-    topology: &Topology,
+    topology: &Arc<Topology>,
     target: &Target,
     address: &str,
     batch: &[Unsent],

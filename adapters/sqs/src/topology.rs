@@ -1,10 +1,11 @@
 mod topics;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use anybroker_core::adapter::pause;
+use anybroker_core::adapter::{SharedTask, pause};
 use anybroker_core::{Declare, Destination, Error, ErrorKind, Result, Subscription};
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
@@ -42,24 +43,27 @@ const FRESH: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(75);
 
 /// Creates what is used, once, and knows its addresses.
-#[derive(Debug)]
 pub(crate) struct Topology {
     pub(crate) clients: Clients,
     pub(crate) settings: Settings,
     known: Mutex<Known>,
+    /// What is being declared, by name: a deadline ends the wait for it, and not the declaration,
+    /// which others wait for too.
+    groups: Declarations<Group>,
+    topics: Declarations<Arc<str>>,
     /// What the ARNs of this account's topics begin with, once there is one.
     arns: OnceLock<String>,
     turns: Semaphore,
 }
 
+type Declarations<T> = Mutex<HashMap<String, Arc<SharedTask<T>>>>;
+
 #[derive(Debug, Default)]
 struct Known {
-    /// By name.
-    queues: HashMap<String, Arc<str>>,
+    /// By the name of the queue.
+    groups: HashMap<String, Group>,
     /// By name.
     topics: HashMap<String, Arc<str>>,
-    /// The topic of a group, by the name of its queue.
-    groups: HashMap<String, Option<Arc<str>>>,
     /// When it was created here, by address.
     created: HashMap<Arc<str>, Instant>,
 }
@@ -73,41 +77,67 @@ pub(crate) struct Group {
     pub(crate) dead_letters: Arc<str>,
 }
 
+/// What of a group is there.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The queue's URL.
+    pub(crate) queue: Option<Arc<str>>,
+    /// The dead-letter queue's URL.
+    pub(crate) dead_letters: Option<Arc<str>>,
+}
+
 impl Topology {
     pub(crate) fn new(clients: Clients, settings: Settings) -> Self {
         let turns = Semaphore::new(DECLARATIONS);
-        Self { clients, settings, known: Mutex::default(), arns: OnceLock::new(), turns }
+        let known = Mutex::default();
+        let (groups, topics) = (Mutex::default(), Mutex::default());
+        Self { clients, settings, known, groups, topics, arns: OnceLock::new(), turns }
     }
 
     pub(crate) fn prefix(&self) -> Option<&str> {
         self.settings.options.prefix.as_deref()
     }
 
-    /// The group of a subscription, created or checked at first use; slowed down it waits.
-    pub(crate) async fn group(&self, subscription: &Subscription) -> Result<Group> {
-        patiently(|| self.group_at_once(subscription)).await
+    /// Creates or checks what a subscription needs, whatever was there before: somebody may have
+    /// deleted it, and a topic that was made again has lost its subscriptions. Slowed down it
+    /// waits.
+    pub(crate) async fn declare(self: &Arc<Self>, subscription: &Subscription) -> Result<Group> {
+        patiently(|| self.declare_group(subscription)).await
     }
 
-    /// The ARN of a topic, created or checked at first use; slowed down it waits.
-    pub(crate) async fn topic(&self, destination: &Destination) -> Result<Arc<str>> {
-        patiently(|| self.topic_at_once(destination)).await
+    /// The same for a topic.
+    pub(crate) async fn declare_topic(self: &Arc<Self>, topic: &Destination) -> Result<Arc<str>> {
+        patiently(|| self.make_topic(topic)).await
     }
 
-    /// The same for who repeats it until a deadline.
-    pub(crate) async fn group_at_once(&self, subscription: &Subscription) -> Result<Group> {
+    /// The group of a subscription, created or checked at first use.
+    pub(crate) async fn group(self: &Arc<Self>, subscription: &Subscription) -> Result<Group> {
         let names = names::of_subscription(self.prefix(), subscription)?;
-        let destination = subscription.destination();
-        if let Some(group) = self.known_group(&names) {
-            return Ok(group);
+        let known = self.known().groups.get(&names.queue).cloned();
+        match known {
+            Some(group) => Ok(group),
+            None => self.declare_group(subscription).await,
         }
+    }
+
+    async fn declare_group(self: &Arc<Self>, subscription: &Subscription) -> Result<Group> {
+        let names = names::of_subscription(self.prefix(), subscription)?;
+        let declaration = shared(&self.groups, &names.queue);
+        let (this, subscription) = (Arc::clone(self), subscription.clone());
+        declaration.run(|| async move { this.make_group(&subscription, names).await }).await
+    }
+
+    async fn make_group(
+        self: &Arc<Self>,
+        subscription: &Subscription,
+        names: names::Names,
+    ) -> Result<Group> {
+        let destination = subscription.destination();
         let topic = match destination {
-            Destination::Topic(_) => Some(self.topic_at_once(destination).await?),
+            Destination::Topic(_) => Some(self.make_topic(destination).await?),
             Destination::Queue(_) => None,
         };
         let _turn = self.turns.acquire().await;
-        if let Some(group) = self.known_group(&names) {
-            return Ok(group);
-        }
         let dead_letters = self.queue(&names.dead_letters, None, topic.as_deref()).await?;
         let queue = self.queue(&names.queue, Some(&dead_letters), topic.as_deref()).await?;
         if let Some(topic) = &topic {
@@ -117,35 +147,44 @@ impl Topology {
                 Declare::Off => {}
             }
         }
-        self.known().groups.insert(names.queue, topic);
-        Ok(Group { queue, dead_letters })
+        let group = Group { queue, dead_letters };
+        self.known().groups.insert(names.queue, group.clone());
+        Ok(group)
     }
 
-    fn known_group(&self, names: &names::Names) -> Option<Group> {
-        let known = self.known();
-        known.groups.get(&names.queue)?;
-        Some(Group {
-            queue: known.queues.get(&names.queue)?.clone(),
-            dead_letters: known.queues.get(&names.dead_letters)?.clone(),
-        })
-    }
-
-    /// Forgets a destination that somebody deleted, so that its next use declares it again.
-    pub(crate) fn forget(&self, address: &str) {
-        let mut known = self.known();
-        known.groups.clear();
-        known.queues.retain(|_, url| **url != *address);
-        known.topics.retain(|_, arn| **arn != *address);
-    }
-
-    /// Forgets a topic and its groups, so that to declare them looks anew whether they are there.
-    pub(crate) fn forget_topic(&self, topic: &Destination) -> Result<()> {
-        let name = names::of_topic(self.prefix(), topic)?;
-        let mut known = self.known();
-        if let Some(arn) = known.topics.remove(&name) {
-            known.groups.retain(|_, topic| topic.as_ref() != Some(&arn));
+    /// Looks for a group. It asks AWS each time, whatever was there before, and creates nothing.
+    pub(crate) async fn look(&self, subscription: &Subscription) -> Result<Found> {
+        let names = names::of_subscription(self.prefix(), subscription)?;
+        if subscription.destination().is_topic() {
+            self.sns()?;
         }
-        Ok(())
+        patiently(|| async {
+            Ok(Found {
+                queue: self.look_for(&names.queue).await?,
+                dead_letters: self.look_for(&names.dead_letters).await?,
+            })
+        })
+        .await
+    }
+
+    async fn look_for(&self, name: &str) -> Result<Option<Arc<str>>> {
+        if let Some(url) = self.url(name).await? {
+            return Ok(Some(url.into()));
+        }
+        let now = Instant::now();
+        let is_fresh = |(address, at): (&Arc<str>, &Instant)| {
+            now - *at < FRESH && address.rsplit('/').next() == Some(name)
+        };
+        if self.known().created.iter().any(is_fresh) {
+            return Err(unknown_yet(DECLARE, &format!("queue {name:?}")));
+        }
+        Ok(None)
+    }
+
+    /// Forgets a queue that somebody deleted, so that its next use declares its group again.
+    pub(crate) fn forget(&self, queue: &str) {
+        let is_of = |group: &Group| *group.queue == *queue || *group.dead_letters == *queue;
+        self.known().groups.retain(|_, group| !is_of(group));
     }
 
     /// Maps a call about this address that failed. What was created here just now is not missing.
@@ -159,12 +198,16 @@ impl Topology {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let error = failed(operation, address, error);
-        let created = self.known().created.get(address).copied();
-        if error.kind() == ErrorKind::NotFound && created.is_some_and(|at| at.elapsed() < FRESH) {
-            let text = format!("{address}: AWS does not know everywhere yet what was just created");
-            return error_of(ErrorKind::Blocked, operation, text);
+        if error.kind() == ErrorKind::NotFound && self.is_fresh(address) {
+            return unknown_yet(operation, address);
         }
         error
+    }
+
+    /// Whether it was created here just now.
+    fn is_fresh(&self, address: &str) -> bool {
+        let created = self.known().created.get(address).copied();
+        created.is_some_and(|at| at.elapsed() < FRESH)
     }
 
     fn created(&self, address: &Arc<str>) {
@@ -181,14 +224,9 @@ impl Topology {
         dead_letters: Option<&str>,
         topic: Option<&str>,
     ) -> Result<Arc<str>> {
-        if let Some(url) = self.known().queues.get(name) {
-            return Ok(Arc::clone(url));
-        }
-        let url = match self.url(name).await? {
-            Some(url) => url.into(),
-            None if self.settings.options.declare == Declare::Off => {
-                return Err(missing("queue", name));
-            }
+        match self.url(name).await? {
+            Some(url) => Ok(url.into()),
+            None if self.settings.options.declare == Declare::Off => Err(missing("queue", name)),
             None => {
                 let other = names::other_shape(name);
                 if self.url(&other).await?.is_some() {
@@ -197,11 +235,9 @@ impl Topology {
                 if self.settings.options.declare == Declare::Verify {
                     return Err(missing("queue", name));
                 }
-                self.create(name, dead_letters, topic).await?
+                self.create(name, dead_letters, topic).await
             }
-        };
-        self.known().queues.insert(name.to_owned(), Arc::clone(&url));
-        Ok(url)
+        }
     }
 
     async fn url(&self, name: &str) -> Result<Option<String>> {
@@ -267,6 +303,21 @@ impl Topology {
     }
 }
 
+/// The declaration of this name.
+fn shared<T>(declarations: &Declarations<T>, name: &str) -> Arc<SharedTask<T>>
+where
+    T: Clone + Send + Sync + 'static,
+{
+    let mut declarations = declarations.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(declarations.entry(name.to_owned()).or_default())
+}
+
+impl fmt::Debug for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Topology").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
 /// Repeats what the broker has not done yet because it was asked too often or too early.
 async fn patiently<T, F: Future<Output = Result<T>>>(declare: impl Fn() -> F) -> Result<T> {
     let began = Instant::now();
@@ -281,6 +332,11 @@ async fn patiently<T, F: Future<Output = Result<T>>>(declare: impl Fn() -> F) ->
             done => return done,
         }
     }
+}
+
+fn unknown_yet(operation: &'static str, what: &str) -> Error {
+    let text = format!("{what}: AWS does not know everywhere yet what was just created");
+    error_of(ErrorKind::Blocked, operation, text)
 }
 
 fn missing(what: &str, name: &str) -> Error {

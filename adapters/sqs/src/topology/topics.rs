@@ -5,30 +5,38 @@ use std::sync::Arc;
 use anybroker_core::{Declare, Destination, ErrorKind, Result};
 use serde_json::json;
 
-use super::{DECLARE, Topology, mismatch, missing};
+use super::{DECLARE, Topology, mismatch, missing, shared};
 use crate::clients::SnsClients;
 use crate::error::{error_of, failed};
 use crate::names::{self, FIFO};
 
 impl Topology {
-    fn sns(&self) -> Result<&SnsClients> {
+    pub(super) fn sns(&self) -> Result<&SnsClients> {
         self.clients.sns.as_ref().ok_or_else(|| {
             let text = "topics need SNS, and this connection says sns=off: use a queue";
             error_of(ErrorKind::Unsupported, DECLARE, text)
         })
     }
 
-    /// As [`topic`](Self::topic), for who repeats it until a deadline.
-    pub(crate) async fn topic_at_once(&self, destination: &Destination) -> Result<Arc<str>> {
+    /// The ARN of a topic, created or checked at first use.
+    pub(crate) async fn topic(self: &Arc<Self>, destination: &Destination) -> Result<Arc<str>> {
         let name = names::of_topic(self.prefix(), destination)?;
-        let known = || self.known().topics.get(&name).cloned();
-        if let Some(arn) = known() {
-            return Ok(arn);
+        let known = self.known().topics.get(&name).cloned();
+        match known {
+            Some(arn) => Ok(arn),
+            None => self.make_topic(destination).await,
         }
+    }
+
+    /// Creates or checks a topic, whatever was there before.
+    pub(super) async fn make_topic(self: &Arc<Self>, topic: &Destination) -> Result<Arc<str>> {
+        let name = names::of_topic(self.prefix(), topic)?;
+        let (this, declaration) = (Arc::clone(self), shared(&self.topics, &name));
+        declaration.run(|| async move { this.make_topic_of(name).await }).await
+    }
+
+    async fn make_topic_of(&self, name: String) -> Result<Arc<str>> {
         let _turn = self.turns.acquire().await;
-        if let Some(arn) = known() {
-            return Ok(arn);
-        }
         let sns = self.sns()?;
         let arns = match self.arns.get() {
             Some(arns) => Some(arns),
