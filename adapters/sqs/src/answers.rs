@@ -1,12 +1,12 @@
 use std::time::Duration;
 
 use anybroker_core::{Error, ErrorKind, Result, RetryClass};
+use aws_sdk_sqs::types::builders::ChangeMessageVisibilityBatchRequestEntryBuilder;
 use aws_sdk_sqs::types::{
     ChangeMessageVisibilityBatchRequestEntry, ChangeMessageVisibilityBatchResultEntry,
 };
 
-use crate::error::{error_of, failed, of_code};
-use crate::lane::ENTRIES;
+use crate::error::{error_of, of_code};
 use crate::topology::Topology;
 
 /// An answer for each entry of a batch. What the broker does not mention stays ambiguous: to take
@@ -56,6 +56,16 @@ impl Answers {
     }
 }
 
+/// Whether a call that was refused as a whole may have been so for one of its entries, whose fault
+/// is not the others': they are called for one by one then.
+pub(crate) fn may_be_of_an_entry(error: &Error) -> bool {
+    let of_all = matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::Config | ErrorKind::Unsupported
+    );
+    error.retry_class() == RetryClass::Permanent && !of_all && error.kind() != ErrorKind::Closed
+}
+
 /// Hides at most ten messages for so long from now, in one call.
 pub(crate) async fn hide(
     topology: &Topology,
@@ -63,27 +73,45 @@ pub(crate) async fn hide(
     operation: &'static str,
     batch: impl Iterator<Item = (&str, Duration)>,
 ) -> Vec<Result<()>> {
-    let mut entries = Vec::with_capacity(ENTRIES);
-    for (receipt, time) in batch {
-        let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
-            .id(entries.len().to_string())
-            .receipt_handle(receipt)
-            // Rounded up: nothing comes early.
-            .visibility_timeout(i32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(i32::MAX));
-        entries.extend(entry.build());
-    }
-    let mut answers = Answers::new(operation, entries.len());
-    let change = topology.clients.calls.change_message_visibility_batch();
-    match change.queue_url(queue).set_entries(Some(entries)).send().await {
-        Ok(sent) => {
-            let refused = sent.failed().iter();
-            answers.fill(
-                queue,
-                sent.successful().iter().map(ChangeMessageVisibilityBatchResultEntry::id),
-                refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
-            );
+    let entry = |(receipt, time): (&str, Duration)| {
+        let entry = ChangeMessageVisibilityBatchRequestEntry::builder().receipt_handle(receipt);
+        // Rounded up: nothing comes early.
+        let seconds = i32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
+        entry.visibility_timeout(seconds)
+    };
+    let entries: Vec<_> = batch.map(entry).collect();
+    match hide_once(topology, queue, operation, &entries).await {
+        Err(error) if may_be_of_an_entry(&error) && entries.len() > 1 => {
+            let mut all = Vec::with_capacity(entries.len());
+            for alone in entries.chunks(1) {
+                let hidden = hide_once(topology, queue, operation, alone).await;
+                all.extend(hidden.unwrap_or_else(|error| vec![Err(error)]));
+            }
+            all
         }
-        Err(error) => answers.fail(&failed(operation, queue, error)),
+        Err(error) => entries.iter().map(|_| Err(error.again())).collect(),
+        Ok(answers) => answers,
     }
-    answers.all
+}
+
+async fn hide_once(
+    topology: &Topology,
+    queue: &str,
+    operation: &'static str,
+    entries: &[ChangeMessageVisibilityBatchRequestEntryBuilder],
+) -> Result<Vec<Result<()>>> {
+    let mut answers = Answers::new(operation, entries.len());
+    let numbered = entries.iter().enumerate();
+    let numbered = numbered.map(|(id, entry)| entry.clone().id(id.to_string()).build());
+    let numbered: Vec<_> = numbered.filter_map(Result::ok).collect();
+    let change = topology.clients.calls.change_message_visibility_batch();
+    let sent = change.queue_url(queue).set_entries(Some(numbered)).send().await;
+    let sent = sent.map_err(|error| topology.failed(operation, queue, error))?;
+    let refused = sent.failed().iter();
+    answers.fill(
+        queue,
+        sent.successful().iter().map(ChangeMessageVisibilityBatchResultEntry::id),
+        refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
+    );
+    Ok(answers.all)
 }

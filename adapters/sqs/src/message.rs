@@ -18,8 +18,17 @@ pub(crate) const SQS_BYTES: usize = 1024 * 1024;
 /// <https://docs.aws.amazon.com/general/latest/gr/sns.html#limits_sns>
 pub(crate) const SNS_BYTES: usize = 256 * 1024;
 
-/// What retry and dead-lettering may add.
+/// What headers, and what retry and dead-lettering add, may take beside the largest payload.
 const KEPT_BACK: usize = 64 * 1024;
+
+/// The most that a copy adds to a message as JSON writes it, but for the error of a dead letter,
+/// which is cut to what is left.
+const ADDED: usize = 1024;
+
+/// The largest body of a message that is published: its copies must fit too.
+pub(crate) const fn largest_published(bytes: usize) -> usize {
+    bytes - ADDED
+}
 
 /// The largest payload that fits: in base64, since not every payload is JSON.
 pub(crate) const fn max_payload(bytes: usize) -> usize {
@@ -40,6 +49,22 @@ pub(crate) fn body(envelope: &Envelope, hop: &Hop) -> Result<String> {
         return Ok(json.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff"));
     }
     Ok(json)
+}
+
+/// Writes the body of a copy. The text of the error that is told in a dead letter is cut where it
+/// would not fit otherwise: what was accepted can be given up, whatever the error says.
+pub(crate) fn copy(envelope: &Envelope, hop: &Hop, limit: usize) -> Result<String> {
+    let whole = body(envelope, hop)?;
+    let (Some(over), Some(failure)) = (whole.len().checked_sub(limit), &hop.failure) else {
+        return Ok(whole);
+    };
+    // JSON takes at least a byte for each byte that is cut.
+    let end = failure.error.len().saturating_sub(over);
+    let mut hop = hop.clone();
+    if let Some(failure) = &mut hop.failure {
+        failure.error.truncate(failure.error.floor_char_boundary(end));
+    }
+    body(envelope, &hop)
 }
 
 /// Refuses a body that is larger than a message may be.
@@ -108,6 +133,8 @@ pub(crate) fn sent_at(message: &Message) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use anybroker_core::{Failure, now};
+
     use super::*;
 
     fn message(body: impl Into<String>) -> Message {
@@ -159,6 +186,66 @@ mod tests {
             (found.id, found.headers.get("nativeheaders")),
             (envelope.id, Some("{\"n\":\"7\"}"))
         );
+    }
+
+    /// Texts of what JSON writes longer than it is, and of what it does not.
+    fn texts(bytes: usize) -> impl Iterator<Item = String> {
+        let characters = ["a", "\"", "\\", "\n", "\u{0}", "\u{7f}", "ä", "\u{ffff}", "\u{10ffff}"];
+        characters.into_iter().map(move |text| text.repeat(bytes / text.len()))
+    }
+
+    #[test]
+    fn what_is_accepted_can_be_given_up_and_sent_back() {
+        let headers = texts(32_674).chain(texts(44 * 1024 - 1));
+        let cases = headers.zip(texts(4096).collect::<Vec<_>>().into_iter().cycle().skip(4));
+        let (mut accepted, mut refused) = (0, 0);
+        for (header, error) in cases {
+            let envelope = Envelope::new("t", vec![0xff; max_payload(SQS_BYTES)]);
+            let mut envelope = envelope.with_header("h", header).expect("a header");
+            envelope.validate().expect("the library takes it");
+            // What is left goes into the payload: the fullest message that is taken.
+            let body_len =
+                |envelope: &Envelope, hop: &Hop| body(envelope, hop).map(|body| body.len());
+            let published = Hop::delayed(std::time::Duration::from_hours(1));
+            let free = largest_published(SQS_BYTES)
+                .checked_sub(body_len(&envelope, &published).expect("a body"));
+            let Some(free) = free else {
+                refused += 1;
+                continue;
+            };
+            accepted += 1;
+            envelope.payload = vec![0xff; envelope.payload.len() + free / 4 * 3].into();
+            let size = body_len(&envelope, &published).expect("a body");
+            assert!(size <= largest_published(SQS_BYTES), "{size}");
+            let failure =
+                Failure::new("r".repeat(64), error, "q".repeat(80), "g".repeat(64), now());
+            let hop = Hop {
+                id: Hop::redrive().id,
+                attempts: u32::MAX,
+                unsettled: u32::MAX,
+                not_before: published.not_before,
+                first_failure: Some(now()),
+                failure: Some(Box::new(failure)),
+            };
+            let size = copy(&envelope, &hop, SQS_BYTES).expect("a body").len();
+            assert!(size <= SQS_BYTES, "{size} bytes for {:.20?}", envelope.headers);
+        }
+        assert!(accepted > 0 && refused > 0, "{accepted} and {refused}");
+    }
+
+    #[test]
+    fn an_error_is_cut_only_where_it_has_to() {
+        let failure = Failure::new("r", "ä\"".repeat(100), "q".into(), "g".into(), now());
+        let hop = Hop { failure: Some(Box::new(failure)), ..Hop::default() };
+        let envelope = Envelope::new("t", "{}");
+        let whole = body(&envelope, &hop).expect("a body");
+        assert_eq!(copy(&envelope, &hop, whole.len()).expect("a body"), whole);
+        for less in 1..500 {
+            let limit = whole.len() - less;
+            let cut = copy(&envelope, &hop, limit).expect("a body");
+            assert!(cut.len() <= limit || less > 400, "{} of {limit}", cut.len());
+            assert_eq!(read(&message(cut), "q").0.id, envelope.id);
+        }
     }
 
     #[test]

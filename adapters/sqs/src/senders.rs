@@ -1,3 +1,5 @@
+mod batch;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -5,17 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::adapter::Room;
-use anybroker_core::{
-    Backoff, Confirmation, Confirmer, Destination, Envelope, Error, ErrorKind, Hop, Jitter, Result,
-    RetryClass, Subscription,
-};
-use aws_sdk_sns::types::PublishBatchRequestEntry;
-use aws_sdk_sqs::types::{SendMessageBatchRequestEntry, SendMessageBatchResultEntry};
+use anybroker_core::{Confirmation, Confirmer, Destination, Envelope, Hop, Result, Subscription};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::Instant;
 
-use crate::answers::Answers;
-use crate::error::{BROKER, closed, error_of};
+use self::batch::Batch;
+use crate::error::{BROKER, closed};
 use crate::lane::{Job, Lane};
 use crate::message::{self, SNS_BYTES, SQS_BYTES};
 use crate::names;
@@ -50,7 +47,10 @@ struct Unsent {
     delay: i32,
     order: Option<Order>,
     deadline: Instant,
-    confirmer: Confirmer,
+    /// Until it is answered.
+    confirmer: Option<Confirmer>,
+    /// Whether an earlier call may have stored it.
+    in_doubt: bool,
 }
 
 struct Order {
@@ -94,8 +94,10 @@ impl Senders {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Stores a message; `delay` hides it for so many whole seconds at least, where the broker
-    /// can. Runs whether or not the confirmation is polled.
+    /// Stores a copy; `delay` hides it for so many whole seconds at least, where the broker can.
+    /// Runs whether or not the confirmation is polled.
+    ///
+    /// No more copies wait than messages are held, and they are on their way to make room.
     pub(crate) fn send(
         &self,
         target: &Target,
@@ -103,11 +105,17 @@ impl Senders {
         hop: &Hop,
         delay: Duration,
     ) -> Confirmation {
-        self.start(target, envelope, hop, delay, Confirmation::channel())
+        let (confirmer, confirmation) = Confirmation::channel();
+        let pushed = message::copy(envelope, hop, target.limit())
+            .and_then(|body| fitting(body, target.limit()))
+            .and_then(|body| self.push(target, body, (envelope, hop), delay, confirmer));
+        pushed.map_or_else(|error| Confirmation::ready(Err(error)), |()| confirmation)
     }
 
-    /// As [`Self::send`], for as long as there is room: of copies no more wait than messages are
-    /// held, and they are on their way to make room.
+    /// Stores what is published, for as long as there is room.
+    ///
+    /// # Errors
+    /// `TooLarge` where no copy for a retry or a dead letter would fit later on.
     pub(crate) fn publish(
         &self,
         target: &Target,
@@ -116,36 +124,22 @@ impl Senders {
         delay: Duration,
     ) -> Result<Confirmation> {
         let channel = self.room.channel(envelope).map_err(|error| error.broker(BROKER))?;
-        Ok(self.start(target, envelope, hop, delay, channel))
-    }
-
-    fn start(
-        &self,
-        target: &Target,
-        envelope: &Envelope,
-        hop: &Hop,
-        delay: Duration,
-        (confirmer, confirmation): (Confirmer, Confirmation),
-    ) -> Confirmation {
-        match self.push(target, envelope, hop, delay, confirmer) {
-            Ok(()) => confirmation,
-            Err(error) => Confirmation::ready(Err(error)),
-        }
+        let (confirmer, confirmation) = channel;
+        let limit = target.limit().min(message::largest_published(SQS_BYTES));
+        let body = fitting(message::body(envelope, hop)?, limit)?;
+        self.push(target, body, (envelope, hop), delay, confirmer)?;
+        Ok(confirmation)
     }
 
     fn push(
         &self,
         target: &Target,
-        envelope: &Envelope,
-        hop: &Hop,
+        body: String,
+        (envelope, hop): (&Envelope, &Hop),
         delay: Duration,
         confirmer: Confirmer,
     ) -> Result<()> {
-        let (name, limit) = target.name_and_limit(self.topology.prefix())?;
-        let body = message::body(envelope, hop)?;
-        if body.len() > limit {
-            return Err(message::too_large("the message", body.len(), limit));
-        }
+        let name = target.name(self.topology.prefix())?;
         let order = target.is_ordered().then(|| Order {
             group: names::message_group(envelope),
             deduplication_id: names::deduplication_id(envelope, hop),
@@ -159,14 +153,16 @@ impl Senders {
         let delay = if order.is_some() { Duration::ZERO } else { delay.min(LONGEST_DELAY) };
         let delay = i32::try_from(delay.as_secs()).unwrap_or_default();
         let deadline = Instant::now() + self.topology.settings.options.publish_timeout;
-        let unsent = Unsent { body, delay, order, deadline, confirmer };
+        let confirmer = Some(confirmer);
+        let unsent = Unsent { body, delay, order, deadline, confirmer, in_doubt: false };
         let alive = self.alive().ok_or_else(|| closed(PUBLISH))?;
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let lane = lanes.entry((name, part)).or_insert_with(|| {
             let calls = if target.is_ordered() { 1 } else { CALLS };
+            let limit = target.limit();
             let (topology, target) = (Arc::clone(&self.topology), Arc::new(target.clone()));
             Lane::start(calls, limit, alive, move |batch| {
-                store(Arc::clone(&topology), Arc::clone(&target), batch)
+                Batch::of(batch).store(Arc::clone(&topology), Arc::clone(&target))
             })
         });
         lane.push(unsent).map_err(|_| closed(PUBLISH))
@@ -174,13 +170,19 @@ impl Senders {
 }
 
 impl Target {
-    fn name_and_limit(&self, prefix: Option<&str>) -> Result<(String, usize)> {
+    /// Of its lanes.
+    fn name(&self, prefix: Option<&str>) -> Result<String> {
         Ok(match self {
-            Self::Queue(of) => (names::of_subscription(prefix, of)?.queue, SQS_BYTES),
-            Self::Found(_, url) => (format!("found {url}"), SQS_BYTES),
-            Self::DeadLetters(of) => (names::of_subscription(prefix, of)?.dead_letters, SQS_BYTES),
-            Self::Topic(topic) => (format!("topic {}", names::of_topic(prefix, topic)?), SNS_BYTES),
+            Self::Queue(of) => names::of_subscription(prefix, of)?.queue,
+            Self::Found(_, url) => format!("found {url}"),
+            Self::DeadLetters(of) => names::of_subscription(prefix, of)?.dead_letters,
+            Self::Topic(topic) => format!("topic {}", names::of_topic(prefix, topic)?),
         })
+    }
+
+    /// The most bytes that one message, and one call, may have.
+    fn limit(&self) -> usize {
+        if matches!(self, Self::Topic(_)) { SNS_BYTES } else { SQS_BYTES }
     }
 
     fn is_ordered(&self) -> bool {
@@ -200,171 +202,9 @@ impl Target {
     }
 }
 
-/// Stores a batch and answers each of its messages.
-async fn store(topology: Arc<Topology>, target: Arc<Target>, batch: Vec<Unsent>) {
-    // What has waited too long takes the others' time not along.
-    let now = Instant::now();
-    let (batch, late): (Vec<_>, Vec<_>) =
-        batch.into_iter().partition(|unsent| unsent.deadline > now);
-    for unsent in late {
-        let text = "its turn did not come within the publish timeout";
-        let error = error_of(ErrorKind::Timeout, PUBLISH, text).class(RetryClass::Transient);
-        unsent.confirmer.confirm(Err(error));
+fn fitting(body: String, limit: usize) -> Result<String> {
+    if body.len() <= limit {
+        return Ok(body);
     }
-    let (mut batch, mut attempt) = (batch, 0);
-    while !batch.is_empty() {
-        let answers = match store_all(&topology, &target, &batch).await {
-            Ok(answers) => answers,
-            Err(error) => batch.iter().map(|_| Err(error.again())).collect(),
-        };
-        attempt += 1;
-        let pause = pause(attempt, &batch);
-        let mut refused = Vec::new();
-        for (unsent, answer) in batch.into_iter().zip(answers) {
-            let repeat = answer.as_ref().is_err_and(|error| {
-                // In order a later one may be stored already.
-                let alone = unsent.order.is_none() && Instant::now() + pause < unsent.deadline;
-                alone && error.retry_class() == RetryClass::Transient
-            });
-            if repeat {
-                refused.push(unsent);
-            } else {
-                unsent.confirmer.confirm(answer);
-            }
-        }
-        batch = refused;
-        if !batch.is_empty() {
-            sleep(pause).await;
-        }
-    }
-}
-
-/// How long to wait after so many attempts; calls that failed together are not repeated together.
-fn pause(attempt: u32, batch: &[Unsent]) -> Duration {
-    let backoff = Backoff::exponential(Duration::from_millis(50)).cap(Duration::from_secs(2));
-    let seed = batch.first().map_or("", |unsent| &unsent.body);
-    backoff.jitter(Jitter::Equal).delay(attempt, seed)
-}
-
-/// Repeats a call that has stored nothing for certain, until the deadline. To repeat any other one
-/// could store a message twice, but on FIFO, where the de-duplication id prevents that.
-async fn store_all(
-    topology: &Arc<Topology>,
-    target: &Target,
-    batch: &[Unsent],
-) -> Result<Vec<Result<()>>> {
-    let now = Instant::now();
-    let deadline = batch.iter().map(|unsent| unsent.deadline).min().unwrap_or(now);
-    let mut attempt = 0;
-    let mut last = None;
-    let mut redeclared = false;
-    // A topic that was deleted has lost its groups: to create it anew would store into nothing.
-    let declares = matches!(target, Target::Queue(_) | Target::DeadLetters(_));
-    let queue_is_gone = |error: &Error| error.kind() == ErrorKind::NotFound && declares;
-    loop {
-        let address = timeout_at(deadline, target.address(topology)).await.unwrap_or_else(|_| {
-            Err(last.take().unwrap_or_else(|| {
-                let text = "the destination was not declared within the publish timeout";
-                error_of(ErrorKind::Timeout, PUBLISH, text).class(RetryClass::Transient)
-            }))
-        });
-        let stored = match address {
-            Ok(address) => {
-                let call = call(topology, target, &address, batch);
-                let answered = timeout_at(deadline, call).await.unwrap_or_else(|_| {
-                    let text = "the broker did not answer within the publish timeout";
-                    Err(error_of(ErrorKind::Timeout, PUBLISH, text))
-                });
-                if answered.as_ref().is_err_and(queue_is_gone) {
-                    topology.forget(&address);
-                }
-                answered
-            }
-            // Nothing was sent yet, whatever became of the declaration.
-            Err(error) if error.retry_class() == RetryClass::Ambiguous => {
-                Err(error.class(RetryClass::Transient))
-            }
-            Err(error) => Err(error),
-        };
-        let error = match stored {
-            Ok(answers) => return Ok(answers),
-            Err(error) => error,
-        };
-        let repeat = match error.retry_class() {
-            RetryClass::Transient => true,
-            RetryClass::Ambiguous => target.is_ordered(),
-            // It was deleted: the next round declares it again.
-            RetryClass::Permanent => {
-                queue_is_gone(&error) && !std::mem::replace(&mut redeclared, true)
-            }
-        };
-        attempt += 1;
-        let pause = pause(attempt, batch);
-        if !repeat || Instant::now() + pause >= deadline {
-            return Err(error);
-        }
-        tracing::debug!(%error, "storing again");
-        last = Some(error);
-        sleep(pause).await;
-    }
-}
-
-/// One call; the answers are in the order of the batch.
-async fn call(
-    topology: &Arc<Topology>,
-    target: &Target,
-    address: &str,
-    batch: &[Unsent],
-) -> Result<Vec<Result<()>>> {
-    let mut answers = Answers::new(PUBLISH, batch.len());
-    if let Target::Topic(_) = target {
-        let sns = topology.clients.sns.as_ref().ok_or_else(|| closed(PUBLISH))?;
-        let entries = batch.iter().enumerate().map(|(id, unsent)| {
-            let entry = PublishBatchRequestEntry::builder().id(id.to_string());
-            let entry = entry.message(unsent.body.clone());
-            entry
-                .set_message_group_id(unsent.order.as_ref().map(|order| order.group.clone()))
-                .set_message_deduplication_id(
-                    unsent.order.as_ref().map(|order| order.deduplication_id.clone()),
-                )
-                .build()
-        });
-        let entries = entries.collect::<Result<_, _>>().map_err(unbuilt)?;
-        let publish = sns.sends.publish_batch().topic_arn(address);
-        let sent = publish.set_publish_batch_request_entries(Some(entries)).send().await;
-        let sent = sent.map_err(|error| topology.failed(PUBLISH, address, error))?;
-        let refused = sent.failed().iter();
-        answers.fill(
-            address,
-            sent.successful().iter().filter_map(|entry| entry.id()),
-            refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
-        );
-    } else {
-        let entries = batch.iter().enumerate().map(|(id, unsent)| {
-            let entry = SendMessageBatchRequestEntry::builder().id(id.to_string());
-            let entry = entry.message_body(unsent.body.clone());
-            entry
-                .set_delay_seconds((unsent.delay > 0).then_some(unsent.delay))
-                .set_message_group_id(unsent.order.as_ref().map(|order| order.group.clone()))
-                .set_message_deduplication_id(
-                    unsent.order.as_ref().map(|order| order.deduplication_id.clone()),
-                )
-                .build()
-        });
-        let entries = entries.collect::<Result<_, _>>().map_err(unbuilt)?;
-        let call = topology.clients.sends.send_message_batch().queue_url(address);
-        let sent = call.set_entries(Some(entries)).send().await;
-        let sent = sent.map_err(|error| topology.failed(PUBLISH, address, error))?;
-        let refused = sent.failed().iter();
-        answers.fill(
-            address,
-            sent.successful().iter().map(SendMessageBatchResultEntry::id),
-            refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
-        );
-    }
-    Ok(answers.all)
-}
-
-fn unbuilt(error: aws_sdk_sqs::error::BuildError) -> Error {
-    error_of(ErrorKind::Invalid, PUBLISH, "the message has no form").with_source(error)
+    Err(message::too_large("the message as JSON", body.len(), limit))
 }

@@ -2,9 +2,12 @@
 
 mod support;
 
-use anybroker_core::{Broker, Envelope, ErrorKind, Outgoing, Queue, RetryClass, Subscription};
+use anybroker_core::{
+    Broker, DeadLetterFilter, Envelope, ErrorKind, Outcome, Outgoing, Queue, RetryClass,
+    Subscription,
+};
 use aws_sdk_sqs::types::QueueAttributeName;
-use support::{ack, both, consume, message, ministack, send, unique};
+use support::{ack, both, consume, message, ministack, receive, send, unique};
 
 #[tokio::test]
 async fn entry_3_of_10_fails_and_the_others_do_not() {
@@ -77,4 +80,31 @@ async fn a_topic_takes_less_than_a_queue_and_says_so() {
     assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
     let mut consumer = consume(&broker, &subscription).await;
     assert_eq!(ack(&mut consumer, 1).await, ["fits"]);
+}
+
+#[tokio::test]
+async fn what_is_accepted_can_be_given_up() {
+    for broker in both().await {
+        let largest = broker.capabilities().max_payload;
+        let subscription = Subscription::queue(unique("brimful"));
+        let destination = subscription.destination().clone();
+        let mut consumer = consume(&broker, &subscription).await;
+        // JSON writes each of them as two. The library takes 44 KiB.
+        for quotes in [32_000, 32_200, 32_400, 32_600, 32_674, 45_000] {
+            let envelope = Envelope::new("t", vec![0xff; largest]);
+            let envelope = envelope.with_header("h", "\"".repeat(quotes)).expect("a header");
+            let outgoing = Outgoing::new(destination.clone(), envelope);
+            if let Err(error) = broker.producer().send(outgoing).await {
+                assert_eq!(error.kind(), ErrorKind::TooLarge, "{quotes}: {error}");
+                continue;
+            }
+            let delivery = receive(&mut consumer).await;
+            let given_up = Outcome::dead_letter("r".repeat(64), "\u{0}".repeat(4096));
+            delivery.settle(given_up).await.expect("what was accepted can be given up");
+            let letters = broker.dead_letters(&subscription, &DeadLetterFilter::all(), 10).await;
+            assert_eq!(letters.expect("a look").entries.len(), 1, "{quotes}");
+            let purged = broker.purge_dead_letters(&subscription).await.expect("a purge");
+            assert_eq!(purged, 1, "{quotes}");
+        }
+    }
 }

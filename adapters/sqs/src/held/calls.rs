@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{ErrorKind, Result};
+use anybroker_core::{Error, ErrorKind, Result};
 use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, DeleteMessageBatchResultEntry};
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{Delete, Entry, GiveBack, Held, Receipt, SETTLE, State, Then, ran_out};
-use crate::answers::{Answers, hide};
+use crate::answers::{Answers, hide, may_be_of_an_entry};
 use crate::clients::CALL;
 use crate::error::{error_of, failed};
 use crate::lane::ENTRIES;
@@ -76,12 +76,19 @@ impl Held {
         renewed
     }
 
-    /// Hides deliveries for so long from now.
+    /// Hides deliveries for so long from now. Those whose leases end at about the same time share a
+    /// call: it ends with the first of its leases.
     pub(super) async fn hide_all(
         &self,
-        hide: Vec<(u64, Receipt, Duration)>,
+        mut hide: Vec<(u64, Receipt, Duration)>,
     ) -> Vec<(u64, Result<()>)> {
-        let batches = hide.chunks(ENTRIES).map(|batch| async move {
+        let now = Instant::now();
+        let deadline = |tag: u64| self.deadlines([tag].into_iter()).next().unwrap_or(now);
+        hide.sort_by_cached_key(|(tag, ..)| deadline(*tag));
+        let near = self.visibility / 3;
+        let batches =
+            hide.chunk_by(|(one, ..), (next, ..)| deadline(*next) - deadline(*one) < near);
+        let batches = batches.flat_map(|batch| batch.chunks(ENTRIES)).map(|batch| async move {
             let until = self.earliest(batch.iter().map(|(tag, ..)| *tag));
             let hide = batch.iter().map(|(_, receipt, time)| (&**receipt, *time));
             let answers = self.hide(hide, until).await;
@@ -98,14 +105,20 @@ impl Held {
     ) -> Vec<Result<()>> {
         let count = batch.len();
         let hidden = hide(&self.topology, &self.queue, SETTLE, batch);
-        timeout_at(until, hidden).await.unwrap_or_else(|_| late(count))
+        let late = |_| (0..count).map(|_| Err(late())).collect();
+        timeout_at(until, hidden).await.unwrap_or_else(late)
     }
 
     /// When the first of these leases runs out.
     fn earliest(&self, tags: impl Iterator<Item = u64>) -> Instant {
+        self.deadlines(tags).min().unwrap_or_else(|| Instant::now() + CALL)
+    }
+
+    /// When the leases run out of what is held of these.
+    fn deadlines(&self, tags: impl Iterator<Item = u64>) -> impl Iterator<Item = Instant> {
         let table = self.table();
-        let deadlines = tags.filter_map(|tag| table.entries.get(&tag)).map(|entry| entry.deadline);
-        deadlines.min().unwrap_or_else(|| Instant::now() + CALL)
+        let entries = tags.filter_map(|tag| table.entries.get(&tag));
+        entries.map(|entry| entry.deadline).collect::<Vec<_>>().into_iter()
     }
 
     /// One call that gives back.
@@ -151,20 +164,19 @@ impl Held {
                 }
             }
         }
-        for Delete(tag, confirmer) in stale {
-            drop(self.lose_followers(tag));
-            self.end(tag);
-            confirmer.confirm(Err(ran_out()));
+        for stale in stale {
+            self.deleted(stale, Err(ran_out()));
         }
         if deleted.is_empty() {
             return;
         }
-        let mut answers = Answers::new(SETTLE, deleted.len());
+        let mut deleted: Vec<_> = deleted.into_iter().map(Some).collect();
         let delete = self.topology.clients.calls.delete_message_batch().queue_url(&*self.queue);
-        let until = self.earliest(deleted.iter().map(|Delete(tag, _)| *tag));
-        match timeout_at(until, delete.set_entries(Some(entries)).send()).await {
-            Err(_) => answers.all = late(deleted.len()),
-            Ok(Ok(sent)) => {
+        let call = delete.set_entries(Some(entries)).send();
+        let Some(called) = self.meanwhile(&mut deleted, call).await else { return };
+        let mut answers = Answers::new(SETTLE, deleted.len());
+        match called {
+            Ok(sent) => {
                 let refused = sent.failed().iter();
                 answers.fill(
                     &self.queue,
@@ -172,20 +184,26 @@ impl Held {
                     refused.map(|of| (of.id(), of.code(), of.message(), of.sender_fault())),
                 );
             }
-            Ok(Err(error)) => answers.fail(&failed(SETTLE, &self.queue, error)),
+            Err(error) => {
+                let error = failed(SETTLE, &self.queue, error);
+                if may_be_of_an_entry(&error) && deleted.len() > 1 {
+                    for alone in deleted.into_iter().flatten() {
+                        Box::pin(Arc::clone(&self).delete(vec![alone])).await;
+                    }
+                    return;
+                }
+                answers.fail(&error);
+            }
         }
         let mut again = Vec::new();
-        for (Delete(tag, confirmer), answer) in deleted.into_iter().zip(answers.all) {
+        for (deleted, answer) in deleted.into_iter().zip(answers.all) {
+            // Answered already, when its lease ran out.
+            let Some(Delete(tag, confirmer)) = deleted else { continue };
             if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Blocked) {
                 again.push(Delete(tag, confirmer));
                 continue;
             }
-            if answer.is_err() {
-                // It comes again: in order nothing may pass it. They come when their leases end.
-                drop(self.lose_followers(tag));
-            }
-            self.end(tag);
-            confirmer.confirm(answer);
+            self.deleted(Delete(tag, confirmer), answer);
         }
         if !again.is_empty() {
             // Slowed down; until the lease runs out there is time.
@@ -193,10 +211,45 @@ impl Held {
             Box::pin(self.delete(again)).await;
         }
     }
+
+    /// Waits for a call, and answers meanwhile what it is about as each lease runs out: the end of
+    /// one lease says nothing about the others. `None` when it was the last one.
+    async fn meanwhile<T>(
+        &self,
+        deletes: &mut [Option<Delete>],
+        call: impl Future<Output = T>,
+    ) -> Option<T> {
+        tokio::pin!(call);
+        loop {
+            let tags = deletes.iter().flatten().map(|Delete(tag, _)| *tag);
+            let next = self.deadlines(tags).min()?;
+            tokio::select! {
+                called = &mut call => return Some(called),
+                () = sleep_until(next) => {}
+            }
+            let now = Instant::now();
+            for delete in deletes.iter_mut() {
+                let ran_out = |Delete(tag, _): &mut Delete| {
+                    self.deadlines([*tag].into_iter()).all(|deadline| deadline <= now)
+                };
+                if let Some(delete) = delete.take_if(ran_out) {
+                    self.deleted(delete, Err(late()));
+                }
+            }
+        }
+    }
+
+    /// Lets go of a delivery and answers its settlement.
+    fn deleted(&self, Delete(tag, confirmer): Delete, answer: Result<()>) {
+        if answer.is_err() {
+            // It comes again: in order nothing may pass it. They come when their leases end.
+            drop(self.lose_followers(tag));
+        }
+        self.end(tag);
+        confirmer.confirm(answer);
+    }
 }
 
-/// What was not answered before the first lease ran out.
-fn late(count: usize) -> Vec<Result<()>> {
-    let text = "no answer before the lease ran out";
-    (0..count).map(|_| Err(error_of(ErrorKind::Timeout, SETTLE, text))).collect()
+fn late() -> Error {
+    error_of(ErrorKind::Timeout, SETTLE, "no answer before the lease ran out")
 }
