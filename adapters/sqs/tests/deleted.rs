@@ -84,9 +84,9 @@ async fn a_queue_that_is_deleted_ends_its_consumer_and_is_made_again_by_the_next
 async fn a_worker_goes_on_when_its_queue_was_deleted() {
     for broker in both().await {
         let name = unique("again");
-        let (handled, mut ids) = mpsc::unbounded_channel();
+        let (see, mut ids) = mpsc::unbounded_channel();
         let handler = tower::service_fn(move |message: Message| {
-            let _ = handled.send(message.envelope().id.clone());
+            let _ = see.send(message.envelope().id.clone());
             std::future::ready(Ok::<_, std::convert::Infallible>(Outcome::Ack))
         });
         let worker = Worker::new(Arc::clone(&broker) as Arc<dyn Broker>);
@@ -101,7 +101,7 @@ async fn a_worker_goes_on_when_its_queue_was_deleted() {
         }
         let mut found = Vec::new();
         while found.len() < 10 {
-            let next = timeout(Duration::from_secs(60), ids.recv()).await;
+            let next = timeout(Duration::from_mins(1), ids.recv()).await;
             found.extend(next.unwrap_or_else(|_| panic!("only {found:?}")));
         }
         found.sort();
@@ -116,7 +116,7 @@ async fn publish_until_received(
     topic: &Topic,
     consumer: &mut Box<dyn anybroker_core::Consumer>,
 ) {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_mins(1);
     while Instant::now() < end {
         let sent = broker.producer().send(Outgoing::new(topic.clone(), message("after"))).await;
         let received = try_receive(consumer, Duration::from_millis(500)).await;
