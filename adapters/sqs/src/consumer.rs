@@ -37,8 +37,8 @@ fn alone_from(subscription: &Subscription) -> u32 {
 }
 
 /// After how many polls' time the consumer of a topic's group looks whether it is still subscribed:
-/// 30 s unless the option `poll` says otherwise.
-const POLLS_UNTIL_A_LOOK: u32 = 6;
+/// a minute unless the option `poll` says otherwise.
+const POLLS_UNTIL_A_LOOK: u32 = 12;
 
 /// On FIFO the count cannot be told from that of releases, which must not use up attempts: so many
 /// returns are forgiven.
@@ -414,8 +414,8 @@ async fn stay_subscribed(topology: Arc<Topology>, subscription: Subscription) {
     loop {
         let every = topology.settings.poll * POLLS_UNTIL_A_LOOK;
         sleep_until(Instant::now() + every.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
-        match topology.declare(&subscription).await {
-            Ok(_) => failed = false,
+        match topology.stay_subscribed(&subscription).await {
+            Ok(()) => failed = false,
             Err(error) if !failed => {
                 tracing::warn!(%error, "the group may get nothing; looking again");
                 failed = true;

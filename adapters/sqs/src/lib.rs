@@ -102,8 +102,8 @@
 //! stays one: with it all subscriptions are gone, and created anew by a publisher it would take
 //! messages for nobody. `declare` a subscription to have both again.
 //!
-//! The consumer of a topic's group declares it again about every sixth poll's time (30 s), since
-//! SNS tells nobody that a subscription was deleted, or a topic deleted and made again. Who declares
+//! The consumer of a topic's group subscribes it again about once a minute (12 times `poll`), since SNS
+//! tells nobody that a subscription was deleted, or a topic deleted and made again. Who declares
 //! or consumes asks AWS anew, whatever the connection has found before. A queue that was deleted
 //! ends its consumer with `NotFound`; a worker opens another one, which makes it again. Who only
 //! looks (`depth`, dead letters) makes nothing.

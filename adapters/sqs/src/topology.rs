@@ -75,6 +75,16 @@ pub(crate) struct Group {
     pub(crate) queue: Arc<str>,
     /// The dead-letter queue's URL.
     pub(crate) dead_letters: Arc<str>,
+    /// Of a topic's group; none where nothing is asked about it.
+    feed: Option<Arc<Feed>>,
+}
+
+/// What a group's subscription in SNS is about, by ARN.
+#[derive(Debug)]
+struct Feed {
+    topic: Arc<str>,
+    queue: String,
+    dead_letters: String,
 }
 
 /// What of a group is there.
@@ -140,16 +150,42 @@ impl Topology {
         let _turn = self.turns.acquire().await;
         let dead_letters = self.queue(&names.dead_letters, None, topic.as_deref()).await?;
         let queue = self.queue(&names.queue, Some(&dead_letters), topic.as_deref()).await?;
-        if let Some(topic) = &topic {
-            match self.settings.options.declare {
-                Declare::Create => self.subscribe(topic, &queue, &dead_letters).await?,
-                Declare::Verify => self.verify_subscribed(topic, &queue).await?,
-                Declare::Off => {}
+        let feed = match topic {
+            Some(topic) if self.settings.options.declare != Declare::Off => {
+                let (of_queue, of_dead_letters) =
+                    (self.queue_arn(&queue).await?, self.queue_arn(&dead_letters).await?);
+                let feed = Feed { topic, queue: of_queue, dead_letters: of_dead_letters };
+                self.feed(&feed).await?;
+                Some(Arc::new(feed))
             }
-        }
-        let group = Group { queue, dead_letters };
+            _ => None,
+        };
+        let group = Group { queue, dead_letters, feed };
         self.known().groups.insert(names.queue, group.clone());
         Ok(group)
+    }
+
+    /// Subscribes a topic's group again, or looks whether it is still subscribed, in one call where
+    /// nothing is missing.
+    pub(crate) async fn stay_subscribed(
+        self: &Arc<Self>,
+        subscription: &Subscription,
+    ) -> Result<()> {
+        let Some(feed) = self.group(subscription).await?.feed else { return Ok(()) };
+        match self.feed(&feed).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.declare(subscription).await.map(drop)
+            }
+            done => done,
+        }
+    }
+
+    async fn feed(&self, feed: &Feed) -> Result<()> {
+        match self.settings.options.declare {
+            Declare::Create => self.subscribe(feed).await,
+            Declare::Verify => self.verify_subscribed(feed).await,
+            Declare::Off => Ok(()),
+        }
     }
 
     /// Looks for a group. It asks AWS each time, whatever was there before, and creates nothing.

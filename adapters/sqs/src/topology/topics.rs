@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anybroker_core::{Declare, Destination, ErrorKind, Result};
 use serde_json::json;
 
-use super::{DECLARE, Topology, mismatch, missing, shared};
+use super::{DECLARE, Feed, Topology, mismatch, missing, shared};
 use crate::clients::SnsClients;
 use crate::error::{error_of, failed};
 use crate::names::{self, FIFO};
@@ -73,19 +73,13 @@ impl Topology {
     }
 
     /// Nothing happens to a subscription that is there already.
-    pub(super) async fn subscribe(
-        &self,
-        topic: &str,
-        queue: &str,
-        dead_letters: &str,
-    ) -> Result<()> {
-        let (queue, dead_letters) =
-            (self.queue_arn(queue).await?, self.queue_arn(dead_letters).await?);
+    pub(super) async fn subscribe(&self, feed: &Feed) -> Result<()> {
+        let Feed { topic, queue, dead_letters } = feed;
         let what = format!("subscription of {queue:?} to {topic:?}");
         self.sns()?
             .calls
             .subscribe()
-            .topic_arn(topic)
+            .topic_arn(&**topic)
             .protocol("sqs")
             .endpoint(queue)
             .return_subscription_arn(true)
@@ -97,13 +91,13 @@ impl Topology {
         Ok(())
     }
 
-    pub(super) async fn verify_subscribed(&self, topic: &str, queue: &str) -> Result<()> {
-        let queue = self.queue_arn(queue).await?;
-        let list = self.sns()?.calls.list_subscriptions_by_topic().topic_arn(topic);
+    pub(super) async fn verify_subscribed(&self, feed: &Feed) -> Result<()> {
+        let Feed { topic, queue, .. } = feed;
+        let list = self.sns()?.calls.list_subscriptions_by_topic().topic_arn(&**topic);
         let mut subscriptions = list.into_paginator().items().send();
         while let Some(found) = subscriptions.next().await {
             let found = found.map_err(|error| failed(DECLARE, topic, error))?;
-            if found.endpoint() == Some(&queue) {
+            if found.endpoint() == Some(queue) {
                 return Ok(());
             }
         }
