@@ -365,7 +365,10 @@ impl From<KafkaError> for Stopped {
                 RDKafkaErrorCode::Fenced
                 | RDKafkaErrorCode::ProducerFenced
                 | RDKafkaErrorCode::InvalidProducerEpoch
-                | RDKafkaErrorCode::InvalidProducerIdMapping,
+                | RDKafkaErrorCode::InvalidProducerIdMapping
+                // The broker says no more where two redrives meet at the end of a transaction. To
+                // begin anew is safe whether or not it was committed: the marks are read again.
+                | RDKafkaErrorCode::Unknown,
             ) => Self::Fenced,
             _ => Self::Failed(failed("redrive", "sending letters back", error)),
         }
