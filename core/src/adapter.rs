@@ -1,6 +1,7 @@
 //! What adapters are written with, beside the traits: the options that all of them have, and what
 //! each would otherwise do again. Applications need none of it.
 
+mod background;
 mod names;
 mod options;
 mod patience;
@@ -9,6 +10,7 @@ mod server;
 mod shared_task;
 mod suspects;
 
+pub(crate) use background::Background;
 pub use names::{partition, prefixed, stable_hash};
 pub use options::Options;
 pub use patience::{patiently, pause};
