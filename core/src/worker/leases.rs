@@ -19,9 +19,9 @@ pub(super) struct Leases {
 
 /// The tags of one consumer's deliveries, shared with the task that renews their leases.
 ///
-/// Renewing in a task of its own means that a handler which blocks its thread does not cost the
-/// other deliveries of the shard their leases. A slot is one atomic, so that a delivery which is
-/// settled long before its lease runs out costs two stores.
+/// They are renewed in a task of its own: where another thread is free to run it, a handler that
+/// blocks its thread does not cost the other deliveries of the shard their leases. A slot is one
+/// atomic, so that a delivery which is settled long before its lease runs out costs two stores.
 struct Table {
     number: u32,
     tags: Arc<[AtomicU64]>,

@@ -4,13 +4,14 @@ mod lanes;
 mod leases;
 mod parked;
 mod policy;
+mod pulse;
 mod report;
 mod settling;
 mod shard;
 mod slots;
 mod source;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -19,8 +20,10 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, timeout_at};
 
+use self::pulse::Pulse;
 pub use self::report::Report;
 use self::shard::Shard;
 use self::source::Source;
@@ -28,6 +31,13 @@ use crate::{Broker, Error, ErrorKind, Handler, Result, Subscription};
 
 /// How long open settlements and the close of a consumer may take after a drain.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long after the drain timeout a loop must stand in the same step of a handler to be left
+/// behind. One that only waits for its settlements is waited for.
+const DRAIN_GRACE: Duration = Duration::from_millis(250);
+
+/// The clock has a limit.
+const LONGEST_DRAIN: Duration = Duration::from_hours(24 * 365 * 30);
 
 /// A loop that receives for itself may hold what another has room for: with few handlers there is one
 /// loop.
@@ -42,8 +52,9 @@ const MANY_SUBSCRIPTIONS: usize = 16;
 /// and no more than an ordered one has partitions; with more than 16 subscriptions each has one.
 /// Loops run their handlers concurrently, without a task for each. They share a consumer, except in
 /// order and where the broker needs none ([`one_consumer`](crate::Capabilities::one_consumer)).
-/// A handler that blocks its thread therefore holds up its loop (not the leases): move blocking
-/// work to `tokio::task::spawn_blocking`.
+/// A handler that blocks its thread therefore holds up its loop, and may hold up renewals of leases
+/// on the same runtime, so that messages are handled twice: move blocking work to
+/// `tokio::task::spawn_blocking`. The log names a handler that blocks for over a second.
 ///
 /// # Back-pressure
 /// The service's `poll_ready` is the only one: while it is pending, its subscription receives
@@ -72,11 +83,18 @@ pub struct Worker {
 
 /// A worker that has declared its groups and consumes.
 ///
-/// Dropped, it stops at once: running handlers are cut off, and their messages come back.
+/// Dropped, it stops at once: running handlers are cut off, and their messages come back. It is held
+/// until the program ends, and passed to [`run_until`](Self::run_until); one that is dropped before
+/// says so in the log.
 #[must_use = "a dropped worker stops"]
 pub struct RunningWorker {
     shutdown: watch::Sender<bool>,
-    shards: JoinSet<(Report, Result<()>)>,
+    shards: JoinSet<Ended>,
+    /// What the loops that have not ended show of themselves.
+    pulses: HashMap<Id, Arc<Pulse>>,
+    drain_timeout: Duration,
+    /// Whether somebody waits for its end.
+    awaited: bool,
 }
 
 impl Worker {
@@ -168,18 +186,24 @@ impl Worker {
                 let prefetch = shares.iter().copied().map(prefetch).sum();
                 let sources = Source::open(&broker, &subscription, prefetch, shares.len()).await?;
                 for (source, concurrency) in sources.into_iter().zip(shares.iter().copied()) {
-                    starting.push(mount.run(Setup {
+                    let pulse = Pulse::start(subscription.stored_name());
+                    let run = mount.run(Setup {
                         // A copy of its own, so that the loops do not share a reference count.
                         subscription: Arc::new(Subscription::clone(&subscription)),
                         source,
                         concurrency,
                         drain_timeout,
                         shutdown: watch.clone(),
-                    }));
+                        pulse: Arc::clone(&pulse),
+                    });
+                    starting.push((pulse, run));
                 }
             }
         }
-        Ok(RunningWorker { shutdown, shards: starting.into_iter().collect() })
+        let mut shards = JoinSet::new();
+        let pulses = starting.into_iter().map(|(pulse, run)| (shards.spawn(run).id(), pulse));
+        let pulses = pulses.collect();
+        Ok(RunningWorker { shutdown, shards, pulses, drain_timeout, awaited: false })
     }
 }
 
@@ -189,23 +213,54 @@ impl RunningWorker {
     ///
     /// The broker stays open, since publishers may share it.
     ///
+    /// A loop whose thread a handler blocks past the drain timeout is left behind with a line in the
+    /// log, and what it did since its last wait is not in the report. A runtime that is dropped waits
+    /// for such a thread; a second signal ends the process all the same
+    /// ([`shutdown_signal`](crate::shutdown_signal)).
+    ///
     /// # Cancel safety
     /// Dropping this future stops the worker at once; unsettled messages come back.
     ///
     /// # Errors
     /// `Closed` when the broker was closed before `shutdown` resolved; the report is logged then.
     pub async fn run_until(mut self, shutdown: impl Future<Output = impl Sized>) -> Result<Report> {
+        self.awaited = true;
         let mut ended = Vec::new();
         tokio::select! {
             _ = shutdown => {}
-            Some(first) = self.shards.join_next() => ended.push(first),
+            Some(first) = self.shards.join_next_with_id() => self.ended(first, &mut ended),
         }
         // Every loop holds a receiver while it lives; without one there is nobody to tell.
         let _ = self.shutdown.send(true);
-        while let Some(next) = self.shards.join_next().await {
-            ended.push(next);
+        let mut look = Instant::now() + self.drain_timeout.min(LONGEST_DRAIN) + DRAIN_GRACE;
+        let mut before = HashMap::new();
+        loop {
+            match timeout_at(look, self.shards.join_next_with_id()).await {
+                Ok(None) => break,
+                Ok(Some(next)) => {
+                    self.ended(next, &mut ended);
+                    continue;
+                }
+                Err(_) => look = Instant::now() + DRAIN_GRACE,
+            }
+            let step = |(id, pulse): (&Id, &Arc<Pulse>)| Some((*id, pulse.current_step()?));
+            let steps: HashMap<_, _> = self.pulses.iter().filter_map(step).collect();
+            if steps.len() == self.pulses.len() && steps == before {
+                break;
+            }
+            before = steps;
         }
+        // Cut off, a loop would drop its messages when its thread comes back, which counts as an
+        // attempt; left alone it gives them back.
+        self.shards.detach_all();
         let mut report = Report::default();
+        for pulse in self.pulses.values() {
+            tracing::warn!(
+                subscription = pulse.subscription(),
+                "a handler blocks its thread past the drain timeout; its loop is left behind"
+            );
+            report = [report, pulse.noted()].into_iter().sum();
+        }
         let mut result = Ok(());
         for shard in ended {
             match shard {
@@ -224,6 +279,26 @@ impl RunningWorker {
             tracing::warn!(%error, %report, "the worker ended before it was told to");
         }
         result.map(|()| report)
+    }
+
+    fn ended(
+        &mut self,
+        ended: std::result::Result<(Id, Ended), JoinError>,
+        all: &mut Vec<std::result::Result<Ended, JoinError>>,
+    ) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        self.pulses.remove(&id);
+        all.push(ended.map(|(_, ended)| ended));
+    }
+}
+
+impl Drop for RunningWorker {
+    fn drop(&mut self) {
+        if !self.awaited {
+            tracing::warn!(
+                "a running worker was dropped, which stops it at once; keep it, and await run_until(..)"
+            );
+        }
     }
 }
 
@@ -267,10 +342,14 @@ struct Setup {
     concurrency: usize,
     drain_timeout: Duration,
     shutdown: watch::Receiver<bool>,
+    pulse: Arc<Pulse>,
 }
 
 /// A loop, boxed once for each subscription and core.
-type Loop = Pin<Box<dyn Future<Output = (Report, Result<()>)> + Send>>;
+type Loop = Pin<Box<dyn Future<Output = Ended> + Send>>;
+
+/// What a loop did, and whether it was told to end.
+type Ended = (Report, Result<()>);
 
 /// A service whose type is forgotten.
 trait Mount: Send {
@@ -281,8 +360,8 @@ struct Mounted<S>(S);
 
 impl<S: Handler> Mount for Mounted<S> {
     fn run(&self, setup: Setup) -> Loop {
-        let Setup { subscription, source, concurrency, drain_timeout, mut shutdown } = setup;
-        let shard = Shard::new(self.0.clone(), subscription, source, concurrency);
+        let Setup { subscription, source, concurrency, drain_timeout, mut shutdown, pulse } = setup;
+        let shard = Shard::new(self.0.clone(), subscription, source, concurrency, pulse);
         Box::pin(shard.run(
             async move {
                 // An error means that the running worker was dropped: stop too.

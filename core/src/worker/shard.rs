@@ -17,6 +17,7 @@ use super::lanes::Lanes;
 use super::leases::{LeaseSlot, Leases};
 use super::parked::{Parked, Wait};
 use super::policy;
+use super::pulse::Pulse;
 use super::report::Report;
 use super::settling::{Kind, Settlements};
 use super::slots::{Answer, Slots};
@@ -73,6 +74,7 @@ pub(super) struct Shard<S: Service<Message>> {
     /// Whether the broker keeps what is left of a wait that the drain cuts off.
     keeps_waits: bool,
     report: Report,
+    pulse: Arc<Pulse>,
 }
 
 /// A delivery in the shard's hands.
@@ -92,6 +94,7 @@ where
         subscription: Arc<Subscription>,
         source: Source,
         concurrency: usize,
+        pulse: Arc<Pulse>,
     ) -> Self {
         let parked_limit = super::parked_limit(concurrency);
         let window = concurrency + parked_limit;
@@ -107,7 +110,9 @@ where
             lanes: subscription.is_ordered().then(Lanes::new),
             subscription,
             source,
-            slots: Slots::new(concurrency),
+            slots: Slots::new(concurrency, Arc::clone(&pulse), |held| {
+                &held.delivery.envelope().r#type
+            }),
             queue: VecDeque::new(),
             parked: Parked::default(),
             leases,
@@ -124,6 +129,7 @@ where
             draining: false,
             keeps_waits,
             report: Report::default(),
+            pulse,
         }
     }
 
@@ -140,7 +146,11 @@ where
         let ended = tokio::select! {
             biased;
             () = shutdown => Ok(()),
-            error = poll_fn(|cx| self.poll_run(cx)) => Err(error),
+            error = poll_fn(|cx| {
+                let polled = self.poll_run(cx);
+                self.pulse.note(self.report);
+                polled
+            }) => Err(error),
         };
         self.drain(drain_timeout).await;
         (self.report, ended)
@@ -243,8 +253,12 @@ where
                 Arc::clone(&self.subscription),
                 held.delivery.attempt(),
             );
+            let kind = || held.delivery.envelope().r#type.clone().into_owned();
             // A panic of `call` must cost its own message an attempt, and no other one anything.
-            match catch_unwind(AssertUnwindSafe(|| self.service.call(message))) {
+            let called = self
+                .pulse
+                .step(kind, || catch_unwind(AssertUnwindSafe(|| self.service.call(message))));
+            match called {
                 Ok(future) => {
                     if let Some((held, answer)) = self.slots.start(future, held) {
                         self.finish(held, answer);

@@ -8,6 +8,8 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::task::coop::has_budget_remaining;
 
+use super::pulse::Pulse;
+
 /// A table of running futures, each with a value beside it. Slots keep their allocation and their
 /// waker, so that starting a future allocates nothing once the table is warm.
 pub(super) struct Slots<F, T> {
@@ -16,6 +18,9 @@ pub(super) struct Slots<F, T> {
     woken: Arc<Woken>,
     scratch: Vec<usize>,
     limit: usize,
+    pulse: Arc<Pulse>,
+    /// What a value says of the message that its future handles.
+    kind: fn(&T) -> &str,
 }
 
 struct Slot<F, T> {
@@ -29,13 +34,15 @@ struct Slot<F, T> {
 pub(super) type Answer<O> = Result<O, Box<dyn Any + Send>>;
 
 impl<F: Future, T> Slots<F, T> {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize, pulse: Arc<Pulse>, kind: fn(&T) -> &str) -> Self {
         Self {
             table: Vec::new(),
             free: Vec::new(),
             woken: Arc::default(),
             scratch: Vec::new(),
             limit,
+            pulse,
+            kind,
         }
     }
 
@@ -104,13 +111,16 @@ impl<F: Future, T> Slots<F, T> {
     fn poll_slot(&mut self, index: usize) -> Option<(T, Answer<F::Output>)> {
         let slot = &mut self.table[index];
         slot.flag.queued.store(false, Ordering::Release);
-        let Slot { future, waker, .. } = slot;
+        let Slot { future, waker, value, .. } = slot;
+        let kind = || value.as_ref().map(self.kind).unwrap_or_default().to_owned();
         // A wake-up that was meant for the slot's former future finds the slot empty or polls the
         // new one for nothing.
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            let future = future.as_mut().as_pin_mut()?;
-            Some(future.poll(&mut Context::from_waker(waker)))
-        }));
+        let polled = self.pulse.step(kind, || {
+            catch_unwind(AssertUnwindSafe(|| {
+                let future = future.as_mut().as_pin_mut()?;
+                Some(future.poll(&mut Context::from_waker(waker)))
+            }))
+        });
         let answer = match polled {
             Ok(None | Some(Poll::Pending)) => return None,
             Ok(Some(Poll::Ready(output))) => Ok(output),
@@ -186,9 +196,13 @@ mod tests {
 
     use super::*;
 
+    fn slots<F: Future, T>(limit: usize) -> Slots<F, T> {
+        Slots::new(limit, Pulse::start("test".to_owned()), |_| "test")
+    }
+
     #[test]
     fn a_ready_future_leaves_its_slot_at_once() {
-        let mut slots = Slots::new(1);
+        let mut slots = slots(1);
         for value in 0..3 {
             let (back, answer) = slots.start(ready(value * 2), value).unwrap();
             assert_eq!((back, answer.unwrap()), (value, value * 2));
@@ -199,7 +213,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_woken_future_is_polled_and_the_others_are_not() {
-        let mut slots = Slots::new(2);
+        let mut slots = slots(2);
         let (first, second) = (oneshot::channel::<u32>(), oneshot::channel::<u32>());
         assert!(slots.start(first.1, "first").is_none());
         assert!(slots.start(second.1, "second").is_none());
@@ -216,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_answer_and_frees_the_slot() {
-        let mut slots = Slots::<_, u32>::new(1);
+        let mut slots = slots(1);
         let (value, answer) = slots.start(async { panic!("boom") }, 7).unwrap();
         assert_eq!(value, 7);
         let answer: Answer<()> = answer;
@@ -226,7 +240,7 @@ mod tests {
 
     #[test]
     fn cancelling_answers_every_value_and_frees_every_slot() {
-        let mut slots = Slots::new(3);
+        let mut slots = slots(3);
         for value in 0..3 {
             assert!(slots.start(pending::<()>(), value).is_none());
         }
@@ -237,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_table_grows_to_its_limit_only() {
-        let slots = Slots::<Ready<()>, ()>::new(5);
+        let slots = slots::<Ready<()>, ()>(5);
         assert_eq!((slots.free(), slots.running()), (5, 0));
     }
 }
