@@ -53,7 +53,15 @@ pub(crate) async fn consume(
     subscription: &Subscription,
     prefetch: usize,
 ) -> Result<Box<dyn Consumer>> {
-    let queue = topology.declare(subscription).await?.queue;
+    // A topic's group may have lost its subscription, which nobody is told of. A queue that is gone
+    // is found missing by the first receive; to ask for it at each opening would make a thousand
+    // consumers of one queue ask a thousand times.
+    let group = if subscription.destination().is_topic() {
+        topology.declare(subscription).await?
+    } else {
+        topology.group(subscription).await?
+    };
+    let queue = group.queue;
     let held = Held::new(Arc::clone(topology), Arc::clone(&queue), subscription.lease_time());
     let held = Arc::new(held);
     let settler: Arc<dyn Settler> =
