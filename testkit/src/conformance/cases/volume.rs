@@ -11,7 +11,7 @@ use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages
 use crate::conformance::receiver::Receiver;
 
 cases! {
-    a_thousand_subscriptions_share_a_connection, within 150;
+    a_thousand_subscriptions_share_a_connection, within 160;
     many_senders_and_consumers_exchange_the_exact_set, within 120;
     a_publish_goes_on_when_nobody_awaits_it;
     closing_flushes_what_was_accepted;
