@@ -23,6 +23,8 @@ pub(super) struct Case {
 #[derive(Clone, Copy)]
 pub(super) enum Need {
     Nothing,
+    /// A server that no other case of the suite uses meanwhile.
+    Alone,
     /// A capability.
     Of(fn(&Capabilities) -> bool, &'static str),
     /// A connection that only checks what it uses.

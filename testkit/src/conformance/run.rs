@@ -16,11 +16,7 @@ use super::{cases, child};
 /// Cases at once, unless `--test-threads` says otherwise: they wait more than they compute.
 const THREADS: usize = 8;
 
-/// A case that may take so long keeps the server and all cores busy: it runs while no other does, so
-/// that neither spends the other's time.
-const LONG: Duration = Duration::from_secs(160);
-
-/// Held by what runs: alone by a long case, together by the others.
+/// Held by what runs: exclusively by a case that needs to be alone, together by the others.
 static RUNNING: RwLock<()> = RwLock::new(());
 
 /// Runs every case against every target, with the arguments of `cargo test`.
@@ -44,9 +40,9 @@ pub fn main(targets: impl IntoIterator<Item = Target>) -> ExitCode {
 
 fn trial(target: &Target, case: Case) -> Result<Completion, Failed> {
     // A case that panicked has left nothing half done in a lock without contents.
-    let is_long = case.deadline >= LONG;
-    let _alone = is_long.then(|| RUNNING.write().unwrap_or_else(PoisonError::into_inner));
-    let _beside = (!is_long).then(|| RUNNING.read().unwrap_or_else(PoisonError::into_inner));
+    let is_alone = matches!(case.need, Need::Alone);
+    let _alone = is_alone.then(|| RUNNING.write().unwrap_or_else(PoisonError::into_inner));
+    let _beside = (!is_alone).then(|| RUNNING.read().unwrap_or_else(PoisonError::into_inner));
     let outcome = match &target.mortal {
         Some(mortal) if matches!(case.need, Need::Restart) => {
             let _one_at_a_time = mortal.alone.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,12 +6,12 @@ use anybroker_core::{Outcome, Outgoing, Subscription};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::conformance::case::{Checked, cases};
+use crate::conformance::case::{Checked, Need, cases};
 use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages, sorted};
 use crate::conformance::receiver::Receiver;
 
 cases! {
-    a_thousand_subscriptions_share_a_connection, within 160;
+    a_thousand_subscriptions_share_a_connection: Need::Alone, within 150;
     many_senders_and_consumers_exchange_the_exact_set, within 120;
     a_publish_goes_on_when_nobody_awaits_it;
     closing_flushes_what_was_accepted;
