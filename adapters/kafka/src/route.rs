@@ -164,10 +164,11 @@ impl Route {
         let mut waiting = self.waiting();
         match declared {
             Ok(()) => {
-                self.declared.store(missing, Ordering::Release);
                 for record in waiting.take().unwrap_or_default() {
                     publisher.send(record);
                 }
+                // Last, as what is sent after it does not wait for the lock: it would pass those.
+                self.declared.store(missing, Ordering::Release);
                 None
             }
             Err(error) if error.retry_class() == RetryClass::Transient => {

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    BoxError, Destination, Envelope, Message, Outcome, Queue, Subscription, Worker,
+    BoxError, Destination, Envelope, Message, Outcome, Outgoing, Queue, Subscription, Worker,
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::conformance::case::{Checked, Need, cases};
 use crate::conformance::lab::{self, Lab, ids, message, messages};
@@ -15,6 +15,7 @@ use crate::conformance::worked::{Sight, Sightings, Working, by_key};
 
 cases! {
     messages_sent_one_after_the_other_arrive_in_that_order;
+    messages_sent_while_their_destination_is_declared_keep_their_order;
     ten_consumers_keep_sixteen_keys_of_a_queue_in_order;
     ten_consumers_keep_sixteen_keys_of_a_topic_in_order: Need::TOPICS;
     ten_consumers_keep_the_order_of_a_topic_in_four_partitions: Need::TOPICS;
@@ -74,6 +75,41 @@ async fn messages_sent_one_after_the_other_arrive_in_that_order(lab: Lab) -> Che
     let mut receiver = lab.consume(&Subscription::queue(queue.clone())).await?;
     lab.publish(queue, messages(500).map(|envelope| envelope.with_key("same"))).await?;
     for id in ids(500) {
+        let delivery = receiver.next().await?;
+        assert_eq!(delivery.envelope().id, id);
+        delivery.settle(Outcome::Ack).await?;
+    }
+    Ok(())
+}
+
+/// The first ones wait until the destination is declared, and those that are sent while they are
+/// handed on do not pass them.
+async fn messages_sent_while_their_destination_is_declared_keep_their_order(lab: Lab) -> Checked {
+    const MOST: usize = 4_000;
+    let queue = lab::queue().ordered();
+    lab.broker().declare(&Subscription::queue(queue.clone())).await?;
+    let other = lab.reconnected().await?;
+    let producer = other.broker().producer();
+    let send =
+        |envelope: Envelope| producer.send(Outgoing::new(queue.clone(), envelope.with_key("same")));
+    let mut envelopes = messages(MOST);
+    let mut confirmations: Vec<_> = envelopes.by_ref().take(1).map(send).collect();
+    let mut first = confirmations.remove(0);
+    let mut confirmed = None;
+    while confirmed.is_none() && confirmations.len() < MOST - 1 {
+        confirmations.extend(envelopes.by_ref().take(20).map(send));
+        confirmed = timeout(Duration::from_millis(1), &mut first).await.ok();
+    }
+    match confirmed {
+        Some(confirmed) => confirmed?,
+        None => first.await?,
+    }
+    let count = confirmations.len() + 1;
+    for confirmation in confirmations {
+        confirmation.await?;
+    }
+    let mut receiver = lab.consume(&Subscription::queue(queue)).await?;
+    for id in ids(count) {
         let delivery = receiver.next().await?;
         assert_eq!(delivery.envelope().id, id);
         delivery.settle(Outcome::Ack).await?;
