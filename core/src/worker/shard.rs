@@ -56,6 +56,8 @@ pub(super) struct Shard<S: Service<Message>> {
     leases: Leases,
     settling: Settlements,
     received: Vec<Delivery>,
+    /// How many consumers were opened.
+    consumer: u32,
     /// Whether the consumer was asked last and had nothing, so that it waits for more.
     awaiting: bool,
     /// How many deliveries may be held: running, queued, in lanes and parked.
@@ -81,6 +83,8 @@ pub(super) struct Shard<S: Service<Message>> {
 pub(super) struct Held {
     pub(super) delivery: Delivery,
     lease: LeaseSlot,
+    /// Which of the consumers that were opened one after the other handed it out.
+    consumer: u32,
     /// In order, until when it can wait here: no broker lets it be held for ever.
     waits_until: Option<Instant>,
 }
@@ -118,6 +122,7 @@ where
             leases,
             settling: Settlements::new(),
             received: Vec::new(),
+            consumer: 0,
             awaiting: false,
             window,
             parked_limit,
@@ -360,8 +365,15 @@ where
 
     /// Gives back what is lost, and does not only drop it: where it is nobody else's yet, since its
     /// partition is about to leave, that keeps its attempts. Mostly it is too late.
+    ///
+    /// What follows it in its lane goes back with it, lost or not: handled now, it would pass those
+    /// that come again. Where that begins with what a new consumer handed out, those have come.
     fn give_up(&mut self, held: Held) {
-        let next = self.settle(held, AT_ONCE, Kind::Released);
+        let consumer = held.consumer;
+        let mut next = self.settle(held, AT_ONCE, Kind::Released);
+        while let Some(held) = next.take_if(|next| next.consumer == consumer) {
+            next = self.settle(held, AT_ONCE, Kind::Released);
+        }
         self.admit(next);
     }
 

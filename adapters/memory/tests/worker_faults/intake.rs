@@ -177,6 +177,40 @@ async fn what_a_lost_consumer_handed_out_is_not_started() {
     assert_eq!(*first.abandoned.lock().unwrap(), [1, 2, 3]);
 }
 
+/// The lease of what came last may be alive when those of the ones before it have run out, as in an
+/// outage. It would pass them.
+#[tokio::test(start_paused = true)]
+async fn what_follows_a_lost_one_of_its_key_goes_back_with_it() {
+    let (lost, held) = (Recorder::new(), Recorder::new());
+    let keyed = || envelope().with_key("a");
+    let (sender, inbox) = Inbox::channel(16);
+    sender.deliver(lost.deliver(1, keyed())).await.unwrap();
+    sender.deliver(lost.deliver(2, keyed())).await.unwrap();
+    sender.deliver(held.deliver(3, keyed())).await.unwrap();
+    sender.deliver(held.deliver(4, envelope().with_key("b"))).await.unwrap();
+    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let handler = service_fn(move |message: Message| {
+        log.lock().unwrap().push(message.envelope().id.clone());
+        let is_first = message.envelope().id == "1";
+        let after = Duration::from_secs(4);
+        async move { Answer::Ok(if is_first { Outcome::Retry { after } } else { Outcome::Ack }) }
+    });
+    let subscription = Subscription::queue(Queue::new("keyed").ordered());
+    let worker =
+        Worker::new(Double::broker(vec![Box::new(inbox)])).subscribe(subscription, handler);
+    let (stop, report) = stop_with(worker).await;
+    pass(Duration::from_secs(1)).await;
+    lost.lost.store(true, Ordering::Relaxed);
+    pass(Duration::from_secs(10)).await;
+    drop(sender);
+    stop.send(()).unwrap();
+    assert_eq!(report.await.unwrap().released, 1);
+    assert_eq!(*seen.lock().unwrap(), ["1", "4"]);
+    assert_eq!(*lost.abandoned.lock().unwrap(), [1, 2]);
+    assert_eq!(held.tags(), [4, 3], "the third went back");
+}
+
 /// A lease does not end with the consumer that got it: what runs would run twice, and a retry that
 /// waits would forget its attempts.
 #[tokio::test(start_paused = true)]

@@ -44,6 +44,7 @@ where
         match ready!(received) {
             Ok(Received::Deliveries) => self.receive_failures = 0,
             Ok(Received::Opened(lease)) => {
+                self.consumer = self.consumer.wrapping_add(1);
                 self.leases.renew_with(lease);
                 self.leave_former();
             }
@@ -59,7 +60,7 @@ where
         let waits_until = self.lanes.is_some().then(|| Instant::now() + self.longest_ordered_wait);
         for delivery in received.drain(..) {
             let lease = self.leases.hold(delivery.tag());
-            self.enter(Held { delivery, lease, waits_until });
+            self.enter(Held { delivery, lease, consumer: self.consumer, waits_until });
         }
         self.received = received;
         Poll::Ready(Ok(()))
