@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anybroker_core::{
-    Broker, Capabilities, Confirmation, Consumer, DeadLetterFilter, Depth, Destination, ErrorKind,
-    Outgoing, Peek, Producer, Redrive, Result, SettlementProof, Subscription,
+    Broker, Capabilities, Confirmation, Consumer, DeadLetterFilter, Declare, Depth, Destination,
+    ErrorKind, Outgoing, Peek, Producer, Redrive, Result, SettlementProof, Subscription,
 };
 use async_trait::async_trait;
 use lapin::Channel;
@@ -286,9 +286,14 @@ impl RabbitmqProducer {
                 exchange: topic.exchange.clone(),
                 routing_key: property(&envelope.r#type),
                 mandatory: !allow_unrouted,
-                needs: Needs { place: Place::Topic(topic), tier: None },
+                needs: Needs { place: Place::Topic(topic), helper: None },
             }),
-            Place::Group(group) => delayed(&group, envelope, delay.unwrap_or_default()),
+            // Elsewhere there may be no delay queues: what comes early waits where it is received.
+            Place::Group(group) => {
+                let declares = self.topology.settings.options.declare == Declare::Create;
+                let delay = delay.filter(|_| declares).unwrap_or_default();
+                delayed(&group, envelope, delay)
+            }
         }
     }
 }

@@ -5,22 +5,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anybroker_core::adapter::{LONGEST_ALONE, pause, suspicious};
+use anybroker_core::adapter::{pause, suspicious};
 use anybroker_core::{
-    Consumer, Delivery, Error, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
+    Consumer, Declare, Delivery, Error, ErrorKind, Inbox, InboxSender, Result, RetryClass,
     Subscription,
 };
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, message};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep};
 
+use crate::alone::SUSPECT;
 use crate::error::{error_of, failed};
-use crate::message::{property, read};
+use crate::group::Group;
+use crate::link::apart;
+use crate::message::{Received, has_returned, read};
 use crate::publish::Publishers;
-use crate::settle::{ChannelSettler, Released, Source};
+use crate::runs::Runs;
+use crate::settle::{AT_ONCE, ChannelSettler, Released, Source};
 use crate::topology::{Place, Topology, short};
 
 /// Declares the group and consumes its queues, in each epoch anew.
@@ -32,7 +36,9 @@ pub(crate) async fn consume(
     prefetch: usize,
 ) -> Result<Box<dyn Consumer>> {
     let group = topology.group(subscription)?;
+    let (sender, inbox) = Inbox::channel(prefetch);
     let reader = Reader {
+        inbox: sender,
         topology,
         prefetch,
         suspicious: suspicious(subscription, SUSPECT),
@@ -43,19 +49,49 @@ pub(crate) async fn consume(
             nack_is_free: AtomicBool::new(false),
         }),
     };
-    let epoch = reader.open().await?;
-    let (sender, inbox) = Inbox::channel(prefetch);
-    tokio::spawn(reader.run(epoch, sender, closing));
-    Ok(Box::new(inbox))
+    // Not to be cut off: what was consumed already would count as an attempt.
+    apart(async move {
+        let epoch = reader.open().await?;
+        if reader.binds() {
+            let (topology, group) =
+                (Arc::clone(&reader.topology), Arc::clone(&reader.source.group));
+            let keep = keep_bound(topology, group, reader.inbox.clone(), closing.clone());
+            tokio::spawn(keep);
+        }
+        tokio::spawn(reader.run(epoch, closing));
+        Ok(Box::new(inbox) as Box<dyn Consumer>)
+    })
+    .await
 }
 
-const RELEASE: Outcome = Outcome::Release { after: Duration::ZERO };
+/// How often it is looked whether a group of a topic is still bound.
+const RESTORE: Duration = Duration::from_secs(2);
 
-/// From which return on, or earlier near its limit, a message may be the one that kills its process.
-/// Those behind it come back as often; so a consumer begins with one message at a time, and widens
-/// its window when one comes that is no suspect, or one takes longer than [`LONGEST_ALONE`]. What
-/// kills then, kills alone.
-const SUSPECT: u32 = 2;
+/// Binds a group again while its consumer is open.
+async fn keep_bound(
+    topology: Arc<Topology>,
+    group: Arc<Group>,
+    inbox: InboxSender,
+    mut closing: watch::Receiver<bool>,
+) {
+    loop {
+        let restored = async {
+            sleep(RESTORE).await;
+            topology.restore(&group).await
+        };
+        tokio::select! {
+            () = inbox.closed() => return,
+            _ = closing.changed() => return,
+            restored = restored => if let Err(error) = restored {
+                tracing::debug!(%error, group = %group.stored, "binding the group again failed");
+            }
+        }
+    }
+}
+
+/// For how long after a crash of the server, or of a process, the queue may give messages to
+/// consumers that are dead. That returns them, although no handler has seen them.
+const LEAVING: Duration = Duration::from_secs(3);
 
 /// After so many messages in a row, and with a window that the pause cannot exhaust, the reader
 /// sleeps for so long instead of being woken for the next one.
@@ -63,39 +99,39 @@ const BURST: u32 = 32;
 const WIDE: usize = 128;
 const NAP: Duration = Duration::from_millis(1);
 
-/// How long nothing must come before a consumer is cancelled, and how long that may take.
-const QUIET: Duration = Duration::from_millis(10);
-const LONGEST_END: Duration = Duration::from_secs(2);
-
 /// The task that reads for one consumer.
-struct Reader {
+pub(crate) struct Reader {
     topology: Arc<Topology>,
-    prefetch: usize,
+    pub(crate) prefetch: usize,
     /// See [`SUSPECT`].
-    suspicious: u32,
-    source: Arc<Source>,
+    pub(crate) suspicious: u32,
+    pub(crate) source: Arc<Source>,
+    pub(crate) inbox: InboxSender,
 }
 
 /// One channel, with what it consumes.
-struct Epoch {
-    channel: Channel,
-    streams: Streams,
-    settler: Arc<ChannelSettler>,
-    released: mpsc::UnboundedReceiver<Released>,
-    /// Whether it receives one message at a time; see [`SUSPECT`].
-    narrow: bool,
+pub(crate) struct Epoch {
+    pub(crate) channel: Channel,
+    pub(crate) streams: Streams,
+    pub(crate) settler: Arc<ChannelSettler>,
+    pub(crate) released: mpsc::UnboundedReceiver<Released>,
+    /// Whether it receives one message at a time, since a suspect came and others may follow.
+    pub(crate) narrow: bool,
+    pub(crate) opened: Instant,
+    /// Of each queue of an ordered group.
+    pub(crate) runs: Vec<Runs>,
 }
 
 /// What comes from the queues of a group.
-struct Streams {
-    consumers: Vec<lapin::Consumer>,
-    /// Which comes first the next time.
-    turn: usize,
+pub(crate) struct Streams {
+    pub(crate) consumers: Vec<lapin::Consumer>,
+    /// Which brought something last; the others come first the next time.
+    pub(crate) turn: usize,
 }
 
 impl Streams {
     /// The next message; `None` when one of the streams has ended.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<message::Delivery>> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<message::Delivery>> {
         let count = self.consumers.len();
         for _ in 0..count {
             self.turn = (self.turn + 1) % count;
@@ -108,7 +144,7 @@ impl Streams {
 }
 
 /// Why an epoch ended.
-enum End {
+pub(crate) enum End {
     /// The channel, or what it consumed, is gone.
     Lost,
     /// The consumer or the broker was closed.
@@ -120,20 +156,34 @@ impl Reader {
         let group = &self.source.group;
         self.topology.ensure_place(&Place::Group(Arc::clone(group))).await?;
         let queue = group.queues.first().unwrap_or(&group.stored);
-        let Some(count) = self.topology.count(queue).await? else {
-            let text = format!("queue {queue:?} does not exist; declare the subscription");
-            return Err(error_of(ErrorKind::NotFound, "consume", text));
-        };
+        let dead_letters = group.dead_letters();
+        let mut needed = vec![queue];
+        if self.topology.settings.options.declare == Declare::Off {
+            // Nobody has looked. Without it, what is given up would be handled again for ever.
+            needed = group.queues.iter().chain([&dead_letters]).collect();
+        }
+        for queue in needed {
+            if self.topology.count(queue).await?.is_none() {
+                let text = format!("queue {queue:?} does not exist; declare the subscription");
+                return Err(error_of(ErrorKind::NotFound, "consume", text));
+            }
+        }
         let channel = self.topology.link.channel("consume").await?;
-        // An empty queue has no suspects; and a second consumer of an ordered one would get nothing.
-        let narrow = !group.ordered && self.prefetch > 1 && count > 0;
-        let prefetch = if narrow { 1 } else { self.prefetch / group.queues.len() };
-        let consumers = self.consume(&channel, prefetch).await?;
+        let consumers = self.consume(&channel, self.prefetch / group.queues.len()).await?;
         let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
-        Ok(Epoch { channel, streams: Streams { consumers, turn: 0 }, settler, released, narrow })
+        let streams = Streams { consumers, turn: 0 };
+        let publishers = &self.source.publishers;
+        let runs = |queue: &String| Runs::new(&self.topology, publishers, group, queue);
+        let runs = if group.ordered { group.queues.iter().map(runs).collect() } else { Vec::new() };
+        let opened = Instant::now();
+        Ok(Epoch { channel, streams, settler, released, narrow: false, opened, runs })
     }
 
-    async fn consume(&self, channel: &Channel, prefetch: usize) -> Result<Vec<lapin::Consumer>> {
+    pub(crate) async fn consume(
+        &self,
+        channel: &Channel,
+        prefetch: usize,
+    ) -> Result<Vec<lapin::Consumer>> {
         let group = &self.source.group;
         let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX).max(1);
         let lost = |error| failed("consume", &format!("group {:?}", group.stored), error);
@@ -148,17 +198,25 @@ impl Reader {
         Ok(consumers)
     }
 
+    /// Whether its group is bound to an exchange by us.
+    fn binds(&self) -> bool {
+        let declare = self.topology.settings.options.declare;
+        self.source.group.destination.is_topic() && declare == Declare::Create
+    }
+
     /// Adds the rest of the window.
-    async fn widen(&self, epoch: &mut Epoch) -> Result<()> {
-        let more = self.consume(&epoch.channel, self.prefetch - 1).await?;
-        epoch.streams.consumers.extend(more);
+    pub(crate) async fn widen(&self, epoch: &mut Epoch) -> Result<(), End> {
+        if epoch.narrow && self.prefetch > 1 {
+            let more = self.consume(&epoch.channel, self.prefetch - 1).await;
+            epoch.streams.consumers.extend(more.map_err(|_| End::Lost)?);
+        }
         epoch.narrow = false;
         Ok(())
     }
 
-    async fn run(self, mut epoch: Epoch, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
+    async fn run(self, mut epoch: Epoch, mut closing: watch::Receiver<bool>) {
         loop {
-            if let End::Closed = self.read(&mut epoch, &inbox, &mut closing).await {
+            if let End::Closed = self.read(&mut epoch, &mut closing).await {
                 return self.end(epoch).await;
             }
             epoch.give_back();
@@ -170,7 +228,7 @@ impl Reader {
             let mut attempt = 1;
             epoch = loop {
                 tokio::select! {
-                    () = inbox.closed() => return,
+                    () = self.inbox.closed() => return,
                     _ = closing.changed() => return,
                     connected = async {
                         pause(attempt).await;
@@ -184,7 +242,7 @@ impl Reader {
                     Ok(epoch) => break epoch,
                     Err(error) if is_final(&error) => {
                         // The worker opens another consumer, and learns more then.
-                        let _ = inbox.fail(error).await;
+                        let _ = self.inbox.fail(error).await;
                         return;
                     }
                     Err(error) => {
@@ -196,22 +254,15 @@ impl Reader {
         }
     }
 
-    async fn read(
-        &self,
-        epoch: &mut Epoch,
-        inbox: &InboxSender,
-        closing: &mut watch::Receiver<bool>,
-    ) -> End {
-        let mut closed = pin!(inbox.closed());
+    async fn read(&self, epoch: &mut Epoch, closing: &mut watch::Receiver<bool>) -> End {
+        let mut closed = pin!(self.inbox.closed());
         let mut burst = 0;
-        // Until when others wait for a suspect.
-        let mut alone = None;
         loop {
             // Before a message is taken: to drop it would count as an attempt.
             if *closing.borrow() {
                 return End::Closed;
             }
-            let Epoch { streams, settler, released, narrow, .. } = &mut *epoch;
+            let Epoch { streams, settler, released, .. } = &mut *epoch;
             // While many come, there mostly is one, and nothing else needs to be looked at.
             let ready = if released.is_empty() {
                 poll_fn(|cx| streams.poll_next(cx)).now_or_never()
@@ -231,63 +282,80 @@ impl Reader {
                     () = &mut closed => return End::Closed,
                     _ = closing.changed() => return End::Closed,
                     Some((delivery, confirmer)) = released.recv() => {
-                        settler.replace(&delivery, &RELEASE, confirmer);
+                        settler.replace(&delivery, &AT_ONCE, confirmer);
                         continue;
                     }
                     message = poll_fn(|cx| streams.poll_next(cx)) => {
                         burst = 0;
                         message
                     }
-                    () = sleep_until(alone.unwrap_or_else(Instant::now)), if alone.is_some() => {
-                        alone = None;
-                        let runs = settler.gate.outstanding() > 0;
-                        if runs && self.widen(epoch).await.is_err() {
-                            return End::Lost;
-                        }
-                        continue;
-                    }
                 },
             };
             burst += 1;
             let Some(message) = message else { return End::Lost };
-            if !settler.gate.pass() {
-                // It comes back when the channel closes, which ends this loop.
-                continue;
-            }
-            let delivery = self.delivery(message, settler);
-            let suspect = delivery.unsettled() >= self.suspicious;
-            if *narrow && !suspect && self.widen(epoch).await.is_err() {
-                return End::Lost;
-            }
-            alone = epoch.narrow.then(|| Instant::now() + LONGEST_ALONE);
-            tokio::select! {
-                biased;
-                delivered = inbox.deliver(delivery) => if delivered.is_err() {
-                    return End::Closed;
-                },
-                _ = closing.changed() => return End::Closed,
+            let passed = if self.source.group.ordered {
+                self.pass_in_order(epoch, message, closing).await
+            } else {
+                self.pass(epoch, message, closing).await
+            };
+            if let Err(end) = passed {
+                return end;
             }
         }
     }
 
-    fn delivery(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
+    /// Hands out a message of an unordered queue.
+    async fn pass(
+        &self,
+        epoch: &mut Epoch,
+        message: message::Delivery,
+        closing: &mut watch::Receiver<bool>,
+    ) -> Result<(), End> {
+        let has_returned = has_returned(&message);
+        let delivery = self.hold(message, &epoch.settler);
+        if has_returned {
+            epoch.settler.store_anew(delivery, &self.inbox, epoch.opened + LEAVING);
+            return Ok(());
+        }
+        if delivery.unsettled() >= self.suspicious {
+            return self.hand_out_alone(epoch, delivery, closing).await;
+        }
+        self.widen(epoch).await?;
+        self.deliver(delivery, closing).await
+    }
+
+    pub(crate) async fn deliver(
+        &self,
+        delivery: Delivery,
+        closing: &mut watch::Receiver<bool>,
+    ) -> Result<(), End> {
+        tokio::select! {
+            biased;
+            delivered = self.inbox.deliver(delivery) => delivered.map_err(|_| End::Closed),
+            _ = closing.changed() => Err(End::Closed),
+        }
+    }
+
+    pub(crate) fn received(&self, message: message::Delivery) -> (Received, u64) {
         let default_type = self.source.subscription.destination().name();
         let received = read(&message.properties, message.data.into(), default_type);
         if received.counts_apart {
             self.source.nack_is_free.store(true, Ordering::Relaxed);
         }
-        Delivery::new(
-            Arc::new(received.envelope),
-            received.hop,
-            received.returned,
-            message.delivery_tag,
-            Arc::clone(settler) as _,
-        )
+        (received, message.delivery_tag)
     }
 
-    fn hold(&self, message: message::Delivery, settler: &Arc<ChannelSettler>) -> Delivery {
+    /// A delivery of an unordered queue, of which a return counts once: what comes back is stored
+    /// anew each time.
+    pub(crate) fn hold(
+        &self,
+        message: message::Delivery,
+        settler: &Arc<ChannelSettler>,
+    ) -> Delivery {
         settler.gate.pass();
-        self.delivery(message, settler)
+        let (received, tag) = self.received(message);
+        let returned = received.returned.min(1);
+        settler.delivery(received, returned, tag)
     }
 
     /// Stops receiving, and gives back what was not handed out.
@@ -304,41 +372,9 @@ impl Reader {
             );
             return;
         }
-        // What is on its way when the consumer is cancelled would come for nobody, and count as an
-        // attempt when the channel closes. While nothing is settled, nothing is on its way as soon
-        // as the window is full, or the queue empty: then nothing comes for a while.
-        let paused = epoch.settler.pause().await;
-        let mut held = Vec::new();
-        let Epoch { channel, streams, settler, narrow, .. } = &mut epoch;
-        let window = if *narrow { 1 } else { self.prefetch };
-        let end = Instant::now() + LONGEST_END;
-        while settler.gate.outstanding() < window && Instant::now() < end {
-            match timeout(QUIET, poll_fn(|cx| streams.poll_next(cx))).await {
-                Ok(Some(message)) => held.push(self.hold(message, settler)),
-                Ok(None) | Err(_) => break,
-            }
-        }
-        // The queue answers a get after all that it sent before, and the channel a second question
-        // after it has passed that on.
-        for queue in &self.source.group.queues {
-            let got = channel.basic_get(property(queue), BasicGetOptions::default()).await;
-            if let Ok(Some(got)) = got {
-                held.push(self.hold(got.delivery, settler));
-            }
-        }
-        let _ = channel.basic_qos(1, BasicQosOptions::default()).await;
-        for consumer in &streams.consumers {
-            // If it fails, the channel is gone, and with it the consumer.
-            let _ = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
-        }
-        for consumer in &mut streams.consumers {
-            while let Some(Ok(message)) = consumer.next().await {
-                held.push(self.hold(message, settler));
-            }
-        }
-        drop(paused);
+        let held = self.stop(&mut epoch).await;
         epoch.give_back();
-        let given_back: Vec<_> = held.into_iter().map(|held| held.settle(RELEASE)).collect();
+        let given_back: Vec<_> = held.into_iter().map(|held| held.settle(AT_ONCE)).collect();
         for confirmation in given_back {
             // What is not released comes back when the channel closes.
             let _ = confirmation.await;
@@ -352,7 +388,7 @@ impl Epoch {
     fn give_back(&mut self) {
         self.released.close();
         while let Ok((delivery, confirmer)) = self.released.try_recv() {
-            self.settler.replace(&delivery, &RELEASE, confirmer);
+            self.settler.replace(&delivery, &AT_ONCE, confirmer);
         }
     }
 }

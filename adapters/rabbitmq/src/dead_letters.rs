@@ -7,6 +7,7 @@ use lapin::{Channel, message};
 
 use crate::error::{failed, not_found};
 use crate::group::Group;
+use crate::link::apart;
 use crate::message::read;
 use crate::publish::{Publishers, Target};
 use crate::topology::{Topology, short};
@@ -106,9 +107,13 @@ impl DeadLetters {
         if self.left == Some(0) {
             return Ok(None);
         }
-        let options = BasicGetOptions { no_ack };
-        let taken = self.channel.basic_get(self.queue.clone(), options).await;
-        let taken = taken.map_err(|error| failed("dead letters", "reading the queue", error))?;
+        let (channel, queue) = (self.channel.clone(), self.queue.clone());
+        // Not to be cut off: that the queue is not there would cost the connection.
+        let taken = apart(async move {
+            let taken = channel.basic_get(queue, BasicGetOptions { no_ack }).await;
+            taken.map_err(|error| failed("dead letters", "reading the queue", error))
+        });
+        let taken = taken.await?;
         // Counted here and not by a declaration, which does not see what is on its way back.
         let behind = taken.as_ref().map_or(0, |message| message.message_count);
         self.left = Some(self.left.map_or(behind, |left| left - 1));

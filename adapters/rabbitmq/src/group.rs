@@ -1,6 +1,6 @@
 use std::sync::atomic::AtomicU64;
 
-use anybroker_core::adapter::{partition, prefixed};
+use anybroker_core::adapter::{SharedTask, partition, prefixed};
 use anybroker_core::{Destination, Error, ErrorKind, Result, Subscription};
 
 use crate::error::error_of;
@@ -21,12 +21,25 @@ pub(crate) struct Group {
     /// Where its messages are: in several queues when an ordered queue has partitions. A group of
     /// a topic has one, since only the publisher could tell its messages apart.
     pub(crate) queues: Vec<String>,
+    pub(crate) declared: Declared,
+}
+
+/// Whether something was declared, and the declaration that is under way.
+#[derive(Debug)]
+pub(crate) struct Declared {
     /// In which epoch it was declared last.
-    pub(crate) declared: AtomicU64,
+    pub(crate) epoch: AtomicU64,
+    pub(crate) under_way: SharedTask<()>,
 }
 
 /// Never an epoch.
-pub(crate) const UNDECLARED: u64 = u64::MAX;
+const UNDECLARED: u64 = u64::MAX;
+
+impl Default for Declared {
+    fn default() -> Self {
+        Self { epoch: AtomicU64::new(UNDECLARED), under_way: SharedTask::default() }
+    }
+}
 
 impl Group {
     /// # Errors
@@ -62,7 +75,7 @@ impl Group {
             1 => vec![stored.clone()],
             count => (0..count).map(|index| format!("{stored}--p{index}")).collect(),
         };
-        let declared = AtomicU64::new(UNDECLARED);
+        let declared = Declared::default();
         Ok(Self { destination: destination.clone(), name, stored, ordered, queues, declared })
     }
 
@@ -79,6 +92,12 @@ impl Group {
 /// The queue that gives messages to `target` after 2^`power` seconds.
 pub(crate) fn tier(target: &str, power: u32) -> String {
     format!("{target}--delay-{}s", 1_u64 << power)
+}
+
+/// The queue that keeps how often messages of an ordered queue were handed out; see
+/// [`Runs`](crate::runs::Runs).
+pub(crate) fn runs(queue: &str) -> String {
+    format!("{queue}--runs")
 }
 
 pub(crate) fn invalid(text: String) -> Error {

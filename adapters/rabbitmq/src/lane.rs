@@ -6,12 +6,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{Error, ErrorKind, Result, RetryClass};
+use anybroker_core::{Declare, Error, ErrorKind, Result, RetryClass};
 use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{closed, error_of, failed};
@@ -34,6 +35,8 @@ pub(crate) struct Lane {
     link: Link,
     topology: Arc<Topology>,
     channel: Option<Channel>,
+    /// A task, since the messages that wait for the channel may run out of time.
+    opening: Option<JoinHandle<Result<Channel>>>,
     frame_max: usize,
 }
 
@@ -46,6 +49,8 @@ type Key = (ShortString, ShortString, ShortString);
 enum Fate {
     Acked,
     Refused,
+    /// No queue has it.
+    Returned,
     /// The broker never had it whole.
     Unwritten,
     Unanswered(lapin::Error),
@@ -57,7 +62,7 @@ enum Fate {
 
 impl Lane {
     pub(crate) fn new(link: Link, topology: Arc<Topology>) -> Self {
-        Self { link, topology, channel: None, frame_max: 0 }
+        Self { link, topology, channel: None, opening: None, frame_max: 0 }
     }
 
     pub(crate) async fn run(
@@ -105,7 +110,15 @@ impl Lane {
             return self.expire(lot);
         }
         let (mut fates, returned) = self.send(&channel, lot).await;
-        if repeat_refused(&mut fates, lot) {
+        for (fate, job) in fates.iter_mut().zip(&*lot) {
+            if !returned.is_empty()
+                && !matches!(fate, Fate::Unwritten | Fate::Unfit(_))
+                && returned.contains(&key(job))
+            {
+                *fate = Fate::Returned;
+            }
+        }
+        if self.repeat_refused(&mut fates, lot) {
             sleep(PAUSE).await;
         }
         let complete = fates.iter().all(|fate| !matches!(fate, Fate::Unanswered(_) | Fate::Late));
@@ -122,9 +135,7 @@ impl Lane {
                     continue;
                 }
                 Fate::Unfit(size) => Err(self.unfit(size)),
-                _ if !returned.is_empty() && returned.contains(&key(&job)) => {
-                    Err(self.unroutable(&job.target))
-                }
+                Fate::Returned => Err(self.unroutable(&job.target)),
                 // A return comes before its confirm, but may wait behind another return.
                 Fate::Acked if complete || returned.is_empty() => Ok(()),
                 Fate::Acked => {
@@ -215,15 +226,27 @@ impl Lane {
     }
 
     /// The channel, or a new one.
+    ///
+    /// # Cancel safety
+    /// What is being opened is opened further, and is there for the next call.
     async fn channel(&mut self) -> Result<Channel> {
         let connection = self.link.writable("publish").await?;
         match &self.channel {
             Some(channel) if channel.status().connected() => return Ok(channel.clone()),
             _ => self.channel = None,
         }
-        let lost = |error| failed("publish", "opening a channel", error);
-        let channel = self.link.channel("publish").await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(lost)?;
+        let opening = self.opening.get_or_insert_with(|| {
+            let link = self.link.clone();
+            tokio::spawn(async move {
+                let channel = link.channel("publish").await?;
+                let lost = |error| failed("publish", "opening a channel", error);
+                channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(lost)?;
+                Ok(channel)
+            })
+        });
+        let opened = opening.await;
+        self.opening = None;
+        let channel = opened.unwrap_or_else(|_| Err(closed("publish")))?;
         let frame_max = connection.configuration().frame_max();
         self.frame_max = usize::try_from(frame_max).unwrap_or(usize::MAX);
         Ok(self.channel.insert(channel).clone())
@@ -296,10 +319,45 @@ impl Lane {
         // Somebody deleted the exchange: the next message shall find it again.
         self.topology.forget();
         if error.to_string().contains(&named) {
-            return error;
+            // It is made again before the next publish. Before it was deleted, it may have taken
+            // this message.
+            let again = self.topology.settings.options.declare == Declare::Create;
+            return if again { error.class(RetryClass::Ambiguous) } else { error };
         }
         let text = "another message closed the channel before the confirm came";
         ambiguous(ErrorKind::Unavailable, text).with_source(error)
+    }
+
+    /// Marks what a queue refused as not written, so that it is sent again until its time is over:
+    /// the queue may be full, or not up yet, or somebody deleted it, and it is declared again. Not
+    /// behind a later message of its key. Returns whether there is any.
+    fn repeat_refused(&self, fates: &mut [Fate], lot: &mut [Box<Job>]) -> bool {
+        let declares = self.topology.settings.options.declare == Declare::Create;
+        let is_open = |fate: &Fate| match fate {
+            Fate::Refused => true,
+            Fate::Returned => declares,
+            _ => false,
+        };
+        let (mut overtaken, mut repeats) = (HashSet::new(), false);
+        if !fates.iter().any(is_open) {
+            return false;
+        }
+        for (fate, job) in fates.iter_mut().zip(lot).rev() {
+            let key = job.envelope.key.as_deref();
+            if matches!(fate, Fate::Acked) {
+                overtaken.extend(key);
+            } else if is_open(fate)
+                && job.target.exchange.as_str().is_empty()
+                && key.is_none_or(|key| !overtaken.contains(key))
+            {
+                if matches!(fate, Fate::Returned) {
+                    self.topology.forget();
+                }
+                (job.refused, repeats) = (true, true);
+                *fate = Fate::Unwritten;
+            }
+        }
+        repeats
     }
 
     fn late(&self) -> Error {
@@ -311,30 +369,6 @@ impl Lane {
             ambiguous(ErrorKind::Timeout, text)
         }
     }
-}
-
-/// Marks what a queue refused as not written, so that it is sent again until its time is over: it
-/// may be full, or not up yet. Not behind a later message of its key. Answers whether there is any.
-fn repeat_refused(fates: &mut [Fate], lot: &mut [Box<Job>]) -> bool {
-    if !fates.iter().any(|fate| matches!(fate, Fate::Refused)) {
-        return false;
-    }
-    let mut overtaken = HashSet::new();
-    for (fate, job) in fates.iter_mut().zip(lot).rev() {
-        let key = job.envelope.key.as_deref();
-        match fate {
-            Fate::Acked => overtaken.extend(key),
-            Fate::Refused
-                if job.target.exchange.as_str().is_empty()
-                    && key.is_none_or(|key| !overtaken.contains(key)) =>
-            {
-                job.refused = true;
-                *fate = Fate::Unwritten;
-            }
-            _ => {}
-        }
-    }
-    true
 }
 
 fn refused(target: &Target) -> Error {

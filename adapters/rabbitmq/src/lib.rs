@@ -7,6 +7,7 @@
 //! | group | quorum queue `topic--group`, bound with `#` |
 //! | dead-letter queue | quorum queue `…--dlq` |
 //! | delay | quorum queues `…--delay-1s`, `-2s`, `-4s` …, made at first use; the rest in the process |
+//! | shape | exchange `…--shape` |
 //!
 //! # Guarantee
 //! A publish is confirmed once the quorum queue of every group has it, and is `mandatory`: what no
@@ -20,12 +21,15 @@
 //! is lost with its connection leaves a duplicate.
 //!
 //! # Attempts
-//! They are the broker's `x-delivery-count` and what earlier copies used up. A crash counts for all
-//! that was prefetched. So that a message which kills its process takes no neighbours along into
-//! the dead-letter queue, a consumer begins with one message at a time, and widens its window with
-//! the first that has not come back twice. Ordered groups do without, since a change of consumers
-//! would cost the order. This holds for each consumer, and a crash may count once for each: a worker
-//! has one for each subscription that is not ordered.
+//! They are what earlier copies used up, and one for a copy that came back. The broker's
+//! `x-delivery-count` says only that it did: a crash of the server returns a message once for each
+//! dead consumer in line. So what came back to an unordered group is stored anew, with that one
+//! attempt, 3 s after the consumer was opened, when the dead ones are gone; an ordered group keeps
+//! how often it was handed out in a queue `…--runs`.
+//!
+//! The first crash counts for all that was prefetched. A message that came back twice, or once near
+//! its limit, may be the one that kills its process. It is handed out alone, for up to 30 s, so that
+//! it takes no neighbours along into the dead-letter queue.
 //!
 //! # Ordering
 //! An ordered group has one active consumer for each partition (`x-single-active-consumer`). A
@@ -49,9 +53,19 @@
 //! | `ca=/path` | `ca` | trusted beside the system's authorities |
 //! | `cert=/path&key=/path` | `client_certificate` | what the broker is shown |
 //!
-//! `verify` sees whether queues and exchanges are there, not in which shape: RabbitMQ does not show it.
+//! `verify` sees whether queues and exchanges are there; their shape only with the right to declare.
 //! Exchanges of other kinds and filters of bindings are the builder's alone. With `verify` and
-//! `off` the delay queues must be there for delays of a second and more.
+//! `off` longer waits use the delay queues that are there, and the process where there is none; the
+//! dead-letter queue must be there.
+//!
+//! # Shape
+//! Publisher and worker must state the same shape of a destination; another one is `Mismatch`. It is
+//! kept in an exchange `…--shape`, to which nobody publishes. To change the shape of a queue or
+//! topic, delete that exchange too.
+//!
+//! # Deleted by somebody
+//! With `declare=create`, queues, exchanges and bindings that are deleted are made again: by the next
+//! publish, or by the worker, which looks every 2 s whether its group is bound.
 //!
 //! # Logs
 //! The client logs what is no error here: queues that are looked for (`lapin` at `ERROR`), and each
@@ -61,6 +75,7 @@
 //! They are looked at by `basic.get` and put back: in between nobody else sees them.
 
 mod acks;
+mod alone;
 mod broker;
 mod consume;
 mod dead_letters;
@@ -71,7 +86,9 @@ mod link;
 mod message;
 mod options;
 mod publish;
+mod runs;
 mod settle;
+mod shape;
 mod topology;
 
 use std::sync::Arc;

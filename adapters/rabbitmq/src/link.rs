@@ -89,6 +89,10 @@ impl Link {
 
     /// Opens a channel as soon as there is a connection.
     ///
+    /// # Cancel safety
+    /// It is opened all the same, and closed, when the future is dropped: an answer that comes for a
+    /// channel which the client has forgotten ends the connection.
+    ///
     /// The client keeps the error with which the server closed a channel, and answers it to whoever
     /// gets the number next: such a number is passed over and never used again, and a connection
     /// that has no other one left is replaced.
@@ -96,6 +100,11 @@ impl Link {
     /// # Errors
     /// `Closed`, or what the broker answers.
     pub(crate) async fn channel(&self, operation: &'static str) -> Result<Channel> {
+        let link = self.clone();
+        apart(async move { link.open_channel(operation).await }).await
+    }
+
+    async fn open_channel(&self, operation: &'static str) -> Result<Channel> {
         loop {
             let connection = self.connection(operation).await?;
             let spent = Arc::clone(&self.0.borrow().spent);
@@ -125,6 +134,20 @@ impl Link {
     pub(crate) fn is_blocked(&self) -> bool {
         self.0.borrow().blocked
     }
+}
+
+/// Runs work that must not be dropped half way in a task of its own. Who waits for it may give up;
+/// the work goes on.
+///
+/// # Errors
+/// Those of `work`; `Unavailable` when its task was ended.
+pub(crate) async fn apart<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        let text = "a task of the client was ended: its runtime stops, or it panicked";
+        Err(error_of(ErrorKind::Unavailable, "wait", text).with_source(error))
+    })
 }
 
 /// How many numbers for channels a connection has.
@@ -187,11 +210,29 @@ impl Questions {
         Self { settings, asking: Mutex::default() }
     }
 
-    /// Opens a channel for one question, as soon as the link is up.
+    /// Asks one question on a channel of its own, as soon as the link is up.
+    ///
+    /// # Cancel safety
+    /// The question goes on to its answer when the future is dropped. A channel that the client
+    /// closes while the server closes it too, with the answer that something does not exist, costs
+    /// the connection, and all that is asked there would get that answer.
     ///
     /// # Errors
     /// `Closed`, `Unavailable`, or what the broker answers.
-    pub(crate) async fn channel(&self, link: &Link, operation: &'static str) -> Result<Channel> {
+    pub(crate) async fn ask<T: Send + 'static, F>(
+        self: &Arc<Self>,
+        link: &Link,
+        operation: &'static str,
+        question: impl FnOnce(Channel) -> F + Send + 'static,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (questions, link) = (Arc::clone(self), link.clone());
+        apart(async move { question(questions.channel(&link, operation).await?).await }).await
+    }
+
+    async fn channel(&self, link: &Link, operation: &'static str) -> Result<Channel> {
         link.connection(operation).await?;
         let connection = self.asking.lock().await.connection(&self.settings).await?;
         let channel = connection.create_channel().await;

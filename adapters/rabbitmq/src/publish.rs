@@ -11,7 +11,7 @@ use crate::error::{BROKER, closed};
 use crate::group::Group;
 use crate::lane::Lane;
 use crate::link::Link;
-use crate::topology::{Needs, Place, Topology, short};
+use crate::topology::{Helper, Needs, Place, Topology, short};
 
 /// Lanes for each connection. Each has one channel and one lot on its way: as many messages in
 /// flight on one channel are slower, since the client searches all of them at each confirm.
@@ -22,7 +22,7 @@ pub(crate) struct Publishers {
     lanes: Vec<mpsc::UnboundedSender<Box<Job>>>,
     next: AtomicUsize,
     room: Room,
-    topology: Arc<Topology>,
+    pub(crate) topology: Arc<Topology>,
 }
 
 /// A message on its way.
@@ -107,7 +107,14 @@ impl Target {
             exchange: "".into(),
             routing_key: short(name)?,
             mandatory: true,
-            needs: Needs { place: Place::Group(Arc::clone(group)), tier: None },
+            needs: Needs { place: Place::Group(Arc::clone(group)), helper: None },
         })
+    }
+
+    /// A queue beside one of a group's own.
+    pub(crate) fn helper(group: &Arc<Group>, helper: Helper) -> Result<Self> {
+        let mut target = Self::queue(group, &helper.name())?;
+        target.needs.helper = Some(helper);
+        Ok(target)
     }
 }

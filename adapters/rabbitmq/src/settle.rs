@@ -4,16 +4,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
-    Subscription,
+    Confirmation, Confirmer, Declare, Delivery, Envelope, Error, ErrorKind, Hop, InboxSender,
+    Outcome, Result, RetryClass, Settler, Subscription, now,
 };
 use lapin::Channel;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::acks::Acks;
 use crate::error::BROKER;
-use crate::group::{Group, LAST_TIER, tier};
+use crate::group::{Group, LAST_TIER};
+use crate::message::Received;
 use crate::publish::{Publishers, Target};
+use crate::topology::Helper;
 
 /// Settles the deliveries of one channel. Another epoch has another one, so that a delivery of the
 /// former finds its channel gone.
@@ -24,6 +27,8 @@ pub(crate) struct ChannelSettler {
     pub(crate) source: Arc<Source>,
     pub(crate) gate: Arc<Gate>,
 }
+
+pub(crate) const AT_ONCE: Outcome = Outcome::Release { after: Duration::ZERO };
 
 /// A delivery to be given back by a copy. It passes the reader: while that stops to consume, the
 /// copy must wait, or it would come right back.
@@ -122,6 +127,17 @@ impl ChannelSettler {
         (Arc::new(Self { channel, commands, given_back, source, gate }), released)
     }
 
+    /// A delivery of this channel that came back so often.
+    pub(crate) fn delivery(
+        self: &Arc<Self>,
+        received: Received,
+        returned: u32,
+        tag: u64,
+    ) -> Delivery {
+        let settler = Arc::clone(self) as _;
+        Delivery::new(Arc::new(received.envelope), received.hop, returned, tag, settler)
+    }
+
     /// Hands out no more; see [`Gate`].
     pub(crate) fn shut(&self) {
         self.gate.shut();
@@ -160,25 +176,64 @@ impl ChannelSettler {
         Confirmation::ready(Ok(()))
     }
 
+    /// Stores a message that came back once more, with this one return counted, and acknowledges
+    /// the original only when the broker has the copy: RabbitMQ counts a return for each dead
+    /// consumer in line, so that its count would not tell a second crash from the first. If no copy
+    /// can be stored, the original is handed out.
+    ///
+    /// `not_before` is when the copy cannot be given to a dead consumer any more, which would count
+    /// once again.
+    pub(crate) fn store_anew(&self, delivery: Delivery, inbox: &InboxSender, not_before: Instant) {
+        let (source, envelope) = (&self.source, delivery.envelope());
+        let mut hop = Hop::release(&delivery, Duration::ZERO);
+        let queue = source.group.queue_for(envelope.key.as_deref(), &envelope.id);
+        let target = Target::queue(&source.group, queue);
+        let (source, envelope) = (Arc::clone(source), Envelope::clone(envelope));
+        let inbox = inbox.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sleep_until(not_before) => {}
+                // It comes back when the channel closes, or is given back.
+                () = inbox.closed() => return,
+            }
+            // By then the original's acknowledgement is applied, so that a crash by the copy does
+            // not bring back both.
+            hop.not_before = delivery.hop().not_before.max(Some(now() + APPLIED));
+            match source.store(target, envelope, hop).await {
+                // If it is too late, the original comes again.
+                Ok(()) => _ = delivery.settle(Outcome::Ack).await,
+                Err(error) => {
+                    tracing::debug!(%error, "a message that came back was not stored anew");
+                    // If nobody takes it, it is given back.
+                    let _ = inbox.deliver(delivery).await;
+                }
+            }
+        });
+    }
+
     /// Stores a copy, and acknowledges the original only when the broker has it.
     pub(crate) fn replace(&self, delivery: &Delivery, outcome: &Outcome, confirmer: Confirmer) {
         if !self.channel.status().connected() {
             return confirmer.confirm(Err(stale()));
         }
-        let (source, envelope) = (&self.source, delivery.envelope());
-        let Some(hop) = Hop::after(delivery, outcome, &source.subscription) else { return };
-        let target = match outcome {
+        let source = Arc::clone(&self.source);
+        let Some(mut hop) = Hop::after(delivery, outcome, &source.subscription) else { return };
+        if *outcome == AT_ONCE {
+            // A message that is given back unseen may be one that is not due yet.
+            hop.not_before = delivery.hop().not_before;
+        }
+        let envelope = Envelope::clone(delivery.envelope());
+        let stored = match outcome {
             Outcome::Retry { after } | Outcome::Release { after } => {
-                delayed(&source.group, envelope, *after)
+                source.store_delayed(envelope, hop, *after)
             }
-            _ => Target::queue(&source.group, &source.group.dead_letters()),
-        };
-        let stored = match target {
-            Ok(target) => source.publishers.send(target, Envelope::clone(envelope), hop),
-            Err(error) => Confirmation::ready(Err(error)),
+            _ => {
+                let target = Target::queue(&source.group, &source.group.dead_letters());
+                source.store(target, envelope, hop)
+            }
         };
         let (commands, gate, tag) = (self.commands.clone(), Arc::clone(&self.gate), delivery.tag());
-        let failed = if source.group.ordered { How::Leave } else { How::Nack };
+        let is_ordered = source.group.ordered;
         tokio::spawn(async move {
             match stored.await {
                 Ok(()) => {
@@ -190,10 +245,17 @@ impl ChannelSettler {
                     }
                 }
                 Err(error) => {
-                    if failed == How::Leave {
+                    let back = if is_ordered {
                         gate.shut();
-                    }
-                    let _ = commands.send(Command::Settle(tag, failed, None));
+                        How::Leave
+                    } else if error.retry_class() == RetryClass::Permanent {
+                        // Counted, or a settlement that always fails would repeat its message for
+                        // ever.
+                        How::Reject
+                    } else {
+                        How::Nack
+                    };
+                    let _ = commands.send(Command::Settle(tag, back, None));
                     let is_closed = error.kind() == ErrorKind::Closed;
                     confirmer.confirm(Err(if is_closed { stale() } else { error }));
                 }
@@ -206,16 +268,75 @@ impl ChannelSettler {
 /// is received.
 pub(crate) fn delayed(group: &Arc<Group>, envelope: &Envelope, after: Duration) -> Result<Target> {
     let queue = group.queue_for(envelope.key.as_deref(), &envelope.id);
-    let Some(power) = after.as_secs().checked_ilog2() else { return Target::queue(group, queue) };
-    let power = power.min(LAST_TIER);
-    let mut target = Target::queue(group, &tier(queue, power))?;
-    target.needs.tier = Some((queue.to_owned(), power));
-    Ok(target)
+    let Some(power) = power(after) else { return Target::queue(group, queue) };
+    Target::helper(group, Helper::Tier { target: queue.to_owned(), power })
+}
+
+/// The longest tier that is not longer.
+fn power(after: Duration) -> Option<u32> {
+    after.as_secs().checked_ilog2().map(|power| power.min(LAST_TIER))
+}
+
+/// When an acknowledgement is certainly applied; see [`SETTLING`](crate::acks::SETTLING).
+const APPLIED: Duration = Duration::from_millis(500);
+
+/// For how long the process keeps a message at once where there are no delay queues.
+const LONGEST_STEP: Duration = Duration::from_secs(4);
+
+impl Source {
+    fn store(&self, target: Result<Target>, envelope: Envelope, hop: Hop) -> Confirmation {
+        match target {
+            Ok(target) => self.publishers.send(target, envelope, hop),
+            Err(error) => Confirmation::ready(Err(error)),
+        }
+    }
+
+    fn store_delayed(
+        self: &Arc<Self>,
+        envelope: Envelope,
+        hop: Hop,
+        after: Duration,
+    ) -> Confirmation {
+        if self.publishers.topology.settings.options.declare == Declare::Create {
+            return self.store(delayed(&self.group, &envelope, after), envelope, hop);
+        }
+        let (confirmer, confirmation) = Confirmation::channel();
+        let source = Arc::clone(self);
+        tokio::spawn(async move {
+            confirmer.confirm(source.store_where_there_is_room(envelope, hop, after).await);
+        });
+        confirmation
+    }
+
+    /// Stores a copy in the longest delay queue that somebody has declared. Where there is none, a
+    /// part of the wait passes first; what is early when it is received waits again. Either way its
+    /// attempts are stored with it.
+    async fn store_where_there_is_room(
+        &self,
+        envelope: Envelope,
+        hop: Hop,
+        after: Duration,
+    ) -> Result<()> {
+        let queue = self.group.queue_for(envelope.key.as_deref(), &envelope.id);
+        let tiers = self.publishers.topology.tiers(queue).await?;
+        let longest = power(after)
+            .and_then(|longest| tiers.iter().copied().filter(|power| *power <= longest).max());
+        let target = match longest {
+            Some(power) => {
+                Target::helper(&self.group, Helper::Tier { target: queue.to_owned(), power })
+            }
+            None => {
+                sleep(after.min(LONGEST_STEP)).await;
+                Target::queue(&self.group, queue)
+            }
+        };
+        self.publishers.send(target?, envelope, hop).await
+    }
 }
 
 impl Settler for ChannelSettler {
     fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
-        let at_once = matches!(outcome, Outcome::Release { after } if after.is_zero());
+        let at_once = outcome == AT_ONCE;
         if outcome == Outcome::Ack {
             return self.write(delivery.tag(), How::Ack);
         } else if at_once && self.source.group.ordered {

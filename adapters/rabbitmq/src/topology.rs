@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use anybroker_core::adapter::prefixed;
 use anybroker_core::{Declare, Destination, ErrorKind, Result, Subscription};
-use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use tokio::sync::Mutex;
+use lapin::{Channel, ExchangeKind};
+use tokio::sync::{Mutex, OnceCell};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
-use crate::group::{Group, UNDECLARED, invalid, tier};
-use crate::link::{Link, Questions};
+use crate::group::{Declared, Group, LAST_TIER, invalid, runs, tier};
+use crate::link::{Link, Questions, apart};
 use crate::options::{Binding, Settings};
+use crate::shape::shape_of;
 
 /// A quorum queue that the server has just made, and what is in it, is gone when the server is
 /// killed: the names of its members are written every 500 ms only (measured on 3.10 and 4.3).
@@ -26,12 +27,14 @@ const NEW: Duration = Duration::from_secs(1);
 pub(crate) struct Topology {
     pub(crate) settings: Arc<Settings>,
     pub(crate) link: Link,
-    pub(crate) questions: Questions,
+    pub(crate) questions: Arc<Questions>,
     /// How often everything was forgotten.
     forgotten: AtomicU64,
     destinations: Known<Destination, Place>,
     groups: Known<(String, bool), Arc<Group>>,
-    tiers: RwLock<(u64, HashSet<String>)>,
+    helpers: Known<String, Arc<Declared>>,
+    /// Which delay queues of a queue others have declared.
+    tiers: Known<String, Arc<OnceCell<Vec<u32>>>>,
     /// Held while declaring: the second of two declarations at once is answered before the queue
     /// of the first takes messages (3.10).
     declaring: Mutex<()>,
@@ -51,14 +54,38 @@ pub(crate) enum Place {
 pub(crate) struct Topic {
     destination: Destination,
     pub(crate) exchange: ShortString,
-    declared: AtomicU64,
+    declared: Declared,
 }
 
 /// What must exist before a message can be sent.
 pub(crate) struct Needs {
     pub(crate) place: Place,
-    /// A queue that gives messages to this one of the place after 2^n seconds.
-    pub(crate) tier: Option<(String, u32)>,
+    pub(crate) helper: Option<Helper>,
+}
+
+/// A queue beside one of a group's own, made when it is first needed.
+#[derive(Clone)]
+pub(crate) enum Helper {
+    /// Gives messages to `target` after 2^`power` seconds.
+    Tier { target: String, power: u32 },
+    /// See [`Runs`](crate::runs::Runs).
+    Runs { queue: String },
+}
+
+impl Helper {
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Tier { target, power } => tier(target, *power),
+            Self::Runs { queue } => runs(queue),
+        }
+    }
+
+    fn shape(&self) -> Shape<'_> {
+        match self {
+            Self::Tier { target, power } => Shape::Tier { target, power: *power },
+            Self::Runs { .. } => Shape::Runs,
+        }
+    }
 }
 
 /// What a queue is for.
@@ -67,17 +94,19 @@ enum Shape<'a> {
     Work { ordered: bool },
     DeadLetters,
     Tier { target: &'a str, power: u32 },
+    Runs,
 }
 
 impl Topology {
     pub(crate) fn new(settings: Arc<Settings>, link: Link) -> Self {
         Self {
-            questions: Questions::new(Arc::clone(&settings)),
+            questions: Arc::new(Questions::new(Arc::clone(&settings))),
             settings,
             link,
             forgotten: AtomicU64::new(0),
             destinations: RwLock::default(),
             groups: RwLock::default(),
+            helpers: RwLock::default(),
             tiers: RwLock::default(),
             declaring: Mutex::default(),
             new_until: std::sync::Mutex::default(),
@@ -99,12 +128,8 @@ impl Topology {
             }
             destination.validate()?;
             let exchange = short(&prefixed(self.prefix(), ".", destination, destination.name())?)?;
-            let declared = AtomicU64::new(UNDECLARED);
-            Ok(Place::Topic(Arc::new(Topic {
-                destination: destination.clone(),
-                exchange,
-                declared,
-            })))
+            let (destination, declared) = (destination.clone(), Declared::default());
+            Ok(Place::Topic(Arc::new(Topic { destination, exchange, declared })))
         })
     }
 
@@ -133,52 +158,72 @@ impl Topology {
         self.link.epoch() + self.forgotten.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn is_declared(&self, needs: &Needs) -> bool {
-        let epoch = self.epoch();
+    /// Whether it was declared since the last reconnect, or need not be.
+    fn knows(&self, declared: &Declared) -> bool {
         self.settings.options.declare == Declare::Off
-            || needs.place.declared().load(Ordering::Relaxed) == epoch
-                && needs.tier.as_ref().is_none_or(|(target, power)| {
-                    let tiers = self.tiers.read().unwrap_or_else(PoisonError::into_inner);
-                    tiers.0 == epoch && tiers.1.contains(&tier(target, *power))
-                })
+            || declared.epoch.load(Ordering::Relaxed) == self.epoch()
+    }
+
+    pub(crate) fn is_declared(&self, needs: &Needs) -> bool {
+        self.knows(needs.place.declared())
+            && needs.helper.as_ref().is_none_or(|helper| {
+                let helpers = self.helpers.read().unwrap_or_else(PoisonError::into_inner);
+                self.settings.options.declare == Declare::Off
+                    || helpers.get(&helper.name()).is_some_and(|helper| self.knows(helper))
+            })
     }
 
     /// Makes sure that it exists, as the `declare` option says.
-    pub(crate) async fn ensure(&self, needs: &Needs) -> Result<()> {
+    ///
+    /// # Cancel safety
+    /// The declaration goes on when the future is dropped, and whoever needs it next waits for the
+    /// same: a publisher's deadline may be shorter than a declaration.
+    pub(crate) async fn ensure(self: &Arc<Self>, needs: &Needs) -> Result<()> {
         self.ensure_place(&needs.place).await?;
-        let Some((target, power)) = &needs.tier else { return Ok(()) };
-        let _lock = self.declaring.lock().await;
-        if self.is_declared(needs) {
+        let Some(helper) = &needs.helper else { return Ok(()) };
+        let declared = known(&self.helpers, &helper.name(), || Ok(Arc::default()))?;
+        if self.knows(&declared) {
             return Ok(());
         }
-        let epoch = self.epoch();
-        let name = tier(target, *power);
-        self.declare_queue(&name, Shape::Tier { target, power: *power }).await?;
-        let mut tiers = self.tiers.write().unwrap_or_else(PoisonError::into_inner);
-        if tiers.0 != epoch {
-            *tiers = (epoch, HashSet::new());
-        }
-        tiers.1.insert(name);
-        Ok(())
+        let work = || {
+            let (topology, declared) = (Arc::clone(self), Arc::clone(&declared));
+            let helper = helper.clone();
+            async move {
+                let _lock = topology.declaring.lock().await;
+                let epoch = topology.epoch();
+                topology.declare_queue(&helper.name(), helper.shape()).await?;
+                declared.epoch.store(epoch, Ordering::Relaxed);
+                Ok(())
+            }
+        };
+        declared.under_way.run(work).await
     }
 
-    pub(crate) async fn ensure_place(&self, place: &Place) -> Result<()> {
-        let _lock = self.declaring.lock().await;
-        self.declare(place).await
+    /// As [`ensure`](Self::ensure).
+    pub(crate) async fn ensure_place(self: &Arc<Self>, place: &Place) -> Result<()> {
+        if self.knows(place.declared()) {
+            return Ok(());
+        }
+        let work = || {
+            let (topology, place) = (Arc::clone(self), place.clone());
+            async move {
+                let _lock = topology.declaring.lock().await;
+                topology.declare(&place).await
+            }
+        };
+        place.declared().under_way.run(work).await
     }
 
     async fn declare(&self, place: &Place) -> Result<()> {
         let epoch = self.epoch();
-        if self.settings.options.declare == Declare::Off
-            || place.declared().load(Ordering::Relaxed) == epoch
-        {
+        if self.knows(place.declared()) {
             return Ok(());
         }
         match place {
             Place::Topic(topic) => self.declare_topic(topic).await?,
             Place::Group(group) => self.declare_group(group).await?,
         }
-        place.declared().store(epoch, Ordering::Relaxed);
+        place.declared().epoch.store(epoch, Ordering::Relaxed);
         Ok(())
     }
 
@@ -189,17 +234,28 @@ impl Topology {
         if !destination.is_native() && self.count(&format!("{name}--dlq")).await?.is_some() {
             return Err(both(name, "topic", "queue"));
         }
+        let was_there = self.agree(destination, name).await?;
+        let is_made_again = was_there
+            && self.settings.options.declare == Declare::Create
+            && !self.is_exchange(name).await?;
         let kind = self.exchange_kind(destination);
         let options = ExchangeDeclareOptions {
             durable: true,
             passive: self.settings.options.declare == Declare::Verify,
             ..ExchangeDeclareOptions::default()
         };
-        let channel = self.questions.channel(&self.link, "declare").await?;
-        channel
-            .exchange_declare(exchange.clone(), kind, options, FieldTable::default())
-            .await
-            .map_err(|error| failed("declare", &format!("topic {name:?}"), error))
+        let (exchange, what) = (exchange.clone(), format!("topic {name:?}"));
+        let declare = async move |channel: Channel| {
+            let table = FieldTable::default();
+            let declared = channel.exchange_declare(exchange, kind, options, table).await;
+            declared.map_err(|error| failed("declare", &what, error))
+        };
+        self.questions.ask(&self.link, "declare", declare).await?;
+        if is_made_again {
+            tracing::warn!(topic = name, "the exchange was deleted; its groups are bound again");
+            self.bind_groups_again(destination, name).await?;
+        }
+        Ok(())
     }
 
     async fn declare_group(&self, group: &Group) -> Result<()> {
@@ -209,6 +265,8 @@ impl Topology {
             Box::pin(self.declare(&topic)).await?;
         } else if !group.destination.is_native() && self.is_exchange(&group.stored).await? {
             return Err(both(&group.stored, "queue", "topic"));
+        } else {
+            self.agree(&group.destination, &group.stored).await?;
         }
         for queue in &group.queues {
             self.declare_queue(queue, Shape::Work { ordered: group.ordered }).await?;
@@ -247,29 +305,41 @@ impl Topology {
             }
             None => &all,
         };
+        let mut exchanges = vec![exchange.clone()];
+        if !group.destination.is_native() {
+            exchanges.push(shape_of(&exchange));
+        }
         let channel = self.link.channel("declare").await?;
-        for Binding { routing_key, arguments } in bindings {
-            channel
-                .queue_bind(
-                    short(&group.stored)?,
-                    short(&exchange)?,
-                    short(routing_key)?,
-                    QueueBindOptions::default(),
-                    arguments.clone(),
-                )
-                .await
-                .map_err(|error| {
-                    failed(
-                        "declare",
-                        &format!("binding of {:?} to {exchange:?}", group.stored),
-                        error,
-                    )
-                })?;
+        for exchange in exchanges {
+            for Binding { routing_key, arguments } in bindings {
+                let (queue, source) = (short(&group.stored)?, short(&exchange)?);
+                let (key, options) = (short(routing_key)?, QueueBindOptions::default());
+                let bound = channel.queue_bind(queue, source, key, options, arguments.clone());
+                let what = format!("binding of {:?} to {exchange:?}", group.stored);
+                bound.await.map_err(|error| failed("declare", &what, error))?;
+            }
         }
         Ok(())
     }
 
-    fn exchange_kind(&self, topic: &Destination) -> ExchangeKind {
+    /// Binds a group of a topic again, if somebody deleted its binding, or declares all anew if
+    /// the exchange is gone as well. Nobody says so to its consumers.
+    pub(crate) async fn restore(self: &Arc<Self>, group: &Arc<Group>) -> Result<()> {
+        let topology = Arc::clone(self);
+        let bound = apart({
+            let group = Arc::clone(group);
+            async move { topology.bind(&group).await }
+        });
+        match bound.await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.forget();
+                self.ensure_place(&Place::Group(Arc::clone(group))).await
+            }
+            result => result,
+        }
+    }
+
+    pub(crate) fn exchange_kind(&self, topic: &Destination) -> ExchangeKind {
         self.settings.exchanges.get(topic.name()).cloned().unwrap_or(ExchangeKind::Topic)
     }
 
@@ -280,15 +350,39 @@ impl Topology {
             ..QueueDeclareOptions::default()
         };
         let is_new = !options.passive && self.count(name).await?.is_none();
-        // A mismatch closes the channel, so each declaration has its own.
-        let channel = self.questions.channel(&self.link, "declare").await?;
-        let declared = channel.queue_declare(short(name)?, options, arguments(shape)).await;
-        declared.map_err(|error| failed("declare", &format!("queue {name:?}"), error))?;
+        let (queue, table, what) = (short(name)?, arguments(shape), format!("queue {name:?}"));
+        let declare = async move |channel: Channel| {
+            let declared = channel.queue_declare(queue, options, table).await;
+            declared.map_err(|error| failed("declare", &what, error))
+        };
+        self.questions.ask(&self.link, "declare", declare).await?;
         if is_new {
             *self.new_until.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(Instant::now() + NEW);
         }
         Ok(())
+    }
+
+    /// Which delay queues of a queue there are, for a connection that declares none. It looks once.
+    pub(crate) async fn tiers(&self, queue: &str) -> Result<Vec<u32>> {
+        let tiers = known(&self.tiers, &queue.to_owned(), || Ok(Arc::default()))?;
+        let look = async || {
+            let mut found = Vec::new();
+            for power in 0..=LAST_TIER {
+                if self.count(&tier(queue, power)).await?.is_some() {
+                    found.push(power);
+                }
+            }
+            if found.is_empty() {
+                let shortest = tier(queue, 0);
+                tracing::warn!(
+                    queue,
+                    "there are no delay queues ({shortest} and so on); longer waits are kept in the process"
+                );
+            }
+            Ok(found)
+        };
+        tiers.get_or_try_init(look).await.cloned()
     }
 
     /// Resolves when the queues that this connection has made so far outlive a killed server.
@@ -302,23 +396,28 @@ impl Topology {
     /// How many messages are ready in a queue; `None` if there is no such queue.
     pub(crate) async fn count(&self, queue: &str) -> Result<Option<u64>> {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let channel = self.questions.channel(&self.link, "count").await?;
-        match channel.queue_declare(short(queue)?, options, FieldTable::default()).await {
+        let (name, what) = (short(queue)?, format!("queue {queue:?}"));
+        let count = async move |channel: Channel| match channel
+            .queue_declare(name, options, FieldTable::default())
+            .await
+        {
             Ok(queue) => Ok(Some(u64::from(queue.message_count()))),
-            Err(error) => absent(failed("count", &format!("queue {queue:?}"), error)),
-        }
+            Err(error) => absent(failed("count", &what, error)),
+        };
+        self.questions.ask(&self.link, "count", count).await
     }
 
-    async fn is_exchange(&self, name: &str) -> Result<bool> {
+    pub(crate) async fn is_exchange(&self, name: &str) -> Result<bool> {
         let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-        let channel = self.questions.channel(&self.link, "declare").await?;
-        let found = channel
-            .exchange_declare(short(name)?, ExchangeKind::Topic, options, FieldTable::default())
-            .await;
-        match found {
-            Ok(()) => Ok(true),
-            Err(error) => Ok(absent::<()>(failed("declare", name, error))?.is_some()),
-        }
+        let (exchange, what) = (short(name)?, format!("exchange {name:?}"));
+        let look = async move |channel: Channel| {
+            let (kind, table) = (ExchangeKind::Topic, FieldTable::default());
+            match channel.exchange_declare(exchange, kind, options, table).await {
+                Ok(()) => Ok(true),
+                Err(error) => Ok(absent::<()>(failed("declare", &what, error))?.is_some()),
+            }
+        };
+        self.questions.ask(&self.link, "declare", look).await
     }
 }
 
@@ -337,7 +436,7 @@ fn known<K: Clone + Eq + Hash, V: Clone>(
 }
 
 impl Place {
-    fn declared(&self) -> &AtomicU64 {
+    fn declared(&self) -> &Declared {
         match self {
             Self::Topic(topic) => &topic.declared,
             Self::Group(group) => &group.declared,
@@ -367,6 +466,8 @@ fn arguments(shape: Shape<'_>) -> FieldTable {
     set("x-delivery-limit", AMQPValue::LongInt(i32::MAX));
     match shape {
         Shape::DeadLetters | Shape::Work { ordered: false } => {}
+        // Each message takes the place of the one before.
+        Shape::Runs => set("x-max-length", AMQPValue::LongInt(1)),
         Shape::Work { ordered: true } => set("x-single-active-consumer", AMQPValue::Boolean(true)),
         Shape::Tier { target, power } => {
             set("x-message-ttl", AMQPValue::LongLongInt(1000 << power));

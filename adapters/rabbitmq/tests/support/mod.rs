@@ -70,11 +70,13 @@ pub(crate) async fn delete(broker: &RabbitmqBroker, subscription: &Subscription)
     let stored = subscription.stored_name();
     let mut names = vec![stored.clone(), format!("{stored}--dlq")];
     names.extend((0..6).map(|power| format!("{stored}--delay-{}s", 1 << power)));
+    names.push(format!("{stored}--runs"));
     for name in names {
         let _ = channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await;
     }
-    if subscription.destination().is_topic() {
-        let name = subscription.destination().name().into();
-        let _ = channel.exchange_delete(name, ExchangeDeleteOptions::default()).await;
+    let name = subscription.destination().name();
+    for exchange in [name.to_owned(), format!("{name}--shape")] {
+        let options = ExchangeDeleteOptions::default();
+        let _ = channel.exchange_delete(exchange.as_str().into(), options).await;
     }
 }
