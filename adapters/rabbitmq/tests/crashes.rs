@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{Broker, Consumer, Delivery, Envelope, Outgoing, Queue, Subscription};
+use anybroker_core::{Broker, Consumer, Delivery, Envelope, Outgoing, Queue, Subscription, now};
 use anybroker_rabbitmq::RabbitmqBroker;
 use anybroker_testkit::Proxy;
 use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion, Server};
@@ -125,6 +125,12 @@ async fn what_kills_kills_alone(shape: impl Fn(Queue) -> Queue) {
                 let id = delivery.envelope().id.clone();
                 runs.entry(id.clone()).or_default().push(delivery.attempt());
                 let kills = id == "kills";
+                // A worker runs it no earlier.
+                let due = delivery.hop().not_before;
+                let due = due.and_then(|due| due.duration_since(now()).ok()).unwrap_or_default();
+                if kills {
+                    sleep(due).await;
+                }
                 held.push(delivery);
                 if kills {
                     break;

@@ -53,7 +53,7 @@ async fn a_queue_declared_otherwise_is_an_error_that_shows_both() {
         let error = other.declare_destination(&ordered).await.expect_err("a mismatch");
         assert_eq!(error.kind(), ErrorKind::Mismatch, "{server}: {error}");
         let text = error.to_string();
-        assert!(text.contains("x-single-active-consumer"), "{text}");
+        assert!(text.contains(": ordered queue") && text.contains(": unordered queue"), "{text}");
         assert!(text.contains("received") && text.contains("current is"), "{text}");
 
         let topic = Destination::topic(name);
