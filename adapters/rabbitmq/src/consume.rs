@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anybroker_core::adapter::{pause, suspicious};
+use anybroker_core::adapter::{LONGEST_ALONE, pause, suspicious};
 use anybroker_core::{
     Consumer, Declare, Delivery, Error, ErrorKind, Inbox, InboxSender, Result, RetryClass,
     Subscription,
@@ -15,13 +15,12 @@ use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, message};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::alone::SUSPECT;
 use crate::error::{error_of, failed};
 use crate::group::Group;
 use crate::link::apart;
-use crate::message::{Received, has_returned, read};
+use crate::message::{Received, read};
 use crate::publish::Publishers;
 use crate::runs::Runs;
 use crate::settle::{AT_ONCE, ChannelSettler, Released, Source};
@@ -89,9 +88,11 @@ async fn keep_bound(
     }
 }
 
-/// For how long after a crash of the server, or of a process, the queue may give messages to
-/// consumers that are dead. That returns them, although no handler has seen them.
-const LEAVING: Duration = Duration::from_secs(3);
+/// From which return on, or earlier near its limit, a message may be the one that kills its process.
+/// Those behind it come back as often; so a consumer begins with one message at a time, and widens
+/// its window when one comes that is no suspect, or one takes longer than [`LONGEST_ALONE`]. What
+/// kills then, kills alone.
+const SUSPECT: u32 = 2;
 
 /// After so many messages in a row, and with a window that the pause cannot exhaust, the reader
 /// sleeps for so long instead of being woken for the next one.
@@ -115,9 +116,8 @@ pub(crate) struct Epoch {
     pub(crate) streams: Streams,
     pub(crate) settler: Arc<ChannelSettler>,
     pub(crate) released: mpsc::UnboundedReceiver<Released>,
-    /// Whether it receives one message at a time, since a suspect came and others may follow.
+    /// Whether it receives one message at a time; see [`SUSPECT`].
     pub(crate) narrow: bool,
-    pub(crate) opened: Instant,
     /// Of each queue of an ordered group.
     pub(crate) runs: Vec<Runs>,
 }
@@ -162,21 +162,25 @@ impl Reader {
             // Nobody has looked. Without it, what is given up would be handled again for ever.
             needed = group.queues.iter().chain([&dead_letters]).collect();
         }
+        let mut waiting = 0;
         for queue in needed {
-            if self.topology.count(queue).await?.is_none() {
+            let Some(count) = self.topology.count(queue).await? else {
                 let text = format!("queue {queue:?} does not exist; declare the subscription");
                 return Err(error_of(ErrorKind::NotFound, "consume", text));
-            }
+            };
+            waiting += if *queue == dead_letters { 0 } else { count };
         }
         let channel = self.topology.link.channel("consume").await?;
-        let consumers = self.consume(&channel, self.prefetch / group.queues.len()).await?;
+        // An empty queue has no suspects; and a second consumer of an ordered one would get nothing.
+        let narrow = !group.ordered && self.prefetch > 1 && waiting > 0;
+        let prefetch = if narrow { 1 } else { self.prefetch / group.queues.len() };
+        let consumers = self.consume(&channel, prefetch).await?;
         let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
         let streams = Streams { consumers, turn: 0 };
         let publishers = &self.source.publishers;
         let runs = |queue: &String| Runs::new(&self.topology, publishers, group, queue);
         let runs = if group.ordered { group.queues.iter().map(runs).collect() } else { Vec::new() };
-        let opened = Instant::now();
-        Ok(Epoch { channel, streams, settler, released, narrow: false, opened, runs })
+        Ok(Epoch { channel, streams, settler, released, narrow, runs })
     }
 
     pub(crate) async fn consume(
@@ -205,11 +209,9 @@ impl Reader {
     }
 
     /// Adds the rest of the window.
-    pub(crate) async fn widen(&self, epoch: &mut Epoch) -> Result<(), End> {
-        if epoch.narrow && self.prefetch > 1 {
-            let more = self.consume(&epoch.channel, self.prefetch - 1).await;
-            epoch.streams.consumers.extend(more.map_err(|_| End::Lost)?);
-        }
+    async fn widen(&self, epoch: &mut Epoch) -> Result<(), End> {
+        let more = self.consume(&epoch.channel, self.prefetch - 1).await;
+        epoch.streams.consumers.extend(more.map_err(|_| End::Lost)?);
         epoch.narrow = false;
         Ok(())
     }
@@ -257,6 +259,8 @@ impl Reader {
     async fn read(&self, epoch: &mut Epoch, closing: &mut watch::Receiver<bool>) -> End {
         let mut closed = pin!(self.inbox.closed());
         let mut burst = 0;
+        // Until when others wait for a suspect.
+        let mut alone = None;
         loop {
             // Before a message is taken: to drop it would count as an attempt.
             if *closing.borrow() {
@@ -289,6 +293,14 @@ impl Reader {
                         burst = 0;
                         message
                     }
+                    () = sleep_until(alone.unwrap_or_else(Instant::now)), if alone.is_some() => {
+                        alone = None;
+                        let runs = settler.gate.outstanding() > 0;
+                        if runs && let Err(end) = self.widen(epoch).await {
+                            return end;
+                        }
+                        continue;
+                    }
                 },
             };
             burst += 1;
@@ -301,6 +313,7 @@ impl Reader {
             if let Err(end) = passed {
                 return end;
             }
+            alone = epoch.narrow.then(|| Instant::now() + LONGEST_ALONE);
         }
     }
 
@@ -311,16 +324,10 @@ impl Reader {
         message: message::Delivery,
         closing: &mut watch::Receiver<bool>,
     ) -> Result<(), End> {
-        let has_returned = has_returned(&message);
         let delivery = self.hold(message, &epoch.settler);
-        if has_returned {
-            epoch.settler.store_anew(delivery, &self.inbox, epoch.opened + LEAVING);
-            return Ok(());
+        if epoch.narrow && delivery.unsettled() < self.suspicious {
+            self.widen(epoch).await?;
         }
-        if delivery.unsettled() >= self.suspicious {
-            return self.hand_out_alone(epoch, delivery, closing).await;
-        }
-        self.widen(epoch).await?;
         self.deliver(delivery, closing).await
     }
 
@@ -345,8 +352,7 @@ impl Reader {
         (received, message.delivery_tag)
     }
 
-    /// A delivery of an unordered queue, of which a return counts once: what comes back is stored
-    /// anew each time.
+    /// A delivery of an unordered queue.
     pub(crate) fn hold(
         &self,
         message: message::Delivery,
@@ -354,7 +360,7 @@ impl Reader {
     ) -> Delivery {
         settler.gate.pass();
         let (received, tag) = self.received(message);
-        let returned = received.returned.min(1);
+        let returned = received.returned;
         settler.delivery(received, returned, tag)
     }
 

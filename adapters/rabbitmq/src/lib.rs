@@ -75,7 +75,6 @@
 //! They are looked at by `basic.get` and put back: in between nobody else sees them.
 
 mod acks;
-mod alone;
 mod broker;
 mod consume;
 mod dead_letters;
@@ -89,6 +88,7 @@ mod publish;
 mod runs;
 mod settle;
 mod shape;
+mod stop;
 mod topology;
 
 use std::sync::Arc;

@@ -4,7 +4,6 @@ use anybroker_core::cloudevents::{AttributeReader, write_attributes};
 use anybroker_core::{Envelope, Hop};
 use bytes::Bytes;
 use lapin::BasicProperties;
-use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value};
 
@@ -67,15 +66,6 @@ pub(crate) fn properties(envelope: &Envelope, hop: &Hop) -> (BasicProperties, us
 /// 256, stands whole in the headers.
 pub(crate) fn property(text: &str) -> ShortString {
     ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_else(|_| "".into())
-}
-
-/// Whether the queue saw this copy come back.
-pub(crate) fn has_returned(message: &Delivery) -> bool {
-    let headers = message.properties.headers().as_ref();
-    headers
-        .and_then(|headers| headers.inner().get(DELIVERY_COUNT))
-        .and_then(integer)
-        .is_some_and(|count| count > 0)
 }
 
 /// Reads any message, ours or foreign.

@@ -1,12 +1,16 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use anybroker_core::adapter::LONGEST_ALONE;
 use anybroker_core::{Delivery, Envelope, Hop, Result};
 use futures_util::FutureExt;
 use lapin::message;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use crate::consume::{End, Epoch, Reader};
 use crate::error::failed;
@@ -14,14 +18,14 @@ use crate::group::{Group, runs};
 use crate::link::apart;
 use crate::message::Received;
 use crate::publish::{Publishers, Target};
+use crate::settle::AT_ONCE;
 use crate::topology::{Helper, Topology, short};
 
 /// How often the messages of an ordered queue were handed out again after they had come back.
 ///
 /// RabbitMQ's own count says only that a message came back: a crash of the server returns it once for
-/// each dead consumer in line. In an unordered queue a message that came back is stored anew with
-/// the right count; in an ordered one that would cost its place. So the count stands in a queue of
-/// its own that keeps one message, the last, and it is written before a message is handed out again.
+/// each dead consumer in line. So the runs are counted in a queue of its own that keeps one
+/// message, the last, and they are written before a message is handed out again.
 /// The one active consumer of the queue reads and writes it.
 pub(crate) struct Runs {
     topology: Arc<Topology>,
@@ -96,6 +100,9 @@ impl Runs {
     }
 }
 
+/// How often it is looked whether the others are done.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// The most messages that came back and are counted together.
 const LOT: usize = 256;
 
@@ -161,6 +168,32 @@ impl Reader {
             }
             if innocent == 0 {
                 self.finished_but(waiting.len(), epoch, closing).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Resolves when no more than `count` deliveries are handled, or after [`LONGEST_ALONE`].
+    async fn finished_but(
+        &self,
+        count: usize,
+        epoch: &mut Epoch,
+        closing: &mut watch::Receiver<bool>,
+    ) -> Result<(), End> {
+        let mut closed = pin!(self.inbox.closed());
+        let end = Instant::now() + LONGEST_ALONE;
+        while epoch.settler.gate.outstanding() > count && Instant::now() < end {
+            if !epoch.channel.status().connected() {
+                return Err(End::Lost);
+            }
+            tokio::select! {
+                biased;
+                () = &mut closed => return Err(End::Closed),
+                _ = closing.changed() => return Err(End::Closed),
+                Some((delivery, confirmer)) = epoch.released.recv() => {
+                    epoch.settler.replace(&delivery, &AT_ONCE, confirmer);
+                }
+                () = sleep(LOOK) => {}
             }
         }
         Ok(())

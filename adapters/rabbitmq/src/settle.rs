@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    Confirmation, Confirmer, Declare, Delivery, Envelope, Error, ErrorKind, Hop, InboxSender,
-    Outcome, Result, RetryClass, Settler, Subscription, now,
+    Confirmation, Confirmer, Declare, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result,
+    RetryClass, Settler, Subscription,
 };
 use lapin::Channel;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
 use crate::acks::Acks;
 use crate::error::BROKER;
@@ -176,41 +176,6 @@ impl ChannelSettler {
         Confirmation::ready(Ok(()))
     }
 
-    /// Stores a message that came back once more, with this one return counted, and acknowledges
-    /// the original only when the broker has the copy: RabbitMQ counts a return for each dead
-    /// consumer in line, so that its count would not tell a second crash from the first. If no copy
-    /// can be stored, the original is handed out.
-    ///
-    /// `not_before` is when the copy cannot be given to a dead consumer any more, which would count
-    /// once again.
-    pub(crate) fn store_anew(&self, delivery: Delivery, inbox: &InboxSender, not_before: Instant) {
-        let (source, envelope) = (&self.source, delivery.envelope());
-        let mut hop = Hop::release(&delivery, Duration::ZERO);
-        let queue = source.group.queue_for(envelope.key.as_deref(), &envelope.id);
-        let target = Target::queue(&source.group, queue);
-        let (source, envelope) = (Arc::clone(source), Envelope::clone(envelope));
-        let inbox = inbox.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = sleep_until(not_before) => {}
-                // It comes back when the channel closes, or is given back.
-                () = inbox.closed() => return,
-            }
-            // By then the original's acknowledgement is applied, so that a crash by the copy does
-            // not bring back both.
-            hop.not_before = delivery.hop().not_before.max(Some(now() + APPLIED));
-            match source.store(target, envelope, hop).await {
-                // If it is too late, the original comes again.
-                Ok(()) => _ = delivery.settle(Outcome::Ack).await,
-                Err(error) => {
-                    tracing::debug!(%error, "a message that came back was not stored anew");
-                    // If nobody takes it, it is given back.
-                    let _ = inbox.deliver(delivery).await;
-                }
-            }
-        });
-    }
-
     /// Stores a copy, and acknowledges the original only when the broker has it.
     pub(crate) fn replace(&self, delivery: &Delivery, outcome: &Outcome, confirmer: Confirmer) {
         if !self.channel.status().connected() {
@@ -276,9 +241,6 @@ pub(crate) fn delayed(group: &Arc<Group>, envelope: &Envelope, after: Duration) 
 fn power(after: Duration) -> Option<u32> {
     after.as_secs().checked_ilog2().map(|power| power.min(LAST_TIER))
 }
-
-/// When an acknowledgement is certainly applied; see [`SETTLING`](crate::acks::SETTLING).
-const APPLIED: Duration = Duration::from_millis(500);
 
 /// For how long the process keeps a message at once where there are no delay queues.
 const LONGEST_STEP: Duration = Duration::from_secs(4);

@@ -85,11 +85,6 @@ async fn a_crash_of_the_server_counts_once_in_an_ordered_queue() {
     crash_counts_once(Queue::new("ordered").ordered()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_of_the_server_counts_once_in_an_unordered_queue() {
-    crash_counts_once(Queue::new("unordered")).await;
-}
-
 /// One of many messages ends its process each time, before the handlers of the others are done.
 async fn what_kills_kills_alone(shape: impl Fn(Queue) -> Queue) {
     for (server, url) in servers() {
