@@ -18,7 +18,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
-use crate::group::Group;
 use crate::link::apart;
 use crate::message::{Received, read};
 use crate::publish::Publishers;
@@ -51,41 +50,10 @@ pub(crate) async fn consume(
     // Not to be cut off: what was consumed already would count as an attempt.
     apart(async move {
         let epoch = reader.open().await?;
-        if reader.binds() {
-            let (topology, group) =
-                (Arc::clone(&reader.topology), Arc::clone(&reader.source.group));
-            let keep = keep_bound(topology, group, reader.inbox.clone(), closing.clone());
-            tokio::spawn(keep);
-        }
         tokio::spawn(reader.run(epoch, closing));
         Ok(Box::new(inbox) as Box<dyn Consumer>)
     })
     .await
-}
-
-/// How often it is looked whether a group of a topic is still bound.
-const RESTORE: Duration = Duration::from_secs(2);
-
-/// Binds a group again while its consumer is open.
-async fn keep_bound(
-    topology: Arc<Topology>,
-    group: Arc<Group>,
-    inbox: InboxSender,
-    mut closing: watch::Receiver<bool>,
-) {
-    loop {
-        let restored = async {
-            sleep(RESTORE).await;
-            topology.restore(&group).await
-        };
-        tokio::select! {
-            () = inbox.closed() => return,
-            _ = closing.changed() => return,
-            restored = restored => if let Err(error) = restored {
-                tracing::debug!(%error, group = %group.stored, "binding the group again failed");
-            }
-        }
-    }
 }
 
 /// From which return on, or earlier near its limit, a message may be the one that kills its process.
@@ -200,12 +168,6 @@ impl Reader {
             consumers.push(consumer.await.map_err(lost)?);
         }
         Ok(consumers)
-    }
-
-    /// Whether its group is bound to an exchange by us.
-    fn binds(&self) -> bool {
-        let declare = self.topology.settings.options.declare;
-        self.source.group.destination.is_topic() && declare == Declare::Create
     }
 
     /// Adds the rest of the window.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
 use crate::group::{Declared, Group, LAST_TIER, invalid, runs, tier};
-use crate::link::{Link, Questions, apart};
+use crate::link::{Link, Questions};
 use crate::options::{Binding, Settings};
 use crate::shape::shape_of;
 
@@ -320,23 +320,6 @@ impl Topology {
             }
         }
         Ok(())
-    }
-
-    /// Binds a group of a topic again, if somebody deleted its binding, or declares all anew if
-    /// the exchange is gone as well. Nobody says so to its consumers.
-    pub(crate) async fn restore(self: &Arc<Self>, group: &Arc<Group>) -> Result<()> {
-        let topology = Arc::clone(self);
-        let bound = apart({
-            let group = Arc::clone(group);
-            async move { topology.bind(&group).await }
-        });
-        match bound.await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.forget();
-                self.ensure_place(&Place::Group(Arc::clone(group))).await
-            }
-            result => result,
-        }
     }
 
     pub(crate) fn exchange_kind(&self, topic: &Destination) -> ExchangeKind {
