@@ -64,8 +64,8 @@
 //! topic, delete that exchange too.
 //!
 //! # Deleted by somebody
-//! With `declare=create`, queues, exchanges and bindings that are deleted are made again: by the next
-//! publish, or by the worker, which looks every 2 s whether its group is bound.
+//! With `declare=create`, queues and exchanges that are deleted are made again, by the next publish or
+//! by the worker. A binding that is deleted alone is made again when its worker connects anew.
 //!
 //! # Logs
 //! The client logs what is no error here: queues that are looked for (`lapin` at `ERROR`), and each

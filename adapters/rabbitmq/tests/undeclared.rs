@@ -55,13 +55,12 @@ async fn retries_without_delay_queues_are_counted_and_end() {
             }
             drop(stop);
             worker.await.expect("no panic").expect("a clean end");
-            let calls = calls.lock().expect("no panic");
-            for (id, calls) in calls.iter() {
+            let calls = std::mem::take(&mut *calls.lock().expect("no panic"));
+            for (id, calls) in &calls {
                 let attempts: Vec<_> = calls.iter().map(|(attempt, _)| *attempt).collect();
                 assert_eq!(attempts, [1, 2], "{server}, {declare}: {id}");
                 assert!(calls[1].1 - calls[0].1 >= wait, "{server}, {declare}: {id} was early");
             }
-            drop(calls);
             delete(&admin, &subscription).await;
         }
     }
