@@ -13,7 +13,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::error::{closed, error_of, failed};
 use crate::link::Link;
@@ -38,6 +38,7 @@ pub(crate) struct Lane {
     /// A task, since the messages that wait for the channel may run out of time.
     opening: Option<JoinHandle<Result<Channel>>>,
     frame_max: usize,
+    draining: watch::Receiver<bool>,
 }
 
 /// A message that the client has: what became of it, and a returned message that came with it.
@@ -61,15 +62,16 @@ enum Fate {
 }
 
 impl Lane {
-    pub(crate) fn new(link: Link, topology: Arc<Topology>) -> Self {
-        Self { link, topology, channel: None, opening: None, frame_max: 0 }
+    /// A lane that ends, with all sent, when `draining` changes.
+    pub(crate) fn new(
+        link: Link,
+        topology: Arc<Topology>,
+        draining: watch::Receiver<bool>,
+    ) -> Self {
+        Self { link, topology, channel: None, opening: None, frame_max: 0, draining }
     }
 
-    pub(crate) async fn run(
-        mut self,
-        mut jobs: mpsc::UnboundedReceiver<Box<Job>>,
-        mut draining: watch::Receiver<bool>,
-    ) {
+    pub(crate) async fn run(mut self, mut jobs: mpsc::UnboundedReceiver<Box<Job>>) {
         let mut lot = Vec::with_capacity(LOT);
         let mut open = true;
         loop {
@@ -82,7 +84,7 @@ impl Lane {
                         self.publish(&mut lot).await;
                     }
                 }
-                _ = draining.changed(), if open => {
+                _ = self.draining.changed(), if open => {
                     open = false;
                     jobs.close();
                 }
@@ -126,8 +128,9 @@ impl Lane {
             // A return that still comes would be taken for one of the next lot.
             self.channel = None;
         }
-        self.topology.outlives_a_kill().await;
         let mut unwritten = Vec::new();
+        // What waits for queues that are new must not hold up the next lot.
+        let (new_until, mut answers) = (self.topology.new_until(), Vec::new());
         for (fate, mut job) in fates.into_iter().zip(lot.drain(..)) {
             let answer = match fate {
                 Fate::Unwritten => {
@@ -146,10 +149,28 @@ impl Lane {
                 Fate::Unanswered(error) => Err(self.unanswered(&job.target, error)),
                 Fate::Late => Err(self.late()),
             };
-            job.answer(answer);
+            match new_until {
+                Some(_) => answers.push((job, answer)),
+                None => job.answer(answer),
+            }
+        }
+        if let Some(until) = new_until {
+            self.answer_at(until, answers);
         }
         *lot = unwritten;
         self.expire(lot);
+    }
+
+    /// Answers later; until then the broker's `close` waits.
+    fn answer_at(&self, until: Instant, answers: Vec<(Box<Job>, Result<()>)>) {
+        let draining = self.draining.clone();
+        tokio::spawn(async move {
+            sleep_until(until).await;
+            for (mut job, answer) in answers {
+                job.answer(answer);
+            }
+            drop(draining);
+        });
     }
 
     /// Hands all messages to the client, and waits for what becomes of each.
@@ -261,7 +282,12 @@ impl Lane {
                 continue;
             }
             match timeout_at(job.deadline, self.topology.ensure(&job.target.needs)).await {
-                Ok(Ok(())) => index += 1,
+                // That may have taken a while.
+                Ok(Ok(())) => match lot[index].catch_up() {
+                    Ok(true) => {}
+                    Ok(false) => index += 1,
+                    Err(error) => lot.remove(index).answer(Err(error)),
+                },
                 Ok(Err(error)) if error.kind() == ErrorKind::Unavailable => {
                     sleep(PAUSE).await;
                     return false;

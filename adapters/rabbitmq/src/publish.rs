@@ -1,8 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anybroker_core::adapter::{Room, stable_hash};
-use anybroker_core::{Confirmation, Confirmer, Envelope, Hop, Result};
+use anybroker_core::{Confirmation, Confirmer, Envelope, Hop, Result, now};
 use lapin::types::ShortString;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -11,11 +12,15 @@ use crate::error::{BROKER, closed};
 use crate::group::Group;
 use crate::lane::Lane;
 use crate::link::Link;
+use crate::settle::power;
 use crate::topology::{Helper, Needs, Place, Topology, short};
 
 /// Lanes for each connection. Each has one channel and one lot on its way: as many messages in
 /// flight on one channel are slower, since the client searches all of them at each confirm.
 const LANES: usize = 4;
+
+/// By how much a delay queue may be too long.
+const LATE: Duration = Duration::from_millis(500);
 
 /// Sends messages, each over the lane of its key, and answers what became of each.
 pub(crate) struct Publishers {
@@ -55,8 +60,8 @@ impl Publishers {
     ) -> Self {
         let lanes = links.iter().cycle().take(links.len() * LANES).map(|link| {
             let (sender, jobs) = mpsc::unbounded_channel();
-            let lane = Lane::new(link.clone(), Arc::clone(topology));
-            tokio::spawn(lane.run(jobs, draining.clone()));
+            let lane = Lane::new(link.clone(), Arc::clone(topology), draining.clone());
+            tokio::spawn(lane.run(jobs));
             sender
         });
         Self {
@@ -98,6 +103,28 @@ impl Job {
             confirmer.confirm(result);
         }
     }
+
+    /// Turns to a shorter delay queue, or to none, where so much time has passed that the message
+    /// would be late. Returns whether it has: that queue may have to be declared as well.
+    pub(crate) fn catch_up(&mut self) -> Result<bool> {
+        let Needs {
+            place: Place::Group(group),
+            helper: Some(Helper::Tier { target, power: tier }),
+        } = &self.target.needs
+        else {
+            return Ok(false);
+        };
+        let Some(due) = self.hop.not_before else { return Ok(false) };
+        let left = due.duration_since(now()).unwrap_or_default();
+        if Duration::from_secs(1 << tier) <= left + LATE {
+            return Ok(false);
+        }
+        self.target = match power(left) {
+            Some(power) => Target::helper(group, Helper::Tier { target: target.clone(), power })?,
+            None => Target::queue(group, target)?,
+        };
+        Ok(true)
+    }
 }
 
 impl Target {
@@ -116,5 +143,36 @@ impl Target {
         let mut target = Self::queue(group, &helper.name())?;
         target.needs.helper = Some(helper);
         Ok(target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anybroker_core::Queue;
+
+    use super::*;
+
+    /// The queue for a message that was to wait in a tier of 16 s, with so much time left.
+    fn queue_with(left: Duration) -> Result<String> {
+        let group = Arc::new(Group::of_queue(&Queue::new("jobs").into(), None)?);
+        let helper = Helper::Tier { target: "jobs".to_owned(), power: 4 };
+        let mut job = Job {
+            target: Target::helper(&group, helper)?,
+            envelope: Envelope::new("t", "x"),
+            hop: Hop { not_before: Some(now() + left), ..Hop::default() },
+            deadline: Instant::now(),
+            confirmer: None,
+            refused: false,
+        };
+        job.catch_up()?;
+        Ok(job.target.routing_key.to_string())
+    }
+
+    #[test]
+    fn what_its_delay_queue_would_bring_late_takes_a_shorter_one() -> Result<()> {
+        assert_eq!(queue_with(Duration::from_secs(20))?, "jobs--delay-16s");
+        assert_eq!(queue_with(Duration::from_secs(15))?, "jobs--delay-8s");
+        assert_eq!(queue_with(Duration::from_millis(900))?, "jobs");
+        Ok(())
     }
 }

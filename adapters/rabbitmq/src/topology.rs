@@ -370,10 +370,15 @@ impl Topology {
 
     /// Resolves when the queues that this connection has made so far outlive a killed server.
     pub(crate) async fn outlives_a_kill(&self) {
-        let until = *self.new_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(until) = until {
+        if let Some(until) = self.new_until() {
             sleep_until(until).await;
         }
+    }
+
+    /// Until when a queue that this connection has made would not outlive a killed server.
+    pub(crate) fn new_until(&self) -> Option<Instant> {
+        let until = *self.new_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.filter(|until| *until > Instant::now())
     }
 
     /// How many messages are ready in a queue; `None` if there is no such queue.
