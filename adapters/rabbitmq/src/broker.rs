@@ -43,7 +43,7 @@ pub struct RabbitmqBroker {
     publishing: Vec<Link>,
     supervisors: Vec<Supervisor>,
     /// Ends the consumers, which may still have copies to store.
-    closing: watch::Sender<bool>,
+    closing: Arc<watch::Sender<bool>>,
     /// Ends the publishers, after the consumers.
     draining: watch::Sender<bool>,
     /// Whether the application may publish.
@@ -82,7 +82,7 @@ impl RabbitmqBroker {
             publishers,
             publishing,
             supervisors,
-            closing: watch::channel(false).0,
+            closing: Arc::new(watch::channel(false).0),
             draining,
             open: Arc::new(AtomicBool::new(true)),
             consumed: AtomicBool::new(false),
@@ -182,7 +182,7 @@ impl Broker for RabbitmqBroker {
         self.consumed.store(true, Ordering::Relaxed);
         let open = || {
             let (topology, publishers) = (Arc::clone(&self.topology), Arc::clone(&self.publishers));
-            consume(topology, publishers, self.closing.subscribe(), subscription, prefetch)
+            consume(topology, publishers, &self.closing, subscription, prefetch)
         };
         self.within("consume", open).await
     }

@@ -29,7 +29,7 @@ use crate::topology::{Place, Topology, short};
 pub(crate) async fn consume(
     topology: Arc<Topology>,
     publishers: Arc<Publishers>,
-    closing: watch::Receiver<bool>,
+    closing: &Arc<watch::Sender<bool>>,
     subscription: &Subscription,
     prefetch: usize,
 ) -> Result<Box<dyn Consumer>> {
@@ -45,8 +45,10 @@ pub(crate) async fn consume(
             group,
             publishers,
             nack_is_free: AtomicBool::new(false),
+            closing: Arc::downgrade(closing),
         }),
     };
+    let closing = closing.subscribe();
     // Not to be cut off: what was consumed already would count as an attempt.
     apart(async move {
         let epoch = reader.open().await?;
@@ -87,7 +89,7 @@ pub(crate) struct Epoch {
     /// Whether it receives one message at a time; see [`SUSPECT`].
     pub(crate) narrow: bool,
     /// Of each queue of an ordered group.
-    pub(crate) runs: Vec<Runs>,
+    pub(crate) runs: Vec<Arc<Runs>>,
 }
 
 /// What comes from the queues of a group.
@@ -108,6 +110,19 @@ impl Streams {
             }
         }
         Poll::Pending
+    }
+
+    /// Lets an ordered group's messages come until the channel closes, which gives all of them back
+    /// in order: of what is cancelled, the next consumer would get later messages at once. Dropped
+    /// before its channel is closed, a consumer of the client cancels itself.
+    fn leave(self, runs: &[Arc<Runs>]) {
+        for (mut consumer, runs) in self.consumers.into_iter().zip(runs.to_vec()) {
+            tokio::spawn(async move {
+                while let Some(Ok(_)) = consumer.next().await {
+                    runs.leave();
+                }
+            });
+        }
     }
 }
 
@@ -143,11 +158,12 @@ impl Reader {
         let narrow = !group.ordered && self.prefetch > 1 && waiting > 0;
         let prefetch = if narrow { 1 } else { self.prefetch / group.queues.len() };
         let consumers = self.consume(&channel, prefetch).await?;
-        let (settler, released) = ChannelSettler::start(channel.clone(), Arc::clone(&self.source));
         let streams = Streams { consumers, turn: 0 };
-        let publishers = &self.source.publishers;
-        let runs = |queue: &String| Runs::new(&self.topology, publishers, group, queue);
-        let runs = if group.ordered { group.queues.iter().map(runs).collect() } else { Vec::new() };
+        let runs = |queue: &String| Arc::new(Runs::new(&self.source.publishers, group, queue));
+        let runs: Vec<_> =
+            if group.ordered { group.queues.iter().map(runs).collect() } else { Vec::new() };
+        let (settler, released) =
+            ChannelSettler::start(channel.clone(), Arc::clone(&self.source), runs.clone());
         Ok(Epoch { channel, streams, settler, released, narrow, runs })
     }
 
@@ -184,7 +200,7 @@ impl Reader {
                 return self.end(epoch).await;
             }
             epoch.give_back();
-            drop(epoch);
+            epoch.end();
             tracing::debug!(group = %self.source.group.stored, "the channel is gone; consuming anew");
             // If somebody deleted the queue, it is to be declared again; but to consume it while it
             // is being deleted would cost the whole connection (541).
@@ -323,22 +339,21 @@ impl Reader {
         settler.gate.pass();
         let (received, tag) = self.received(message);
         let returned = received.returned;
-        settler.delivery(received, returned, tag)
+        settler.delivery(received, returned, 0, tag)
     }
 
     /// Stops receiving, and gives back what was not handed out.
     async fn end(&self, mut epoch: Epoch) {
         if self.source.group.ordered {
-            // Cancelled, the next consumer would get later messages at once. Closing the channel
-            // gives all back in order.
+            // What has come already is known to come back before the last settlement ends the
+            // channel.
+            while let Some(Some(_)) = poll_fn(|cx| epoch.streams.poll_next(cx)).now_or_never() {
+                epoch.runs[epoch.streams.turn].leave();
+            }
             epoch.settler.shut();
             epoch.settler.flush().await;
-            // Dropped, the client's consumer would cancel itself.
-            let Epoch { mut streams, .. } = epoch;
-            tokio::spawn(
-                async move { while poll_fn(|cx| streams.poll_next(cx)).await.is_some() {} },
-            );
-            return;
+            let Epoch { streams, runs, .. } = epoch;
+            return streams.leave(&runs);
         }
         let held = self.stop(&mut epoch).await;
         epoch.give_back();
@@ -352,6 +367,13 @@ impl Reader {
 }
 
 impl Epoch {
+    /// Ends what its channel consumed, which may be gone.
+    fn end(self) {
+        if !self.runs.is_empty() {
+            self.streams.leave(&self.runs);
+        }
+    }
+
     /// Stores the copies that waited; those to come do not wait any more.
     fn give_back(&mut self) {
         self.released.close();

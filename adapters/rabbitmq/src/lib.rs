@@ -21,15 +21,21 @@
 //! is lost with its connection leaves a duplicate.
 //!
 //! # Attempts
-//! They are what earlier copies used up, and one for a copy that came back. The broker's
-//! `x-delivery-count` says only that it did: a crash of the server returns a message once for each
-//! dead consumer in line. So what came back to an unordered group is stored anew, with that one
-//! attempt, 3 s after the consumer was opened, when the dead ones are gone; an ordered group keeps
-//! how often it was handed out in a queue `…--runs`.
+//! They are what earlier copies used up, and the runs of a copy that came back.
 //!
-//! The first crash counts for all that was prefetched. A message that came back twice, or once near
-//! its limit, may be the one that kills its process. It is handed out alone, for up to 30 s, so that
-//! it takes no neighbours along into the dead-letter queue.
+//! For an unordered group those are RabbitMQ's own count, `x-delivery-count`: a crash of a process
+//! counts for all that it had prefetched, and a crash of the server may count once for each consumer.
+//!
+//! An ordered group has many consumers in line for its messages, and the server returns a message
+//! once for each dead one. So the runs of what came back are counted in a queue `…--runs` beside the
+//! group's own, which keeps one message. A crash counts for all that was prefetched when it came back
+//! the first time, and afterwards for what was handed out. What comes back while its process lives
+//! counts only if it was handled. Where that queue is missing and may not be made (`verify`, `off`),
+//! RabbitMQ's count is taken.
+//!
+//! A message that came back twice, or once near its limit, may be the one that kills its process. It
+//! is handed out alone, for up to 30 s, so that it takes no neighbours along into the dead-letter
+//! queue.
 //!
 //! # Ordering
 //! An ordered group has one active consumer for each partition (`x-single-active-consumer`). A
@@ -37,7 +43,7 @@
 //! without a plugin RabbitMQ cannot part a topic's messages by their key. A retry or a release waits
 //! in the process up to 22.5 min, three quarters of `consumer_timeout`; one that is to wait longer is
 //! stored anew, and later messages of its key pass it. At a drain its channel is closed, so that all
-//! comes back in order; that counts as an attempt for what was prefetched.
+//! comes back in order.
 //!
 //! A message that an unordered group releases goes to the end of the queue where RabbitMQ would
 //! count the return as an attempt (before 4), and keeps its place elsewhere.
@@ -84,6 +90,7 @@ mod lane;
 mod link;
 mod message;
 mod options;
+mod ordered;
 mod publish;
 mod runs;
 mod settle;

@@ -1,6 +1,6 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anybroker_core::{
@@ -8,7 +8,7 @@ use anybroker_core::{
     RetryClass, Settler, Subscription,
 };
 use lapin::Channel;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 use crate::acks::Acks;
@@ -16,6 +16,7 @@ use crate::error::BROKER;
 use crate::group::{Group, LAST_TIER};
 use crate::message::Received;
 use crate::publish::{Publishers, Target};
+use crate::runs::{Runs, copy_of};
 use crate::topology::Helper;
 
 /// Settles the deliveries of one channel. Another epoch has another one, so that a delivery of the
@@ -26,7 +27,12 @@ pub(crate) struct ChannelSettler {
     given_back: mpsc::UnboundedSender<Released>,
     pub(crate) source: Arc<Source>,
     pub(crate) gate: Arc<Gate>,
+    /// Of each queue of an ordered group.
+    runs: Vec<Arc<Runs>>,
 }
+
+/// A delivery is known by the broker's tag, and above it the number of its queue in the group.
+const QUEUE_SHIFT: u32 = 48;
 
 pub(crate) const AT_ONCE: Outcome = Outcome::Release { after: Duration::ZERO };
 
@@ -42,6 +48,8 @@ pub(crate) struct Source {
     /// Whether `basic.nack` is known not to count as a failure. Until then a copy is stored, which
     /// counts on no version.
     pub(crate) nack_is_free: AtomicBool,
+    /// Of which each receiver lets the broker's end wait.
+    pub(crate) closing: Weak<watch::Sender<bool>>,
 }
 
 /// Counts what a channel handed out, until it hands out no more.
@@ -118,23 +126,31 @@ impl ChannelSettler {
     pub(crate) fn start(
         channel: Channel,
         source: Arc<Source>,
+        runs: Vec<Arc<Runs>>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Released>) {
         let (commands, receiver) = mpsc::unbounded_channel();
         let (given_back, released) = mpsc::unbounded_channel();
         let gate = Arc::new(Gate::default());
-        let writer = Writer { acks: Acks::new(channel.clone()), gate: Arc::clone(&gate) };
+        let writer = Writer {
+            acks: Acks::new(channel.clone()),
+            gate: Arc::clone(&gate),
+            source: Arc::clone(&source),
+            runs: runs.clone(),
+        };
         tokio::spawn(writer.run(receiver));
-        (Arc::new(Self { channel, commands, given_back, source, gate }), released)
+        (Arc::new(Self { channel, commands, given_back, source, gate, runs }), released)
     }
 
-    /// A delivery of this channel that came back so often.
+    /// A delivery of this channel that came back so often, from this of the group's queues.
     pub(crate) fn delivery(
         self: &Arc<Self>,
         received: Received,
         returned: u32,
+        queue: usize,
         tag: u64,
     ) -> Delivery {
         let settler = Arc::clone(self) as _;
+        let tag = (queue as u64) << QUEUE_SHIFT | tag;
         Delivery::new(Arc::new(received.envelope), received.hop, returned, tag, settler)
     }
 
@@ -170,10 +186,24 @@ impl ChannelSettler {
         }
     }
 
-    fn give_back(&self, tag: u64) -> Confirmation {
-        self.gate.shut();
-        let _ = self.commands.send(Command::Settle(tag, How::Leave, None));
+    /// Gives back a delivery of an ordered group to its place.
+    fn give_back(&self, delivery: &Delivery) -> Confirmation {
+        if let Some(runs) = self.runs_of(delivery.tag()) {
+            let (id, run) = copy_of(delivery);
+            runs.leave_after(id, run);
+        }
+        self.leave(delivery.tag());
         Confirmation::ready(Ok(()))
+    }
+
+    fn leave(&self, tag: u64) {
+        self.gate.shut();
+        // Gone means that the channel is closed, and the message back already.
+        let _ = self.commands.send(Command::Settle(native(tag), How::Leave, None));
+    }
+
+    fn runs_of(&self, tag: u64) -> Option<&Arc<Runs>> {
+        self.runs.get(usize::try_from(tag >> QUEUE_SHIFT).ok()?)
     }
 
     /// Stores a copy, and acknowledges the original only when the broker has it.
@@ -197,8 +227,11 @@ impl ChannelSettler {
                 source.store(target, envelope, hop)
             }
         };
-        let (commands, gate, tag) = (self.commands.clone(), Arc::clone(&self.gate), delivery.tag());
-        let is_ordered = source.group.ordered;
+        let (commands, gate) = (self.commands.clone(), Arc::clone(&self.gate));
+        let tag = native(delivery.tag());
+        // Only an error needs it.
+        let ordered =
+            self.runs_of(delivery.tag()).map(|runs| (Arc::clone(runs), copy_of(delivery)));
         tokio::spawn(async move {
             match stored.await {
                 Ok(()) => {
@@ -210,7 +243,8 @@ impl ChannelSettler {
                     }
                 }
                 Err(error) => {
-                    let back = if is_ordered {
+                    let back = if let Some((runs, (id, earlier))) = ordered {
+                        runs.leave_after(id, earlier + 1);
                         gate.shut();
                         How::Leave
                     } else if error.retry_class() == RetryClass::Permanent {
@@ -238,7 +272,7 @@ pub(crate) fn delayed(group: &Arc<Group>, envelope: &Envelope, after: Duration) 
 }
 
 /// The longest tier that is not longer.
-fn power(after: Duration) -> Option<u32> {
+pub(crate) fn power(after: Duration) -> Option<u32> {
     after.as_secs().checked_ilog2().map(|power| power.min(LAST_TIER))
 }
 
@@ -300,11 +334,11 @@ impl Settler for ChannelSettler {
     fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
         let at_once = outcome == AT_ONCE;
         if outcome == Outcome::Ack {
-            return self.write(delivery.tag(), How::Ack);
+            return self.write(native(delivery.tag()), How::Ack);
         } else if at_once && self.source.group.ordered {
-            return self.give_back(delivery.tag());
+            return self.give_back(&delivery);
         } else if at_once && self.source.nack_is_free.load(Ordering::Relaxed) {
-            return self.write(delivery.tag(), How::Nack);
+            return self.write(native(delivery.tag()), How::Nack);
         }
         let (confirmer, confirmation) = Confirmation::channel();
         if !at_once {
@@ -323,7 +357,10 @@ impl Settler for ChannelSettler {
 
     fn abandon(&self, tag: u64) {
         if self.source.group.ordered {
-            drop(self.give_back(tag));
+            if let Some(runs) = self.runs_of(tag) {
+                runs.leave_dropped();
+            }
+            self.leave(tag);
         } else {
             // Gone means that the channel is closed, and the message back already.
             let _ = self.commands.send(Command::Settle(tag, How::Reject, None));
@@ -343,6 +380,8 @@ impl fmt::Debug for ChannelSettler {
 struct Writer {
     acks: Acks,
     gate: Arc<Gate>,
+    source: Arc<Source>,
+    runs: Vec<Arc<Runs>>,
 }
 
 /// How many settlements are taken at once: about as many as one acknowledgement covers at best.
@@ -352,6 +391,7 @@ impl Writer {
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut flushed = Vec::new();
+        let (mut ended, mut closing) = (false, None);
         while commands.recv_many(&mut batch, BATCH).await > 0 {
             let mut finished = 0;
             for command in batch.drain(..) {
@@ -372,6 +412,10 @@ impl Writer {
                 }
             }
             self.gate.finish(finished);
+            if self.gate.is_done() {
+                // Before the last settlement is confirmed: the broker may be closed right after.
+                closing = self.source.closing.upgrade().map(|closing| closing.subscribe());
+            }
             // More is waiting, and may fill the gaps.
             let all = commands.is_empty() || !flushed.is_empty();
             let alive = self.acks.flush(all).await;
@@ -379,7 +423,9 @@ impl Writer {
                 // Who asked may be gone.
                 let _ = done.send(());
             }
-            if !alive || self.gate.is_done() {
+            ended = self.gate.is_done();
+            if !alive || ended {
+                ended &= alive;
                 break;
             }
         }
@@ -390,8 +436,18 @@ impl Writer {
                 confirmer.confirm(Err(stale()));
             }
         }
+        if ended {
+            for runs in &self.runs {
+                runs.end().await;
+            }
+        }
+        drop(closing);
         self.acks.close().await;
     }
+}
+
+fn native(tag: u64) -> u64 {
+    tag & ((1 << QUEUE_SHIFT) - 1)
 }
 
 pub(crate) fn stale() -> Error {

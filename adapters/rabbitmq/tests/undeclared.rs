@@ -10,7 +10,7 @@ use anybroker_core::{
     Backoff, Broker, Envelope, ErrorKind, Message, Outcome, Queue, RetryLayer, Subscription, Worker,
 };
 use anybroker_rabbitmq::lapin::options::QueueDeleteOptions;
-use support::{connect, delete, send, servers, unique};
+use support::{connect, delete, receive, send, servers, unique};
 use tokio::time::{Instant, sleep};
 use tower::{ServiceBuilder, service_fn};
 
@@ -81,6 +81,28 @@ async fn a_group_without_its_dead_letter_queue_is_refused() {
             let error = broker.consume(&subscription, 5).await.expect_err("something is missing");
             assert_eq!(error.kind(), ErrorKind::NotFound, "{server}, {declare}: {error}");
             assert!(error.to_string().contains(&dead_letters), "{server}, {declare}: {error}");
+            delete(&admin, &subscription).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordered_group_without_a_queue_of_runs_counts_what_comes_back() {
+    for (server, url) in servers() {
+        for declare in ["verify", "off"] {
+            let (admin, queue) = (connect(&url).await, Queue::new(unique("no-runs")).ordered());
+            let subscription = Subscription::queue(queue.clone());
+            admin.declare(&subscription).await.expect("a queue");
+            send(&admin, queue, Envelope::new("t", "x").with_key("k")).await;
+            let broker = connect(&format!("{url}?declare={declare}")).await;
+            let mut consumer = broker.consume(&subscription, 5).await.expect("a consumer");
+            for attempt in 1..=4 {
+                let delivery = receive(&mut consumer).await;
+                assert_eq!(delivery.attempt(), attempt, "{server}, {declare}");
+                // It may have ended its handler.
+                drop(delivery);
+            }
+            drop(consumer);
             delete(&admin, &subscription).await;
         }
     }

@@ -1,0 +1,117 @@
+//! Hands out the messages of an ordered group.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::time::Duration;
+
+use anybroker_core::Delivery;
+use anybroker_core::adapter::LONGEST_ALONE;
+use futures_util::FutureExt;
+use lapin::message;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::consume::{End, Epoch, Reader};
+use crate::runs::{copy_id, copy_of};
+use crate::settle::AT_ONCE;
+
+/// How often it is looked whether the others are done.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The most messages that came back and are counted together.
+const LOT: usize = 256;
+
+/// A message that is about to be handed out.
+struct Waiting {
+    /// Which of the group's queues it came from.
+    queue: usize,
+    came_back: bool,
+    delivery: Delivery,
+}
+
+impl Reader {
+    /// Hands out a message of an ordered queue, and those behind it that came back as well. Each of
+    /// them is counted by [`Runs`](crate::runs::Runs) before it is handed out, a suspect alone.
+    pub(crate) async fn pass_in_order(
+        &self,
+        epoch: &mut Epoch,
+        message: message::Delivery,
+        closing: &mut watch::Receiver<bool>,
+    ) -> Result<(), End> {
+        let mut waiting = VecDeque::new();
+        let mut next = Some(message);
+        while let Some(message) = next.take() {
+            let queue = epoch.streams.turn;
+            if !epoch.settler.gate.pass() {
+                // It comes back when the channel closes, which ends the epoch.
+                epoch.runs[queue].leave();
+                continue;
+            }
+            let (received, tag) = self.received(message);
+            let runs = &epoch.runs[queue];
+            let came_back = received.returned > 0;
+            let returned = if came_back {
+                let id = copy_id(received.hop.as_deref(), &received.envelope);
+                runs.of(&id, received.returned).await
+            } else {
+                runs.is_past_returned();
+                0
+            };
+            if came_back && waiting.len() < LOT {
+                next = poll_fn(|cx| epoch.streams.poll_next(cx)).now_or_never().flatten();
+            }
+            let delivery = epoch.settler.delivery(received, returned, queue, tag);
+            waiting.push_back(Waiting { queue, came_back, delivery });
+        }
+        while !waiting.is_empty() {
+            let is_suspect =
+                |one: &Waiting| one.came_back && one.delivery.unsettled() >= self.suspicious;
+            let innocent = waiting.iter().take_while(|one| !is_suspect(one)).count();
+            if innocent == 0 {
+                self.finished_but(waiting.len(), epoch, closing).await?;
+            }
+            let lot: Vec<_> = waiting.drain(..innocent.max(1)).collect();
+            for (queue, runs) in epoch.runs.iter().enumerate() {
+                let of_queue = lot.iter().filter(|one| one.queue == queue && one.came_back);
+                let counted: Vec<_> = of_queue.map(|one| copy_of(&one.delivery)).collect();
+                if !counted.is_empty() {
+                    runs.hand_out(counted).await;
+                }
+            }
+            for one in lot {
+                self.deliver(one.delivery, closing).await?;
+            }
+            if innocent == 0 {
+                self.finished_but(waiting.len(), epoch, closing).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Resolves when no more than `count` deliveries are handled, or after [`LONGEST_ALONE`].
+    async fn finished_but(
+        &self,
+        count: usize,
+        epoch: &mut Epoch,
+        closing: &mut watch::Receiver<bool>,
+    ) -> Result<(), End> {
+        let mut closed = pin!(self.inbox.closed());
+        let end = Instant::now() + LONGEST_ALONE;
+        while epoch.settler.gate.outstanding() > count && Instant::now() < end {
+            if !epoch.channel.status().connected() {
+                return Err(End::Lost);
+            }
+            tokio::select! {
+                biased;
+                () = &mut closed => return Err(End::Closed),
+                _ = closing.changed() => return Err(End::Closed),
+                Some((delivery, confirmer)) = epoch.released.recv() => {
+                    epoch.settler.replace(&delivery, &AT_ONCE, confirmer);
+                }
+                () = sleep(LOOK) => {}
+            }
+        }
+        Ok(())
+    }
+}
