@@ -10,6 +10,7 @@ mod settling;
 mod shard;
 mod slots;
 mod source;
+mod standstill;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

@@ -22,6 +22,7 @@ use super::report::Report;
 use super::settling::{Kind, Settlements};
 use super::slots::{Answer, Slots};
 use super::source::Source;
+use super::standstill::Standstill;
 use crate::handler::{caught, panicked};
 use crate::{BoxError, Delivery, Error, ErrorKind, Message, Outcome, Result, Subscription};
 
@@ -77,6 +78,7 @@ pub(super) struct Shard<S: Service<Message>> {
     keeps_waits: bool,
     report: Report,
     pulse: Arc<Pulse>,
+    standstill: &'static Standstill,
 }
 
 /// A delivery in the shard's hands.
@@ -135,6 +137,7 @@ where
             keeps_waits,
             report: Report::default(),
             pulse,
+            standstill: Standstill::watch(),
         }
     }
 
@@ -163,6 +166,10 @@ where
 
     fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         self.slots.register(cx.waker());
+        if let Some(grace) = self.standstill.grace(std::time::Instant::now()) {
+            let until = Instant::now() + grace;
+            self.paused_until = self.paused_until.max(Some(until));
+        }
         let mut budget = BUDGET;
         loop {
             // Handlers last: those that always have something to do leave nothing of the share of

@@ -212,6 +212,9 @@ async fn handle(message: Message, ledger: Arc<Ledger>) -> Result<Outcome, BoxErr
         "soon" if message.attempt() == 1 => {
             return Ok(Outcome::Retry { after: Duration::from_millis(500) });
         }
+        "wait" if message.attempt() == 1 => {
+            return Ok(Outcome::Retry { after: Duration::from_secs(4) });
+        }
         // Longer than the worker waits, so that the broker has to.
         "later" if message.attempt() == 1 => {
             return Ok(Outcome::Retry { after: Duration::from_secs(6) });

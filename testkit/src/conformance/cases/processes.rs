@@ -17,6 +17,7 @@ use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, ids, message, messages
 cases! {
     a_killed_process_leaves_exactly_what_it_held: Need::Processes;
     a_process_that_stood_still_past_its_lease_goes_on_and_nothing_is_lost: Need::Processes, within 90;
+    a_retry_that_waits_in_a_process_that_stood_still_is_not_run_twice: Need::Processes, within 150;
     a_message_that_aborts_its_process_is_one_dead_letter: Need::Processes, within 90;
     a_message_that_aborts_near_its_limit_is_one_dead_letter: Need::Processes, within 90;
     a_message_that_aborts_beside_other_loops_is_one_dead_letter: Need::Processes, within 90;
@@ -116,13 +117,57 @@ async fn a_process_that_stood_still_past_its_lease_goes_on_and_nothing_is_lost(
     Ok(())
 }
 
+/// It is due when the process goes on, and comes to another one meanwhile.
+async fn a_retry_that_waits_in_a_process_that_stood_still_is_not_run_twice(lab: Lab) -> Checked {
+    // Where only heartbeats tell that a process is gone, it takes a few of them.
+    const GONE: Duration = Duration::from_secs(90);
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).lease(LEASE);
+    let folder = Folder::new(subscription.destination().name())?;
+    let (first, second) = (folder.path("first"), folder.path("second"));
+    let waiting: HashSet<_> = (0..8).map(|number| format!("wait{number}")).collect();
+    lab.publish(queue.clone(), waiting.iter().map(|id| message(id))).await?;
+    let mut sleeper = Child::consumer(lab.target(), &subscription, &first)?;
+    until(&mut sleeper, &first, |handling| handling.starts.len() == waiting.len()).await?;
+    // Their handlers end.
+    sleep(Duration::from_secs(1)).await;
+    sleeper.stop()?;
+    lab.step("all of them, by another process");
+    let mut other = Child::consumer(lab.target(), &subscription, &second)?;
+    until_within(GONE, &mut other, &second, |handling| {
+        waiting.iter().all(|id| handling.ends.contains(id))
+    })
+    .await?;
+    let is = |value: Option<u64>, expected| value.is_none_or(|value| value == expected);
+    lab.depth(&subscription, "nothing", |depth| is(depth.ready, 0) && is(depth.in_flight, 0))
+        .await?;
+    other.kill()?;
+    lab.step("the one that stood still");
+    sleeper.resume()?;
+    lab.publish(queue, [message("after")]).await?;
+    let after = |handling: &Handling| handling.ends.iter().any(|id| id == "after");
+    let handling = until_within(GONE, &mut sleeper, &first, after).await?;
+    let again: Vec<_> = handling.starts[waiting.len()..].iter().map(|(id, _)| id).collect();
+    assert_eq!(again, ["after"], "run by both");
+    Ok(())
+}
+
 /// Waits until the child has done so much.
 async fn until(
     child: &mut Child,
     ledger: &Path,
     done: impl Fn(&Handling) -> bool,
 ) -> Checked<Handling> {
-    let end = Instant::now() + PATIENCE;
+    until_within(PATIENCE, child, ledger, done).await
+}
+
+async fn until_within(
+    patience: Duration,
+    child: &mut Child,
+    ledger: &Path,
+    done: impl Fn(&Handling) -> bool,
+) -> Checked<Handling> {
+    let end = Instant::now() + patience;
     loop {
         child.check()?;
         let handling = Handling::read(ledger)?;
