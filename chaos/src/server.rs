@@ -92,8 +92,7 @@ impl Broker {
             (Self::Sqs, _) => "&poll=1s".to_owned(),
             _ => String::new(),
         };
-        let timeout = millis(&PUBLISH_TIMEOUT);
-        let options = format!("?publish-timeout={timeout}ms&connect=wait{own}");
+        let options = format!("?connect=wait{own}");
         Ok(Site {
             name: format!("{self:?} {version}").to_lowercase(),
             url,
@@ -108,11 +107,17 @@ impl Site {
     /// The way of a process to the server, and the URL that it has to connect to.
     pub(crate) async fn way(&self) -> Result<(Option<Proxy>, String), BoxError> {
         if let Some(shared) = &self.shared {
-            return Ok((None, self.with_options(shared.url())));
+            return Ok((None, self.hasty(shared.url())));
         }
         let proxy = Proxy::start(&self.url).await?;
-        let url = self.with_options(proxy.url());
+        let url = self.hasty(proxy.url());
         Ok((Some(proxy), url))
+    }
+
+    /// Outages are to be longer than this timeout. Whoever declares and looks has the default, as a
+    /// slow machine needs it.
+    fn hasty(&self, url: &str) -> String {
+        format!("{}&publish-timeout={}ms", self.with_options(url), PUBLISH_TIMEOUT.as_millis())
     }
 
     pub(crate) fn shared(&self) -> Option<&Proxy> {
