@@ -7,6 +7,7 @@ mod options;
 mod patience;
 mod room;
 mod server;
+mod server_clock;
 mod shared_task;
 mod suspects;
 
@@ -17,6 +18,7 @@ pub use patience::{patiently, pause};
 pub(crate) use room::Place;
 pub use room::Room;
 pub use server::Server;
+pub use server_clock::ServerClock;
 pub use shared_task::SharedTask;
 pub use suspects::{Alone, LONGEST_ALONE, Suspects, suspicious};
 

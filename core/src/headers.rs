@@ -32,6 +32,7 @@ pub(crate) const RESERVED: &[&str] = &[
     "causationid",
     "expirytime",
     "notbefore",
+    "abclock",
     "abhop",
     "abattempts",
     "abunsettled",

@@ -33,6 +33,11 @@
 //! after a week (`offsets.retention.minutes`): it then begins at the oldest message that is kept. So it
 //! does in a topic that was deleted and made again, which has another id than its commits name.
 //!
+//! # Time
+//! Topics are created with `message.timestamp.type=LogAppendTime`: a delay and an expiry count from when
+//! the broker stored a message, whatever the publisher's clock shows. In a topic that has the publisher's
+//! time (`CreateTime`) they are taken as they are written.
+//!
 //! # Settlement
 //! `Ok` means recorded in this process ([`Recorded`](anybroker_core::SettlementProof::Recorded)).
 //! Ten times a second the group commits, for each partition, the offset up to which all is

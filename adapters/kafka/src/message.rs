@@ -7,7 +7,7 @@ use anybroker_core::cloudevents::{AttributeReader, is_structured, write_attribut
 use anybroker_core::{Envelope, Hop};
 use bytes::Bytes;
 use rdkafka::Message;
-use rdkafka::message::{Header, Headers, OwnedHeaders};
+use rdkafka::message::{Header, Headers, OwnedHeaders, Timestamp};
 
 const CONTENT_TYPE: &str = "content-type";
 
@@ -37,6 +37,13 @@ pub(crate) fn headers(envelope: &Envelope, hop: &Hop) -> OwnedHeaders {
 /// Reads any record, ours or foreign.
 pub(crate) fn read(record: &impl Message, default_type: &str) -> (Envelope, Option<Box<Hop>>) {
     let mut reader = AttributeReader::new();
+    // Only what the broker has stamped: the time of creation is the publisher's.
+    if let Timestamp::LogAppendTime(millis) = record.timestamp()
+        && let Ok(millis) = u64::try_from(millis)
+    {
+        // A part of the millisecond is cut off.
+        reader.stored_at(UNIX_EPOCH + Duration::from_millis(millis.saturating_add(1)));
+    }
     let (mut content_type, mut has_id, mut has_time) = (None, false, false);
     if let Some(headers) = record.headers() {
         for header in headers.iter() {

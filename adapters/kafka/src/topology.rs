@@ -183,6 +183,9 @@ impl Topology {
         // -1 leaves it to the broker.
         let copies = self.clients.settings.replication.map_or(-1, i32::from);
         let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(copies));
+        // A delay and an expiry count from when the broker stored a message, not from what the
+        // publisher's clock showed.
+        topic = topic.set("message.timestamp.type", "LogAppendTime");
         for (option, value) in &wanted.options {
             topic = topic.set(option, value);
         }

@@ -2,10 +2,11 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use anybroker_core::cloudevents::write_attributes;
 use anybroker_core::{
-    Broker, DeadLetterFilter, Destination, Envelope, Outcome, Redrive, Subscription, Topic,
+    Broker, DeadLetterFilter, Destination, Envelope, Hop, Outcome, Redrive, Subscription, Topic,
 };
 use anybroker_kafka::KafkaBroker;
 use anybroker_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
@@ -33,6 +34,69 @@ fn put(
     record.payload = payload;
     producer.send(record).expect("a queued message");
     producer.flush(SECONDS).expect("stored");
+}
+
+/// A time as an attribute has it.
+fn written(time: SystemTime) -> String {
+    let mut text = String::new();
+    let envelope = Envelope::new("t", "").with_expires(time);
+    write_attributes(&envelope, &Hop::default(), |name, value| {
+        if name == "expirytime" {
+            value.clone_into(&mut text);
+        }
+    });
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delay_and_an_expiry_count_from_the_brokers_time_of_storing() {
+    let second = Duration::from_secs(1);
+    let broker = connect_single().await;
+    // What a test on a busy machine may take.
+    let about = |time: SystemTime, least: SystemTime| time >= least && time < least + 20 * second;
+    for topic in [false, true] {
+        let name = unique("clocks");
+        let subscription = if topic {
+            Subscription::topic(name.clone()).group("one")
+        } else {
+            Subscription::queue(name.clone())
+        };
+        broker.declare(&subscription).await.expect("a group");
+        let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+        for (by, ahead) in [(40, false), (40, true), (3600, false), (3500, true)] {
+            let begun = SystemTime::now();
+            let by = Duration::from_secs(by);
+            let clock = if ahead { begun + by } else { begun - by };
+            let due = written(clock + 2 * second);
+            let expires = written(clock + 20 * second);
+            let clock = written(clock);
+            let headers: Vec<(&str, &[u8])> = [
+                ("ce_specversion", "1.0"),
+                ("ce_id", "1"),
+                ("ce_source", "s"),
+                ("ce_type", "t"),
+                ("ce_abclock", &clock),
+                ("ce_notbefore", &due),
+                ("ce_expirytime", &expires),
+            ]
+            .map(|(name, value)| (name, value.as_bytes()))
+            .into();
+            put(&broker, &name, None, &headers, Some(b"{}"));
+            let delivery = receive(&mut consumer).await;
+            let due = delivery.hop().not_before.expect("it is delayed");
+            assert!(about(due, begun + 2 * second), "{due:?} {by:?} {ahead} {begun:?}");
+            let expires = delivery.envelope().expires.expect("it expires");
+            assert!(about(expires, begun + 20 * second), "{expires:?} {by:?} {ahead} {begun:?}");
+            // The copy is that of a machine whose clock is right.
+            delivery.settle(Outcome::Retry { after: second }).await.expect("kept");
+            let delivery = receive(&mut consumer).await;
+            let expires = delivery.envelope().expires.expect("so does the copy");
+            assert!(about(expires, begun + 20 * second), "{expires:?} {by:?} {ahead} {begun:?}");
+            let due = delivery.hop().not_before.expect("it was delayed");
+            assert!(due <= SystemTime::now(), "{due:?}");
+            ack(delivery).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

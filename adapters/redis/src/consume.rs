@@ -91,6 +91,8 @@ pub(crate) async fn consume(
 ) -> Result<Box<dyn Consumer>> {
     let group = topology.group(subscription)?;
     topology.declare_group(&group, subscription.start_position()).await?;
+    // Whatever it reads waits by the server's time.
+    topology.link.learn_time().await?;
     // Nobody else's: what is pending under a name that two share could be taken from both.
     let consumer = format!("{}{:016x}", topology.process, fastrand::u64(..));
     let partitions = group.partitions.len();
@@ -291,7 +293,8 @@ impl Reader {
         let (mut bytes, entries) = (0, found.len());
         for Found { id, count, fields } in found {
             let Some(number) = Id::parse(id.as_bytes()) else { continue };
-            let (envelope, hop) = read(&id, fields, shared.group.layout.destination.name());
+            let default_type = shared.group.layout.destination.name();
+            let (envelope, hop) = read(&id, fields, default_type, &shared.link.clock);
             bytes += envelope.payload.len();
             let returned = count.saturating_sub(1);
             let unsettled = returned.saturating_add(hop.as_ref().map_or(0, |hop| hop.unsettled));

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use anybroker_core::{DeadLetter, DeadLetterFilter, ErrorKind, Hop, Peek, Redrive, Result, now};
 use redis::Value;
@@ -111,7 +112,7 @@ impl DeadLetters<'_> {
                 bytes += envelope.payload.len();
                 let partition = self.group.layout.partition(envelope.key.as_deref(), &envelope.id);
                 let mut fields = Vec::new();
-                write(envelope, &Hop::redrive(), |name, value| {
+                write(envelope, &Hop::redrive(), Duration::ZERO, |name, value| {
                     fields.extend([name.to_vec(), value.to_vec()]);
                 });
                 let call = calls[partition].take().unwrap_or_else(|| {
@@ -130,6 +131,7 @@ impl DeadLetters<'_> {
     /// The id of the last one, or one that is before all.
     async fn end(&self) -> Result<String> {
         self.check().await?;
+        self.link.learn_time().await?;
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&self.group.dead_letters).arg("+").arg("-").arg("COUNT").arg(1);
         let last: Value = self.link.query("dead letters", &command).await?;
@@ -143,7 +145,7 @@ impl DeadLetters<'_> {
         let page: Value = self.link.query("dead letters", &command).await?;
         let default_type = self.group.layout.destination.name();
         let letter = |found: Found| {
-            let (envelope, hop) = read(&found.id, found.fields, default_type);
+            let (envelope, hop) = read(&found.id, found.fields, default_type, &self.link.clock);
             (found.id, DeadLetter { envelope: Arc::new(envelope), hop: *hop.unwrap_or_default() })
         };
         Ok(array(page).into_iter().filter_map(Found::first).map(letter).collect())

@@ -1,10 +1,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anybroker_core::adapter::{SharedTask, pause};
-use anybroker_core::{ErrorKind, Result};
+use anybroker_core::adapter::{ServerClock, SharedTask, pause};
+use anybroker_core::{ErrorKind, Result, now};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, Value};
 use tokio::time::{Instant, timeout};
@@ -26,6 +26,8 @@ pub(crate) struct Link {
     inner: Arc<Inner>,
     /// In a task of its own, so that the deadline of one caller cannot cut it off for all.
     connecting: SharedTask<Numbered>,
+    /// What the server's clock shows, as far as somebody has asked.
+    pub(crate) clock: ServerClock,
 }
 
 /// A connection and its number.
@@ -53,7 +55,8 @@ struct State {
 impl Link {
     pub(crate) fn new(clients: Arc<[Client]>) -> Self {
         let inner = Inner { clients, state: Mutex::default(), closed: AtomicBool::new(false) };
-        Self { inner: Arc::new(inner), connecting: SharedTask::default() }
+        let (connecting, clock) = (SharedTask::default(), ServerClock::default());
+        Self { inner: Arc::new(inner), connecting, clock }
     }
 
     /// The connection and its number, made anew where there is none.
@@ -90,6 +93,21 @@ impl Link {
         let (epoch, mut connection) = self.get().await?;
         let answer = timeout(ANSWER_TIMEOUT, command.query_async(&mut connection)).await;
         self.answered(operation, epoch, answer.ok())
+    }
+
+    /// Asks for the server's time, by which entries are stored.
+    pub(crate) async fn learn_time(&self) -> Result<()> {
+        let asked = now();
+        let (seconds, micros): (u64, u64) = self.query("time", &redis::cmd("TIME")).await?;
+        self.note_time(asked, seconds.saturating_mul(1000).saturating_add(micros / 1000));
+        Ok(())
+    }
+
+    /// Notes the server's time in milliseconds, when its answer has come.
+    pub(crate) fn note_time(&self, asked: SystemTime, millis: u64) {
+        if let Some(time) = UNIX_EPOCH.checked_add(Duration::from_millis(millis)) {
+            self.clock.note(asked, time, Duration::from_millis(1));
+        }
     }
 
     /// Runs a script once.

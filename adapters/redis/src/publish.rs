@@ -105,7 +105,7 @@ impl Job {
             command.arg("XADD").arg(&self.layout.streams[partition]);
             command.arg("NOMKSTREAM").arg("*");
         }
-        write(&self.envelope, &self.hop, |name, value| {
+        write(&self.envelope, &self.hop, self.delay.unwrap_or_default(), |name, value| {
             command.arg(name).arg(value);
         });
         command

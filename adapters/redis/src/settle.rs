@@ -197,7 +197,7 @@ impl Shared {
         let mut call = self.call(&REPLACE, source, &keys);
         for (holding, copy, _) in copies {
             let mut fields = Vec::new();
-            write(&copy.envelope, &copy.hop, |name, value| {
+            write(&copy.envelope, &copy.hop, copy.delay, |name, value| {
                 fields.extend([name.to_vec(), value.to_vec()]);
             });
             call = call

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anybroker_core::{ErrorKind, Result, RetryClass};
+use anybroker_core::{ErrorKind, Result, RetryClass, now};
 use tokio::time::Instant;
 
 use crate::consume::Reader;
@@ -41,8 +41,10 @@ impl Reader {
             }
             let call =
                 Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(MOVED_BYTES);
-            match shared.link.run::<i64>("move what is due", &call).await {
-                Ok(due) => {
+            let asked = now();
+            match shared.link.run::<(i64, u64)>("move what is due", &call).await {
+                Ok((due, time)) => {
+                    shared.link.note_time(asked, time);
                     if let Ok(due) = u64::try_from(due) {
                         next = next.min(Duration::from_millis(due + 1));
                     }

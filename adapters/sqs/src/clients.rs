@@ -1,6 +1,8 @@
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anybroker_core::adapter::ServerClock;
 use anybroker_core::{ErrorKind, Result};
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -11,6 +13,7 @@ use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 
+use crate::clock::Clock;
 use crate::error::error_of;
 use crate::options::{Settings, Sns};
 
@@ -28,6 +31,8 @@ pub(crate) struct Clients {
     /// <https://github.com/awslabs/aws-sdk-rust/issues/1094>
     pub(crate) polls: aws_sdk_sqs::Client,
     pub(crate) sns: Option<SnsClients>,
+    /// What the clock of SQS shows, as far as its answers have told.
+    pub(crate) clock: Arc<ServerClock>,
 }
 
 pub(crate) struct SnsClients {
@@ -66,10 +71,12 @@ impl Clients {
                 "no region: write one, as in sqs://eu-central-1, or set AWS_REGION",
             ));
         }
+        let clock = Arc::new(ServerClock::default());
         Ok(Self {
-            calls: sqs(&shared, settings, CALL, true),
-            sends: sqs(&shared, settings, settings.options.publish_timeout, false),
-            polls: sqs(&shared, settings, settings.poll + CALL, false),
+            calls: sqs(&shared, settings, CALL, true, &clock),
+            sends: sqs(&shared, settings, settings.options.publish_timeout, false, &clock),
+            polls: sqs(&shared, settings, settings.poll + CALL, false, &clock),
+            clock,
             sns: (settings.sns != Sns::Off).then(|| SnsClients {
                 calls: sns(&shared, settings, CALL, true),
                 sends: sns(&shared, settings, settings.options.publish_timeout, false),
@@ -78,8 +85,15 @@ impl Clients {
     }
 }
 
-fn sqs(shared: &SdkConfig, of: &Settings, limit: Duration, repeat: bool) -> aws_sdk_sqs::Client {
+fn sqs(
+    shared: &SdkConfig,
+    of: &Settings,
+    limit: Duration,
+    repeat: bool,
+    clock: &Arc<ServerClock>,
+) -> aws_sdk_sqs::Client {
     let mut config = aws_sdk_sqs::config::Builder::from(shared)
+        .interceptor(Clock(Arc::clone(clock)))
         .timeout_config(attempts_of(limit))
         .retry_config(repeated(repeat));
     config.set_endpoint_url(of.endpoint.clone().or_else(|| shared.endpoint_url().map(Into::into)));

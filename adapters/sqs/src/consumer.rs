@@ -353,7 +353,8 @@ impl Reader {
         place: OwnedSemaphorePermit,
         began: Instant,
     ) -> (Delivery, bool) {
-        let (envelope, hop) = message::read(message, &self.default_type);
+        let (envelope, hop) =
+            message::read(message, &self.default_type, &self.topology.clients.clock);
         let mut returned = message::receive_count(message).saturating_sub(1);
         if self.ordered {
             returned = returned.saturating_sub(FORGIVEN);

@@ -229,7 +229,8 @@ impl DeadLetters {
     }
 
     fn letter(&self, message: &Message, deadline: Instant) -> Letter {
-        let (envelope, hop) = message::read(message, self.subscription.destination().name());
+        let default_type = self.subscription.destination().name();
+        let (envelope, hop) = message::read(message, default_type, &self.topology.clients.clock);
         Letter {
             id: message.message_id().unwrap_or_default().to_owned(),
             receipt: message.receipt_handle().unwrap_or_default().to_owned(),

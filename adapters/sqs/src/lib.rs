@@ -133,6 +133,7 @@
 mod answers;
 mod broker;
 mod clients;
+mod clock;
 mod consumer;
 mod dead_letters;
 mod error;

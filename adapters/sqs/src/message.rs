@@ -1,7 +1,9 @@
 //! An envelope as the body of a message: a structured event in JSON.
 
 use std::collections::HashMap;
+use std::time::{Duration, UNIX_EPOCH};
 
+use anybroker_core::adapter::ServerClock;
 use anybroker_core::{Envelope, Error, ErrorKind, Hop, Result, cloudevents};
 use aws_sdk_sqs::types::{Message, MessageAttributeValue, MessageSystemAttributeName as Name};
 use serde_json::Value;
@@ -76,14 +78,25 @@ pub(crate) fn too_large(what: &str, size: usize, limit: usize) -> Error {
 }
 
 /// Reads a message: a structured event, or whatever somebody else has sent.
-pub(crate) fn read(message: &Message, default_type: &str) -> (Envelope, Option<Box<Hop>>) {
+pub(crate) fn read(
+    message: &Message,
+    default_type: &str,
+    clock: &ServerClock,
+) -> (Envelope, Option<Box<Hop>>) {
+    // A part of the millisecond is cut off.
+    let sent = Some(sent_at(message)).filter(|sent| *sent > 0).and_then(|ms| ms.checked_add(1));
+    let sent = sent.and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
+    let stored_at = sent.and_then(|sent| clock.local(sent));
     let body = message.body().unwrap_or_default();
     let own = message.message_attributes().filter(|attributes| !attributes.is_empty());
-    let event = cloudevents::from_json(body.as_bytes());
+    let event = cloudevents::from_json_stored_at(body.as_bytes(), stored_at);
     let (mut envelope, hop) = match (event, own) {
         (Ok(event), None) => event,
         (event, own) => {
             let mut reader = cloudevents::AttributeReader::new();
+            if let Some(time) = stored_at {
+                reader.stored_at(time);
+            }
             for (name, value) in own.into_iter().flatten() {
                 reader.native(name, native(value));
             }
@@ -151,7 +164,7 @@ mod tests {
                 body.chars().all(|c| c >= ' ' && !matches!(c, '\u{fffe}' | '\u{ffff}')),
                 "{body}"
             );
-            assert_eq!(read(&message(body), "q").0, envelope);
+            assert_eq!(read(&message(body), "q", &ServerClock::default()).0, envelope);
         }
     }
 
@@ -164,7 +177,7 @@ mod tests {
             let mut foreign = message(text);
             foreign.message_attributes = Some([("Tenant".to_owned(), value.clone())].into());
             foreign.attributes = Some([(Name::MessageGroupId, "customer-7".to_owned())].into());
-            let (envelope, hop) = read(&foreign, "orders");
+            let (envelope, hop) = read(&foreign, "orders", &ServerClock::default());
             assert_eq!((&*envelope.r#type, &*envelope.id), ("orders", "42"));
             assert_eq!(envelope.payload, text.as_bytes());
             assert_eq!(envelope.content_type, content_type);
@@ -181,7 +194,7 @@ mod tests {
         let value = MessageAttributeValue::builder().data_type("Number").string_value("7");
         event.message_attributes =
             Some([("n".to_owned(), value.build().expect("it has a type"))].into());
-        let (found, _) = read(&event, "q");
+        let (found, _) = read(&event, "q", &ServerClock::default());
         assert_eq!(
             (found.id, found.headers.get("nativeheaders")),
             (envelope.id, Some("{\"n\":\"7\"}"))
@@ -244,7 +257,7 @@ mod tests {
             let limit = whole.len() - less;
             let cut = copy(&envelope, &hop, limit).expect("a body");
             assert!(cut.len() <= limit || less > 400, "{} of {limit}", cut.len());
-            assert_eq!(read(&message(cut), "q").0.id, envelope.id);
+            assert_eq!(read(&message(cut), "q", &ServerClock::default()).0.id, envelope.id);
         }
     }
 

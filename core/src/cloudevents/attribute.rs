@@ -19,6 +19,8 @@ pub(super) const HOP: &str = "abhop";
 pub(super) const ATTEMPTS: &str = "abattempts";
 pub(super) const UNSETTLED: &str = "abunsettled";
 pub(super) const NOT_BEFORE: &str = "notbefore";
+/// What the clock of whoever stored the message showed when it did.
+pub(super) const CLOCK: &str = "abclock";
 pub(super) const FIRST_FAILURE: &str = "abfirstfailure";
 pub(super) const LAST_FAILURE: &str = "ablastfailure";
 pub(super) const REASON: &str = "abreason";

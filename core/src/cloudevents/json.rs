@@ -1,5 +1,6 @@
 use std::borrow::Cow;
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -8,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{AttributeReader, attribute, write_attributes};
+use super::{AttributeReader, attribute, write_attributes_held};
 use crate::{Envelope, Error, ErrorKind, Hop, Result};
 
 /// What an event's data is when it does not say.
@@ -26,10 +27,16 @@ pub fn is_structured(content_type: &str) -> bool {
 /// A payload that is one JSON value, and says so, becomes `data` byte for byte; any other becomes
 /// `data_base64`.
 pub fn to_json(envelope: &Envelope, hop: &Hop) -> Vec<u8> {
+    to_json_held(envelope, hop, Duration::ZERO)
+}
+
+/// As [`to_json`], for a copy that the broker itself holds back for a while; see
+/// [`write_attributes_held`].
+pub fn to_json_held(envelope: &Envelope, hop: &Hop, held: Duration) -> Vec<u8> {
     let payload = &*envelope.payload;
     let mut json = Vec::with_capacity(payload.len() + 512);
     json.push(b'{');
-    write_attributes(envelope, hop, |name, value| {
+    write_attributes_held(envelope, hop, held, |name, value| {
         member(&mut json, name, value);
         json.push(b',');
     });
@@ -59,7 +66,21 @@ pub fn to_json(envelope: &Envelope, hop: &Hop) -> Vec<u8> {
 /// # Errors
 /// [`ErrorKind::Undecodable`] when it is no CloudEvents 1 event.
 pub fn from_json(json: &[u8]) -> Result<(Envelope, Option<Box<Hop>>)> {
-    let (reader, data) = read(&Bytes::copy_from_slice(json))?;
+    from_json_stored_at(json, None)
+}
+
+/// As [`from_json`], of a message that the broker stored then; see [`AttributeReader::stored_at`].
+///
+/// # Errors
+/// As [`from_json`].
+pub fn from_json_stored_at(
+    json: &[u8],
+    stored_at: Option<SystemTime>,
+) -> Result<(Envelope, Option<Box<Hop>>)> {
+    let (mut reader, data) = read(&Bytes::copy_from_slice(json))?;
+    if let Some(time) = stored_at {
+        reader.stored_at(time);
+    }
     Ok(reader.finish("", None, None, data))
 }
 

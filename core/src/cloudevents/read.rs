@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -39,7 +39,34 @@ pub struct AttributeReader {
     headers_size: usize,
     native: Option<Map<String, Value>>,
     hop: Option<Box<GatheredHop>>,
+    clock: Option<SystemTime>,
+    stored: Stored,
 }
+
+/// What is known of when the broker stored a message.
+#[derive(Clone, Copy, Debug, Default)]
+enum Stored {
+    /// Nothing: the times are taken as they are written.
+    #[default]
+    Unknown,
+    /// This, on the clock of this machine.
+    At(SystemTime),
+    /// Some time ago.
+    Earlier,
+}
+
+/// What a message may take on its way, which is no difference of the clocks. One that seems smaller
+/// leaves an expiry as it was written, and so a delay where it would become shorter, or where the
+/// broker does not tell how long it had the message.
+const TOLERATED: Duration = Duration::from_secs(10);
+
+/// A clock that seems to differ by more is not believed, and the times are taken as they are
+/// written: so a wrong or forged clock, or a wrong time of storing, moves them by no more than that.
+const BELIEVED: Duration = Duration::from_hours(24);
+
+/// How much longer than it is written a delay may last that counts from the arrival of a message:
+/// no more than clocks may differ, however often the message arrives.
+const LONGER: Duration = Duration::from_hours(1);
 
 /// The parts of a hop, in whatever order they come; what was only published has none.
 #[derive(Debug, Default)]
@@ -91,6 +118,7 @@ impl AttributeReader {
             attribute::NOT_BEFORE => {
                 parsed(&mut self.hop().hop.not_before, attribute::parse_time(value))
             }
+            attribute::CLOCK => parsed(&mut self.clock, attribute::parse_time(value)),
             attribute::FIRST_FAILURE => {
                 parsed(&mut self.hop().hop.first_failure, attribute::parse_time(value))
             }
@@ -106,6 +134,21 @@ impl AttributeReader {
         if !understood {
             self.native(name, value.into());
         }
+    }
+
+    /// Says when the broker stored the message, in terms of this machine's clock. The times before
+    /// which no handler sees it and from which on it is of no use count from then, also where the
+    /// clock of whoever stored it differs.
+    pub fn stored_at(&mut self, time: SystemTime) {
+        self.stored = Stored::At(time);
+    }
+
+    /// Says that the broker does not tell when it stored the message. Where that seems to be ten
+    /// seconds ago or more, the clock of whoever stored it may be behind: a delay counts from now
+    /// then, since it must not end early, but ends at most an hour later than it is written. An
+    /// expiry is taken as it is written.
+    pub fn stored_earlier(&mut self) {
+        self.stored = Stored::Earlier;
     }
 
     /// Reads a header that is no CloudEvents attribute.
@@ -144,6 +187,7 @@ impl AttributeReader {
             for (name, value) in self.native.into_iter().flatten() {
                 event.native(&name, value);
             }
+            event.stored = self.stored;
             (self, payload) = (event, data);
         } else if let Some(own) = content_type.filter(|text| !text.is_empty()) {
             self.content_type = None;
@@ -152,6 +196,7 @@ impl AttributeReader {
         if let Some(native) = self.native.take() {
             self.keep_native(native);
         }
+        self.set_clock();
         let time = self.time.unwrap_or_else(now);
         let hop = self.hop.and_then(|gathered| gathered.finish(time));
         let non_empty = |id: &&str| !id.is_empty();
@@ -181,6 +226,41 @@ impl AttributeReader {
     /// Whether everything came that CloudEvents requires.
     pub(super) fn is_event(&self) -> bool {
         self.id.is_some() && self.source.is_some() && self.r#type.is_some()
+    }
+
+    /// Moves the times that were written by another clock to where this one has them.
+    ///
+    /// A delay that counts from when the broker has the message never ends early: whatever the
+    /// message took on its way makes it longer.
+    fn set_clock(&mut self) {
+        let Some(clock) = self.clock else { return };
+        let here = now();
+        let (stored_at, is_known) = match self.stored {
+            Stored::Unknown => return,
+            // Nothing comes before it was stored.
+            Stored::At(time) => (time.min(here), true),
+            Stored::Earlier => (here, false),
+        };
+        let (by, is_later) = match stored_at.duration_since(clock) {
+            Ok(behind) => (behind, true),
+            Err(ahead) => (ahead.duration(), false),
+        };
+        if by > BELIEVED {
+            return;
+        }
+        let moved = |time: SystemTime, by: Duration| {
+            let there = if is_later { time.checked_add(by) } else { time.checked_sub(by) };
+            there.unwrap_or(time)
+        };
+        if let Some(due) = self.hop.as_mut().and_then(|gathered| gathered.hop.not_before.as_mut())
+            && (by >= TOLERATED || (is_later && is_known))
+        {
+            let is_guessed = is_later && !is_known;
+            *due = moved(*due, if is_guessed { by.min(LONGER) } else { by });
+        }
+        if let Some(expires) = self.expires.as_mut().filter(|_| is_known && by >= TOLERATED) {
+            *expires = moved(*expires, by);
+        }
     }
 
     /// Whether these attributes are those of a message whose payload is the event `inner`.
@@ -404,6 +484,85 @@ mod tests {
         let failure = hop.failure.expect("there is one");
         assert_eq!((&*failure.group, &*failure.reason, &*failure.error), ("email", "", ""));
         assert_eq!(Some(failure.at), hop.first_failure);
+    }
+
+    #[test]
+    fn times_count_from_when_the_broker_stored_the_message() {
+        let stored = now();
+        let second = Duration::from_secs(1);
+        let hour = Duration::from_hours(1);
+        let little = 5 * second;
+        for clock in [stored - hour, stored, stored + hour, stored - little, stored + little] {
+            let hop = Hop { not_before: Some(clock + 2 * second), ..Hop::default() };
+            let envelope = Envelope::new("t", "").with_expires(clock + 20 * second);
+            let mut attributes = Vec::new();
+            write_attributes(&envelope, &hop, |name, value| {
+                attributes.push((name.to_owned(), value.to_owned()));
+            });
+            let place = attributes.iter().position(|(name, _)| name == "abclock");
+            attributes[place.expect("it is written")].1 = attribute::timestamp(clock).to_string();
+            let read = |stored: Stored| {
+                let mut reader = AttributeReader { stored, ..AttributeReader::new() };
+                for (name, value) in &attributes {
+                    reader.attribute(name, value);
+                }
+                let (envelope, hop) = reader.finish("t", None, None, Bytes::new());
+                (envelope.expires, hop.expect("a hop").not_before.expect("a delay"))
+            };
+            let (expires, due) = read(Stored::At(stored));
+            let agree = clock > stored - 2 * little && clock < stored + 2 * little;
+            let begun = if agree { clock.max(stored) } else { stored };
+            assert_eq!(due, begun + 2 * second);
+            let expected = if agree { clock } else { stored } + 20 * second;
+            assert_eq!(expires, Some(expected));
+            assert_eq!(read(Stored::Unknown), (envelope.expires, clock + 2 * second));
+            let (expires, due) = read(Stored::Earlier);
+            if agree {
+                assert_eq!(due, clock + 2 * second);
+            } else {
+                assert!(due >= stored + 2 * second && due < stored + 60 * second);
+            }
+            assert_eq!(expires, envelope.expires);
+        }
+    }
+
+    #[test]
+    fn a_wrong_clock_changes_no_time_by_more_than_a_day() {
+        let day = Duration::from_hours(24);
+        let stored = now();
+        let (due, expires) = (stored + Duration::from_secs(2), stored + Duration::from_secs(20));
+        let near = [stored - day / 2, stored + day / 2, stored - 2 * day, stored + 2 * day];
+        let near = near.map(|clock| attribute::timestamp(clock).to_string());
+        let far =
+            ["0000-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59.999999999Z"];
+        let garbage = ["", "now", "-1", "2026-13-45T99:00:00Z", "\u{0}"];
+        let wrong = far.into_iter().chain(garbage).map(str::to_owned);
+        for clock in near.into_iter().chain(wrong) {
+            let epoch = SystemTime::UNIX_EPOCH;
+            for at in [Stored::Unknown, Stored::Earlier, Stored::At(stored), Stored::At(epoch)] {
+                let mut reader = AttributeReader { stored: at, ..AttributeReader::new() };
+                reader.attribute("notbefore", &attribute::timestamp(due).to_string());
+                reader.attribute("expirytime", &attribute::timestamp(expires).to_string());
+                reader.attribute("abclock", &clock);
+                let (envelope, hop) = reader.finish("t", None, None, Bytes::new());
+                let by = |read: Option<SystemTime>, written: SystemTime| {
+                    let read = read.expect("it is kept");
+                    read.duration_since(written).unwrap_or_else(|by| by.duration())
+                };
+                assert!(by(hop.and_then(|hop| hop.not_before), due) <= day, "{clock} {at:?}");
+                assert!(by(envelope.expires, expires) <= day, "{clock} {at:?}");
+            }
+            // What only expires, and a time of storing that no clock shows.
+            let beyond = epoch.checked_add(Duration::from_secs(u64::MAX / 4));
+            let mut reader = AttributeReader::new();
+            reader.stored_at(beyond.unwrap_or(epoch));
+            reader.attribute("abclock", &clock);
+            reader.attribute("expirytime", &attribute::timestamp(expires).to_string());
+            let (envelope, hop) = reader.finish("t", None, None, Bytes::new());
+            let read = envelope.expires.expect("it is kept");
+            let by = read.duration_since(expires).unwrap_or_else(|by| by.duration());
+            assert!(by <= day && hop.is_none(), "{clock} {by:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 use std::fmt::{self, Write};
+use std::time::Duration;
 
 use super::{attribute, is_structured};
-use crate::{Envelope, Hop};
+use crate::{Envelope, Hop, now};
 
 /// Writes every attribute but content type and payload: `write` gets each name, without the
 /// transport's prefix, and its value. No name comes twice.
@@ -9,7 +10,18 @@ use crate::{Envelope, Hop};
 /// The content type of an event within the event is written too. Where it is the transport's own
 /// content type as well, it says that the attributes beside the payload are the message's, and
 /// that the payload is not to be taken for the message.
-pub fn write_attributes(envelope: &Envelope, hop: &Hop, mut write: impl FnMut(&str, &str)) {
+pub fn write_attributes(envelope: &Envelope, hop: &Hop, write: impl FnMut(&str, &str)) {
+    write_attributes_held(envelope, hop, Duration::ZERO, write);
+}
+
+/// As [`write_attributes`], for a copy that the broker itself holds back for a while, and counts
+/// as stored only then: its time of storing is that much later.
+pub fn write_attributes_held(
+    envelope: &Envelope,
+    hop: &Hop,
+    held: Duration,
+    mut write: impl FnMut(&str, &str),
+) {
     let mut text = Text::default();
     write(attribute::SPEC_VERSION, "1.0");
     write(attribute::ID, &envelope.id);
@@ -40,6 +52,11 @@ pub fn write_attributes(envelope: &Envelope, hop: &Hop, mut write: impl FnMut(&s
         if let Some(time) = time {
             write(name, text.show(attribute::timestamp(time)));
         }
+    }
+    if (envelope.expires.is_some() || hop.not_before.is_some())
+        && let Some(clock) = now().checked_add(held)
+    {
+        write(attribute::CLOCK, text.show(attribute::timestamp(clock)));
     }
     if hop.attempts > 0 {
         write(attribute::ATTEMPTS, text.show(hop.attempts));
