@@ -73,6 +73,8 @@ pub(crate) struct Reader {
     pub(crate) next_trim: Instant,
     pub(crate) next_claim: Instant,
     pub(crate) recover_at: Option<Instant>,
+    /// Why some of what is due in each partition cannot be moved, which is logged once.
+    pub(crate) unmoved: Vec<String>,
     /// Bytes of a payload, as they came last.
     average: usize,
     /// Whether there was no room for what others left; it comes before what is new.
@@ -118,6 +120,7 @@ pub(crate) async fn consume(
         next_trim: Instant::now() + TRIM_EVERY,
         next_claim: Instant::now(),
         recover_at: None,
+        unmoved: vec![String::new(); partitions],
         // The first read takes one, and learns more.
         average: MOST_BYTES,
         claims: false,

@@ -1,11 +1,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{DeadLetter, DeadLetterFilter, ErrorKind, Hop, Peek, Redrive, Result, now};
+use anybroker_core::{
+    DeadLetter, DeadLetterFilter, Error, ErrorKind, Hop, Peek, Redrive, Result, RetryClass, now,
+};
 use redis::Value;
 use tokio::time::sleep;
 
-use crate::error::error_of;
+use crate::error::{error_of, refused};
 use crate::layout::Group;
 use crate::link::{Call, Link};
 use crate::message::{read, write};
@@ -56,10 +58,11 @@ impl DeadLetters<'_> {
     /// Sends back what is there now: what is given up again meanwhile is not sent once more.
     pub(crate) async fn redrive(&self, redrive: &Redrive) -> Result<u64> {
         let (mut sent, now, end) = (0, now(), self.end().await?);
+        let mut refusal = None;
         let (mut from, mut count) = ("-".to_owned(), 1);
         loop {
             let page = self.page(&from, &end, count).await?;
-            let Some((last, _)) = page.last() else { return Ok(sent) };
+            let Some((last, _)) = page.last() else { break };
             count = fitting(&page);
             from = format!("({last}");
             let mut meant = page
@@ -72,15 +75,16 @@ impl DeadLetters<'_> {
                 let rest = usize::try_from(redrive.at_most() - sent).unwrap_or(usize::MAX);
                 let most = if redrive.interval().is_some() { rest.min(1) } else { rest };
                 if most == 0 {
-                    return Ok(sent);
+                    return refusal.map_or(Ok(sent), Err);
                 }
-                let moved = self.send_back(meant.by_ref().take(most)).await?;
+                let moved = self.send_back(meant.by_ref().take(most), &mut refusal).await?;
                 sent += moved;
                 if let Some(interval) = redrive.interval().filter(|_| moved > 0) {
                     sleep(interval).await;
                 }
             }
         }
+        refusal.map_or(Ok(sent), Err)
     }
 
     pub(crate) async fn purge(&self) -> Result<u64> {
@@ -99,7 +103,12 @@ impl DeadLetters<'_> {
     }
 
     /// Each in one step, so that two who redrive at once send nothing twice.
-    async fn send_back(&self, letters: impl Iterator<Item = (String, DeadLetter)>) -> Result<u64> {
+    /// What is refused for good stays, and the first error of it is noted; the others are sent.
+    async fn send_back(
+        &self,
+        letters: impl Iterator<Item = (String, DeadLetter)>,
+        refusal: &mut Option<Error>,
+    ) -> Result<u64> {
         let (mut letters, mut sent) = (letters.peekable(), 0);
         while letters.peek().is_some() {
             let mut calls: Vec<Option<Call<'_>>> = Vec::new();
@@ -122,7 +131,16 @@ impl DeadLetters<'_> {
                 calls[partition] = Some(call.arg(id).arg(fields.len()).arg(fields));
             }
             for call in calls.into_iter().flatten() {
-                sent += self.link.run::<u64>("redrive", &call).await?;
+                let (moved, text): (u64, String) = self.link.run("redrive", &call).await?;
+                sent += moved;
+                if !text.is_empty() {
+                    let what = "some dead letters were refused and stay; the others were sent back";
+                    let error = refused("redrive", what, text);
+                    if error.retry_class() != RetryClass::Permanent {
+                        return Err(error);
+                    }
+                    refusal.get_or_insert(error);
+                }
             }
         }
         Ok(sent)

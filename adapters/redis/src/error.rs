@@ -28,6 +28,12 @@ pub(crate) fn unanswered(operation: &'static str, what: &str, error: RedisError)
     if refused { error } else { error.class(RetryClass::Ambiguous) }
 }
 
+/// What a script says of one of the entries that it was called with.
+pub(crate) fn refused(operation: &'static str, what: &str, text: String) -> Error {
+    let kind = redis::ErrorKind::Server(ServerErrorKind::ResponseError);
+    failed(operation, what, (kind, "", text).into())
+}
+
 pub(crate) fn error_of(
     kind: ErrorKind,
     operation: &'static str,

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anybroker_core::adapter::pause;
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, ErrorKind, Hop, Outcome, Result, Settler,
+    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
     Subscription,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::error::stale;
+use crate::error::{refused, stale};
 use crate::held::{Held, Holding, Source};
 use crate::id::Id;
 use crate::layout::Group;
@@ -156,7 +156,9 @@ impl Shared {
         let mut attempt = 0;
         loop {
             match self.link.run("settle", call).await {
-                Ok(lost) => return Ok(Fenced { lost, again: attempt > 0 }),
+                Ok((lost, refused)) => {
+                    return Ok(Fenced { lost, refused, again: attempt > 0 });
+                }
                 Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
                     attempt += 1;
                     pause(attempt).await;
@@ -224,6 +226,8 @@ pub(crate) fn millis(delay: Duration) -> u64 {
 pub(crate) struct Fenced {
     /// The places of those that were not this consumer's any more, in their order.
     lost: Vec<usize>,
+    /// The places of those that the server refused, with its error.
+    refused: BTreeMap<usize, String>,
     /// Whether an earlier answer was lost: then what is not this consumer's may be so since it was
     /// settled.
     pub(crate) again: bool,
@@ -232,6 +236,12 @@ pub(crate) struct Fenced {
 impl Fenced {
     pub(crate) fn is_mine(&self, place: usize) -> bool {
         self.lost.binary_search(&place).is_err()
+    }
+
+    /// The error of one that the server refused.
+    pub(crate) fn refusal(&self, place: usize) -> Option<Error> {
+        let text = self.refused.get(&place)?;
+        Some(refused("settle", "its copy cannot be stored", text.clone()))
     }
 }
 

@@ -42,9 +42,16 @@ impl Reader {
             let call =
                 Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(MOVED_BYTES);
             let asked = now();
-            match shared.link.run::<(i64, u64)>("move what is due", &call).await {
-                Ok((due, time)) => {
+            match shared.link.run::<(i64, u64, String)>("move what is due", &call).await {
+                Ok((due, time, refused)) => {
                     shared.link.note_time(asked, time);
+                    if refused != self.unmoved[index] {
+                        if !refused.is_empty() {
+                            let key = &partition.delayed;
+                            tracing::warn!(key, refused, "some of what is due cannot be moved");
+                        }
+                        self.unmoved[index] = refused;
+                    }
                     if let Ok(due) = u64::try_from(due) {
                         next = next.min(Duration::from_millis(due + 1));
                     }

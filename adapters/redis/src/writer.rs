@@ -168,8 +168,10 @@ fn answer(
     let mut owed = Vec::new();
     let mut done = Vec::new();
     for (index, (holding, count, confirmer)) in all.enumerate() {
+        let refused = settled.as_ref().ok().and_then(|fenced| fenced.refusal(index));
+        let is_refused = refused.is_some();
         let result = match settled {
-            Ok(fenced) if fenced.is_mine(index) => Ok(()),
+            Ok(fenced) if fenced.is_mine(index) => refused.map_or(Ok(()), Err),
             Ok(fenced) if fenced.again => {
                 let text = "the connection was lost before the answer came";
                 let error = error_of(ErrorKind::Unavailable, "settle", text);
@@ -183,7 +185,8 @@ fn answer(
             Err(error) => Err(same(error)),
         };
         // Nothing to give back on a connection that was closed for good.
-        let failed = matches!(settled, Err(error) if !gone && error.kind() != ErrorKind::Closed);
+        let failed = is_refused
+            || matches!(settled, Err(error) if !gone && error.kind() != ErrorKind::Closed);
         if failed {
             owed.push((holding, count));
         } else {

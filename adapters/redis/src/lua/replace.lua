@@ -4,29 +4,36 @@
 -- it too: what is acknowledged frees what the copy takes.
 -- KEYS: stream, lock, retry, delayed, dead letters. ARGV: group, consumer, token or '', then for
 -- each entry: id, count, where, delay in ms, unique text, number of fields, fields. Answers which
--- were not this consumer's, by their places from 0 on.
+-- were not this consumer's, by their places from 0 on, and which copies were refused: place, error,
+-- place, error. One that is refused keeps none of the others from being stored.
 local stream, group, consumer, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local fenced = token == '' or redis.call('GET', KEYS[2]) == token
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local lost, place, i = {}, 0, 4
+local lost, refused, place, i = {}, {}, 0, 4
 while i <= #ARGV do
     local id, where, length = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 5])
     local first, last = i + 6, i + 5 + length
     local entry = fenced and redis.call('XPENDING', stream, group, id, id, 1, consumer)[1]
     local mine = entry and entry[4] == tonumber(ARGV[i + 1])
     if mine then
+        local stored
         if where == 'delayed' then
             local member = cmsgpack.pack({ ARGV[i + 4], unpack(ARGV, first, last) })
             -- A part of a millisecond would make it early.
-            redis.call('ZADD', KEYS[4], now + 1 + ARGV[i + 3], member)
+            stored = redis.pcall('ZADD', KEYS[4], now + 1 + ARGV[i + 3], member)
         else
-            redis.call('XADD', where == 'dead' and KEYS[5] or KEYS[3], '*', unpack(ARGV, first, last))
+            stored = redis.pcall('XADD', where == 'dead' and KEYS[5] or KEYS[3], '*', unpack(ARGV, first, last))
         end
-        redis.call('XACK', stream, group, id)
+        if type(stored) == 'table' and stored.err then
+            refused[#refused + 1] = place
+            refused[#refused + 1] = stored.err
+        else
+            redis.call('XACK', stream, group, id)
+        end
     else
         lost[#lost + 1] = place
     end
     place, i = place + 1, last + 1
 end
-return lost
+return { lost, refused }

@@ -1,6 +1,6 @@
 -- Acknowledges, renews or gives back entries that were delivered equally often, each only while it
 -- is still this consumer's: the same consumer and the same delivery count. Answers which were not,
--- by their places from 0 on.
+-- by their places from 0 on, and none that was refused.
 -- KEYS: stream, lock. ARGV: group, consumer, token or '', mode, count, the count to give back with,
 -- and the ids in their order.
 local stream, group, consumer, token, mode, count = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -38,4 +38,4 @@ for from = 1, #ids, 1000 do
         redis.call('XCLAIM', unpack(claim))
     end
 end
-return lost
+return { lost, {} }
