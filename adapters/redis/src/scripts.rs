@@ -15,6 +15,7 @@ scripts! {
     DECLARE "declare"
     SETTLE "settle"
     REPLACE "replace"
+    FORGOTTEN "forgotten"
     CLAIM "claim"
     TAKE "take"
     MOVE "move"
