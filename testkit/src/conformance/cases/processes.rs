@@ -128,14 +128,14 @@ async fn a_retry_that_waits_in_a_process_that_stood_still_is_not_run_twice(lab: 
     let waiting: HashSet<_> = (0..8).map(|number| format!("wait{number}")).collect();
     lab.publish(queue.clone(), waiting.iter().map(|id| message(id))).await?;
     let mut sleeper = Child::consumer(lab.target(), &subscription, &first)?;
-    until(&mut sleeper, &first, |handling| handling.starts.len() == waiting.len()).await?;
-    // Their handlers end.
-    sleep(Duration::from_secs(1)).await;
+    until(&mut sleeper, &first, |handling| handling.starts.len() >= waiting.len()).await?;
     sleeper.stop()?;
+    // On a slow machine some were due before it stood still.
+    let before = Handling::read(&first)?;
     lab.step("all of them, by another process");
     let mut other = Child::consumer(lab.target(), &subscription, &second)?;
     until_within(GONE, &mut other, &second, |handling| {
-        waiting.iter().all(|id| handling.ends.contains(id))
+        waiting.iter().all(|id| before.ends.contains(id) || handling.ends.contains(id))
     })
     .await?;
     let is = |value: Option<u64>, expected| value.is_none_or(|value| value == expected);
@@ -147,7 +147,7 @@ async fn a_retry_that_waits_in_a_process_that_stood_still_is_not_run_twice(lab: 
     lab.publish(queue, [message("after")]).await?;
     let after = |handling: &Handling| handling.ends.iter().any(|id| id == "after");
     let handling = until_within(GONE, &mut sleeper, &first, after).await?;
-    let again: Vec<_> = handling.starts[waiting.len()..].iter().map(|(id, _)| id).collect();
+    let again: Vec<_> = handling.starts[before.starts.len()..].iter().map(|(id, _)| id).collect();
     assert_eq!(again, ["after"], "run by both");
     Ok(())
 }
