@@ -18,8 +18,6 @@ pub(crate) struct Holding {
     pub(crate) id: Id,
     /// How often it was delivered, this time included.
     pub(crate) count: u32,
-    /// When its lease runs out. Until then nobody else can have settled it.
-    pub(crate) until: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +34,8 @@ enum State {
 struct Entry {
     holding: Holding,
     state: State,
+    /// When its lease runs out.
+    until: Instant,
     suspect: bool,
 }
 
@@ -95,8 +95,8 @@ impl Held {
         table.next += 1;
         table.open += 1;
         table.suspects += usize::from(suspect);
-        let holding = Holding { tag, source, id, count, until };
-        table.entries.insert(tag, Entry { holding, state: State::Waiting, suspect });
+        let holding = Holding { tag, source, id, count };
+        table.entries.insert(tag, Entry { holding, state: State::Waiting, until, suspect });
         tag
     }
 
@@ -162,7 +162,7 @@ impl Held {
         let soon = Instant::now() + lease * 2 / 3;
         let table = self.lock();
         let waiting =
-            table.entries.values().filter(|e| e.state == State::Waiting && e.holding.until < soon);
+            table.entries.values().filter(|e| e.state == State::Waiting && e.until < soon);
         waiting.map(|entry| entry.holding).collect()
     }
 
@@ -170,14 +170,14 @@ impl Held {
         let mut table = self.lock();
         for tag in tags {
             if let Some(entry) = table.entries.get_mut(&tag) {
-                entry.holding.until = until;
+                entry.until = until;
             }
         }
     }
 
     /// Whether the lease is over, or somebody else has it.
     pub(crate) fn is_lost(&self, tag: u64) -> bool {
-        self.lock().entries.get(&tag).is_none_or(|entry| entry.holding.until < Instant::now())
+        self.lock().entries.get(&tag).is_none_or(|entry| entry.until < Instant::now())
     }
 
     /// How many wait or are out.
@@ -204,7 +204,7 @@ impl Held {
     pub(crate) fn forget_lost(&self) {
         let now = Instant::now();
         let mut table = self.lock();
-        let lost = |entry: &&Entry| entry.state == State::Out && entry.holding.until < now;
+        let lost = |entry: &&Entry| entry.state == State::Out && entry.until < now;
         let lost: Vec<_> = table.entries.values().filter(lost).map(|e| e.holding.tag).collect();
         for tag in lost {
             table.remove(tag);
@@ -332,7 +332,7 @@ impl Table {
         if self.shut.contains(&partition) || self.leaving.contains(&partition) {
             return false;
         }
-        if entry.holding.until < Instant::now() {
+        if entry.until < Instant::now() {
             // Its lease ran out here, as everything stood still: somebody has it, or it comes again.
             self.remove(tag);
             return false;

@@ -86,10 +86,6 @@
 //! begin at its start. A server that lost all its data knows no group of a topic any more: what is
 //! published before the group's worker makes it again is for no group, as with a new one.
 //!
-//! Who deletes a consumer from its group (`XGROUP DELCONSUMER`) deletes what it had pending. What a
-//! running process has in hand is not lost with it: the process notices when it settles or renews a
-//! lease, and acknowledges, retries or keeps the message all the same.
-//!
 //! # Options
 //! | in the URL | builder | |
 //! |---|---|---|
@@ -124,7 +120,6 @@ mod consume;
 mod dead_letters;
 mod durability;
 mod error;
-mod fenced;
 mod held;
 mod id;
 mod idempotency;

@@ -15,7 +15,6 @@ scripts! {
     DECLARE "declare"
     SETTLE "settle"
     REPLACE "replace"
-    FORGOTTEN "forgotten"
     CLAIM "claim"
     TAKE "take"
     MOVE "move"

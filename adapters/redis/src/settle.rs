@@ -4,15 +4,17 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anybroker_core::adapter::pause;
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Hop, Outcome, Result, Settler, Subscription,
+    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
+    Subscription,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::error::stale;
-use crate::fenced::Fenced;
+use crate::error::{refused, stale};
 use crate::held::{Held, Holding, Source};
+use crate::id::Id;
 use crate::layout::Group;
 use crate::link::{Call, Link};
 use crate::message::write;
@@ -129,7 +131,7 @@ impl Shared {
     pub(crate) async fn settle(
         &self,
         lot: Lot,
-        holdings: impl Iterator<Item = Holding> + Clone + Send,
+        ids: impl Iterator<Item = Id> + Clone,
     ) -> Result<Fenced> {
         let (mode, back) = match lot.mode {
             Mode::Ack => ("ack", 0),
@@ -138,16 +140,32 @@ impl Shared {
         };
         let mut call = self.call(&SETTLE, lot.source, &[]).arg(mode).arg(lot.count).arg(back);
         let mut text = String::new();
-        for holding in holdings.clone() {
+        for id in ids {
             text.clear();
             // Writing to a text does not fail.
-            let _ = write!(text, "{}", holding.id);
+            let _ = write!(text, "{id}");
             call = call.arg(&text);
         }
-        let mut fenced = self.fenced(&call).await?;
-        let found = self.forgotten(&fenced, lot.source, (mode, back), holdings).await?;
-        fenced.find(&found);
-        Ok(fenced)
+        self.fenced(&call).await
+    }
+
+    /// Runs a fenced script, and again when the connection was lost before the answer came: that
+    /// is safe, and only leaves it open whether it was the first time that it took effect.
+    async fn fenced(&self, call: &Call<'_>) -> Result<Fenced> {
+        let end = Instant::now() + self.lease();
+        let mut attempt = 0;
+        loop {
+            match self.link.run("settle", call).await {
+                Ok((lost, refused)) => {
+                    return Ok(Fenced { lost, refused, again: attempt > 0 });
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < end => {
+                    attempt += 1;
+                    pause(attempt).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Renews at once; what is somebody else's by now is forgotten.
@@ -160,7 +178,7 @@ impl Shared {
             holdings.sort_unstable_by_key(|holding| holding.id);
             // Not later than the server does.
             let until = Instant::now() + self.lease();
-            let fenced = self.settle(lot, holdings.iter().copied()).await?;
+            let fenced = self.settle(lot, holdings.iter().map(|holding| holding.id)).await?;
             let (mut kept, mut lost) = (Vec::new(), Vec::new());
             for (place, holding) in holdings.iter().enumerate() {
                 if fenced.is_mine(place) { &mut kept } else { &mut lost }.push(holding.tag);
@@ -176,63 +194,25 @@ impl Shared {
         source: Source,
         copies: &[(Holding, Box<Copy>, Confirmer)],
     ) -> Result<Fenced> {
-        let all = copies.iter().map(|(holding, copy, _)| (*holding, &**copy));
-        let mut fenced = self.fenced(&self.replacing(source, all.clone(), Fence::Count)).await?;
-        let holdings = copies.iter().map(|(holding, ..)| *holding);
-        let found = self.forgotten(&fenced, source, ("look", 0), holdings).await?;
-        if !found.is_empty() {
-            let these = found.iter().filter_map(|place| all.clone().nth(*place));
-            let again = self.fenced(&self.replacing(source, these, Fence::Nobody)).await?;
-            let stored = found.iter().enumerate().filter(|(place, _)| again.is_mine(*place));
-            fenced.find(&stored.map(|(_, place)| *place).collect::<Vec<_>>());
-            let refused = again
-                .refused
-                .into_iter()
-                .filter_map(|(place, text)| Some((*found.get(place)?, text)));
-            fenced.refused.extend(refused);
-        }
-        Ok(fenced)
-    }
-
-    /// The call that stores copies and settles the originals.
-    fn replacing<'a>(
-        &self,
-        source: Source,
-        copies: impl Iterator<Item = (Holding, &'a Copy)>,
-        fence: Fence,
-    ) -> Call<'static> {
         let partition = &self.group.partitions[source / 2];
         let keys = [&*partition.retry, &partition.delayed, &self.group.dead_letters];
         let mut call = self.call(&REPLACE, source, &keys);
-        for (holding, copy) in copies {
-            let count = match fence {
-                Fence::Count => holding.count.to_string(),
-                Fence::Nobody => String::new(),
-            };
+        for (holding, copy, _) in copies {
             let mut fields = Vec::new();
             write(&copy.envelope, &copy.hop, copy.delay, |name, value| {
                 fields.extend([name.to_vec(), value.to_vec()]);
             });
             call = call
                 .arg(holding.id.to_string())
-                .arg(count)
+                .arg(holding.count)
                 .arg(copy.place)
                 .arg(millis(copy.delay))
                 .arg(copy.hop.id.as_deref())
                 .arg(fields.len())
                 .arg(fields);
         }
-        call
+        self.fenced(&call).await
     }
-}
-
-/// What a copy is stored on condition of.
-#[derive(Clone, Copy)]
-enum Fence {
-    /// The original is pending here, and was delivered as often as was noted.
-    Count,
-    /// The original is pending nowhere.
-    Nobody,
 }
 
 /// In whole milliseconds, never less than it says.
@@ -240,6 +220,29 @@ pub(crate) fn millis(delay: Duration) -> u64 {
     // A century: the server counts in doubles.
     const LONGEST: u64 = 100 * 366 * 24 * 3_600_000;
     u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).min(LONGEST)
+}
+
+/// What a fenced script answered.
+pub(crate) struct Fenced {
+    /// The places of those that were not this consumer's any more, in their order.
+    lost: Vec<usize>,
+    /// The places of those that the server refused, with its error.
+    refused: BTreeMap<usize, String>,
+    /// Whether an earlier answer was lost: then what is not this consumer's may be so since it was
+    /// settled.
+    pub(crate) again: bool,
+}
+
+impl Fenced {
+    pub(crate) fn is_mine(&self, place: usize) -> bool {
+        self.lost.binary_search(&place).is_err()
+    }
+
+    /// The error of one that the server refused.
+    pub(crate) fn refusal(&self, place: usize) -> Option<Error> {
+        let text = self.refused.get(&place)?;
+        Some(refused("settle", "its copy cannot be stored", text.clone()))
+    }
 }
 
 impl Holding {

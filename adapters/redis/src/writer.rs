@@ -6,12 +6,11 @@ use std::time::Duration;
 use anybroker_core::{Confirmer, Error, ErrorKind, Result, RetryClass};
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::error::{error_of, stale};
-use crate::fenced::Fenced;
 use crate::held::{Holding, Source};
-use crate::settle::{Command, Copy, Lot, Mode, Shared};
+use crate::settle::{Command, Copy, Fenced, Lot, Mode, Shared};
 
 /// How many settlements are written at once at most, and how many bytes of copies.
 const BATCH: usize = 1024;
@@ -127,7 +126,7 @@ async fn settle(
     mut all: Vec<(Holding, Option<Confirmer>)>,
 ) -> Vec<Owed> {
     all.sort_unstable_by_key(|(holding, _)| holding.id);
-    let settled = shared.settle(lot, all.iter().map(|(holding, _)| *holding)).await;
+    let settled = shared.settle(lot, all.iter().map(|(holding, _)| holding.id)).await;
     let count = match lot.mode {
         Mode::Back(count) => count,
         Mode::Ack | Mode::Renew => lot.count,
@@ -166,7 +165,6 @@ fn answer(
     all: impl Iterator<Item = (Holding, u32, Option<Confirmer>)>,
 ) -> Vec<Owed> {
     let gone = settled.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-    let now = Instant::now();
     let mut owed = Vec::new();
     let mut done = Vec::new();
     for (index, (holding, count, confirmer)) in all.enumerate() {
@@ -190,8 +188,7 @@ fn answer(
         let failed = is_refused
             || matches!(settled, Err(error) if !gone && error.kind() != ErrorKind::Closed);
         if failed {
-            // Whether it took effect is not known: it may be acknowledged by now.
-            owed.push((Holding { until: now, ..holding }, count));
+            owed.push((holding, count));
         } else {
             done.push(holding.tag);
         }

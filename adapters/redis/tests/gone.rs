@@ -14,14 +14,13 @@ use anybroker_core::{
 use anybroker_redis::RedisBroker;
 use anybroker_redis::redis::{Cmd, cmd};
 use anybroker_testkit::brokers::{Redis, RedisVersion, Server};
-use support::{ack, connect, message, receive, run, send, servers, try_receive, unique};
+use support::{ack, connect, message, receive, run, send, servers, unique};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tower::service_fn;
 
 const PATIENCE: Duration = Duration::from_mins(1);
-const SECOND: Duration = Duration::from_secs(1);
 
 /// A destination that is handled, and how often each message was.
 #[derive(Clone)]
@@ -333,64 +332,4 @@ async fn a_group_that_is_made_again_goes_on_where_it_was() {
         ack(next).await;
         broker.close().await.expect("a close");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_hand_is_not_lost_with_its_deleted_consumer() {
-    let mut cases = JoinSet::new();
-    for url in servers() {
-        for ordered in [false, true] {
-            cases.spawn(outlive_the_consumer(url.clone(), ordered));
-        }
-    }
-    while let Some(case) = cases.join_next().await {
-        case.expect("no panic");
-    }
-}
-
-async fn outlive_the_consumer(url: String, ordered: bool) {
-    let broker = connect(&url).await;
-    let name = unique("in-hand");
-    let queue = || {
-        let queue = Queue::new(name.clone());
-        if ordered { queue.ordered() } else { queue }
-    };
-    let lease = 15 * SECOND;
-    let subscription = Subscription::queue(queue()).lease(lease);
-    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
-    for id in 0..10 {
-        send(&broker, queue(), message(id.to_string()).with_key("k")).await;
-    }
-    let first = receive(&mut consumer).await;
-    let mut waiting = 0;
-    while waiting < 10 {
-        let mut pending = cmd("XPENDING");
-        pending.arg(&name).arg(&name).arg("-").arg("+").arg(20);
-        let pending: Vec<anybroker_redis::redis::Value> = run(&broker, &pending).await;
-        waiting = pending.len();
-    }
-    let mut find = cmd("XINFO");
-    find.arg("CONSUMERS").arg(&name).arg(&name);
-    let consumers: Vec<BTreeMap<String, String>> = run(&broker, &find).await;
-    for consumer in consumers {
-        let mut delete = cmd("XGROUP");
-        delete.arg("DELCONSUMER").arg(&name).arg(&name).arg(&consumer["name"]);
-        let _: u32 = run(&broker, &delete).await;
-    }
-    // It comes again, although the server knew nothing of it any more.
-    let again = Outcome::Retry { after: Duration::from_millis(10) };
-    first.settle(again).await.expect("it is stored");
-    // Those that wait here outlive their lease.
-    sleep(lease + SECOND).await;
-    let mut ids = Vec::new();
-    while ids.len() < 10 {
-        let delivery = receive(&mut consumer).await;
-        ids.push(delivery.envelope().id.parse::<u32>().expect("a number"));
-        // It may be stale by then, and comes again.
-        let _ = delivery.settle(Outcome::Ack).await;
-        ids.sort_unstable();
-        ids.dedup();
-    }
-    assert!(try_receive(&mut consumer, SECOND).await.is_none(), "{url}, {ordered}");
-    broker.close().await.expect("a close");
 }

@@ -3,7 +3,7 @@
 -- consumer's. The copy comes first: if it fails, the original stays. A server without memory does
 -- it too: what is acknowledged frees what the copy takes.
 -- KEYS: stream, lock, retry, delayed, dead letters. ARGV: group, consumer, token or '', then for
--- each entry: id, count or '', where, delay in ms, unique text, number of fields, fields. Answers which
+-- each entry: id, count, where, delay in ms, unique text, number of fields, fields. Answers which
 -- were not this consumer's, by their places from 0 on, and which copies were refused: place, error,
 -- place, error. One that is refused keeps none of the others from being stored.
 local stream, group, consumer, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -14,14 +14,8 @@ local lost, refused, place, i = {}, {}, 0, 4
 while i <= #ARGV do
     local id, where, length = ARGV[i], ARGV[i + 2], tonumber(ARGV[i + 5])
     local first, last = i + 6, i + 5 + length
-    local mine
-    if ARGV[i + 1] == '' then
-        -- Nobody has it: see forgotten.lua.
-        mine = fenced and not redis.call('XPENDING', stream, group, id, id, 1)[1]
-    else
-        local entry = fenced and redis.call('XPENDING', stream, group, id, id, 1, consumer)[1]
-        mine = entry and entry[4] == tonumber(ARGV[i + 1])
-    end
+    local entry = fenced and redis.call('XPENDING', stream, group, id, id, 1, consumer)[1]
+    local mine = entry and entry[4] == tonumber(ARGV[i + 1])
     if mine then
         local stored
         if where == 'delayed' then
