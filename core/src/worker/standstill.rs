@@ -8,7 +8,8 @@ use crate::adapter::Background;
 const BEAT: Duration = Duration::from_millis(500);
 
 /// Without a beat for so long, the process has stood still: it was stopped, or the machine slept or
-/// swapped. That is shorter than any lease, session or heartbeat that a broker allows.
+/// swapped. That is shorter than a session of Kafka (6 s, as brokers are set up) and a heartbeat of
+/// RabbitMQ (15 s). A lease may be shorter, but its end is counted in this process.
 const STILL: Duration = Duration::from_secs(3);
 
 /// How long a client needs at most, once the process runs again, to find out that its connection

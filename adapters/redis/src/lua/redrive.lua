@@ -1,6 +1,6 @@
 -- Moves dead letters back to their group; one that is refused stays, and keeps none of the others.
 -- KEYS: dead letters, retry. ARGV: for each: id, number of fields, fields.
--- Answers how many were moved, and the error of the first that was refused or ''.
+-- Returns how many were moved, and the error of the first that was refused or ''.
 local moved, refused, i = 0, '', 1
 while i <= #ARGV do
     local last = i + 1 + tonumber(ARGV[i + 1])

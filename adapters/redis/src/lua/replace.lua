@@ -3,7 +3,7 @@
 -- consumer's. The copy comes first: if it fails, the original stays. A server without memory does
 -- it too: what is acknowledged frees what the copy takes.
 -- KEYS: stream, lock, retry, delayed, dead letters. ARGV: group, consumer, token or '', then for
--- each entry: id, count, where, delay in ms, unique text, number of fields, fields. Answers which
+-- each entry: id, count, where, delay in ms, unique text, number of fields, fields. Returns which
 -- were not this consumer's, by their places from 0 on, and which copies were refused: place, error,
 -- place, error. One that is refused keeps none of the others from being stored.
 local stream, group, consumer, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
