@@ -10,8 +10,9 @@ const BEAT: Duration = Duration::from_millis(500);
 /// Without a beat for so long, the process has stood still: it was stopped, or its machine swapped.
 /// The sleep of a whole machine is not seen, since the clock of Linux stands still with it.
 ///
-/// It is shorter than a session of Kafka (6 s, as brokers are set up) and a heartbeat of RabbitMQ
-/// (15 s). A lease may be shorter, but its end is counted in this process.
+/// It is shorter than what brokers allow a client before they give its messages to somebody else:
+/// sessions and heartbeats of 6 s and more, as brokers are set up. A lease may be shorter, but its
+/// end is counted in this process.
 const STILL: Duration = Duration::from_secs(3);
 
 /// How long a client needs at most, once the process runs again, to find out that its connection
