@@ -59,8 +59,6 @@ pub(crate) struct Reader {
     pub(crate) surplus: VecDeque<Delivery>,
     /// Where each source is to be searched further.
     pub(crate) cursors: Vec<Cursor>,
-    /// Until when each ordered partition is owned.
-    pub(crate) owned: Vec<Option<Instant>>,
     /// Since when those are leaving that are given up once all that was handed out is settled.
     pub(crate) leaving: Vec<Option<Instant>>,
     /// Until when one is kept that did not get empty.
@@ -111,7 +109,6 @@ pub(crate) async fn consume(
         prefetch,
         surplus: VecDeque::new(),
         cursors: vec![Cursor::start(); 2 * partitions],
-        owned: vec![None; partitions],
         leaving: vec![None; partitions],
         staying: vec![None; partitions],
         turn: 0,
@@ -126,7 +123,13 @@ pub(crate) async fn consume(
         claims: false,
         told_untrimmed: false,
     };
-    tokio::spawn(reader.run(sender, closing));
+    let keeping = crate::keep::keep(Arc::clone(&shared));
+    tokio::spawn(async move {
+        tokio::select! {
+            () = keeping => {}
+            () = reader.run(sender, closing) => {}
+        }
+    });
     Ok(Box::new(RedisConsumer { inbox, settler, shared }))
 }
 
@@ -150,7 +153,9 @@ impl Consumer for RedisConsumer {
     }
 
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
-        Some((Arc::clone(&self.settler) as _, self.shared.lease()))
+        // What is held of an ordered group is held by its partition, which is kept by itself.
+        let leased = !self.shared.group.ordered;
+        leased.then(|| (Arc::clone(&self.settler) as _, self.shared.lease()))
     }
 
     async fn close(self: Box<Self>) -> Result<()> {
@@ -205,10 +210,8 @@ impl Reader {
 
     /// What was answered may have been lost with the connection.
     fn lost_track(&mut self) {
-        for partition in 0..self.owned.len() {
-            if self.owned[partition].is_some() {
-                self.shared.held.shut(partition);
-            }
+        for (partition, ..) in self.shared.held.all_owned() {
+            self.shared.held.shut(partition);
         }
     }
 
@@ -359,9 +362,6 @@ impl Reader {
             }
             let _ = timeout(TICK, self.settler.flush()).await;
             shared.held.forget_lost();
-            if let Err(error) = self.keep_owning().await {
-                tracing::debug!(%error, "keeping what is owned failed");
-            }
         }
         let giving_back = async {
             let given_back: Vec<_> = shared

@@ -1,11 +1,13 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anybroker_core::Delivery;
 use tokio::time::Instant;
 
 use crate::id::Id;
+
+use self::partitions::Partition;
+pub(crate) use self::partitions::Reopening;
 
 /// Which stream an entry is in: twice the partition's number, and one more for what was retried.
 pub(crate) type Source = usize;
@@ -50,10 +52,8 @@ struct Table {
     /// How many wait or are out.
     open: usize,
     suspects: usize,
-    /// Ordered partitions that hand out no more until all that was handed out is back.
-    shut: Vec<usize>,
-    /// Those that are to be given up, which hand out nothing either.
-    leaving: Vec<usize>,
+    /// By which the entries of an ordered group are held; `None` where each has its own lease.
+    partitions: Option<Vec<Partition>>,
 }
 
 impl Held {
@@ -127,9 +127,9 @@ impl Held {
         entry.state = State::Settling;
         let holding = entry.holding;
         table.open -= 1;
-        // Nothing passes what goes unseen out of a leaving partition: all that waits goes back.
-        if shut && !(unseen && table.leaving.contains(&(holding.source / 2))) {
-            table.shut(holding.source / 2);
+        if shut && let Some(partition) = table.partition(holding.source / 2) {
+            // Nothing passes what goes unseen out of a leaving one: all that waits goes back.
+            partition.shut |= !(unseen && partition.leaving);
         }
         Some(holding)
     }
@@ -157,9 +157,8 @@ impl Held {
         entries.filter(|entry| entry.state == State::Out).map(|entry| entry.holding).collect()
     }
 
-    /// Those that no handler has seen yet, and of which a third of the lease is over.
-    pub(crate) fn to_renew(&self, lease: Duration) -> Vec<Holding> {
-        let soon = Instant::now() + lease * 2 / 3;
+    /// Those that no handler has seen yet, and whose lease is over before `soon`.
+    pub(crate) fn to_renew(&self, soon: Instant) -> Vec<Holding> {
         let table = self.lock();
         let waiting =
             table.entries.values().filter(|e| e.state == State::Waiting && e.until < soon);
@@ -177,7 +176,8 @@ impl Held {
 
     /// Whether the lease is over, or somebody else has it.
     pub(crate) fn is_lost(&self, tag: u64) -> bool {
-        self.lock().entries.get(&tag).is_none_or(|entry| entry.until < Instant::now())
+        let table = self.lock();
+        table.entries.get(&tag).is_none_or(|entry| table.until(entry) < Some(Instant::now()))
     }
 
     /// How many wait or are out.
@@ -202,9 +202,9 @@ impl Held {
 
     /// Forgets what is out and was not renewed: it is somebody else's, or comes again.
     pub(crate) fn forget_lost(&self) {
-        let now = Instant::now();
+        let now = Some(Instant::now());
         let mut table = self.lock();
-        let lost = |entry: &&Entry| entry.state == State::Out && entry.until < now;
+        let lost = |entry: &&Entry| entry.state == State::Out && table.until(entry) < now;
         let lost: Vec<_> = table.entries.values().filter(lost).map(|e| e.holding.tag).collect();
         for tag in lost {
             table.remove(tag);
@@ -226,77 +226,6 @@ impl Held {
             .map(|entry| (entry.holding, entry.state == State::Out))
             .collect()
     }
-
-    /// Forgets a partition that is somebody else's.
-    pub(crate) fn lose(&self, partition: usize) {
-        let mut table = self.lock();
-        table.shut.retain(|shut| *shut != partition);
-        table.leaving.retain(|leaving| *leaving != partition);
-        let of_it = |entry: &&Entry| entry.holding.source / 2 == partition;
-        let lost: Vec<_> = table.entries.values().filter(of_it).map(|e| e.holding.tag).collect();
-        for tag in lost {
-            table.remove(tag);
-        }
-    }
-
-    /// Of a shut partition: whether all is back, and what of it waits, which goes back now.
-    pub(crate) fn reopen(&self, partition: usize) -> Reopening {
-        let mut table = self.lock();
-        if !table.shut.contains(&partition) {
-            return Reopening::Open;
-        }
-        let of_it = |holding: &Holding| holding.source / 2 == partition;
-        let waiting = table.take_waiting(of_it);
-        // Those that wait are among them until the server has them.
-        if table.entries.values().any(|entry| of_it(&entry.holding)) {
-            return Reopening::Not(waiting);
-        }
-        table.shut.retain(|shut| *shut != partition);
-        Reopening::Again
-    }
-
-    /// Keeps a partition that is to be given up from handing out more.
-    pub(crate) fn leave(&self, partition: usize) {
-        let mut table = self.lock();
-        if !table.leaving.contains(&partition) {
-            table.leaving.push(partition);
-        }
-    }
-
-    /// What of a leaving partition waits, which goes back now; `None` once all is back.
-    pub(crate) fn drain(&self, partition: usize) -> Option<Vec<Holding>> {
-        let mut table = self.lock();
-        let of_it = |holding: &Holding| holding.source / 2 == partition;
-        let waiting = table.take_waiting(of_it);
-        table.entries.values().any(|entry| of_it(&entry.holding)).then_some(waiting)
-    }
-
-    /// Lets a leaving partition hand out again, from its beginning; not while something is on its
-    /// way back, which comes before what follows.
-    pub(crate) fn stay(&self, partition: usize) -> bool {
-        let mut table = self.lock();
-        let back =
-            |entry: &Entry| entry.holding.source / 2 == partition && entry.state != State::Out;
-        if table.entries.values().any(back) {
-            return false;
-        }
-        table.leaving.retain(|leaving| *leaving != partition);
-        true
-    }
-
-    /// Keeps an ordered partition from handing out more; see [`reopen`](Self::reopen).
-    pub(crate) fn shut(&self, partition: usize) {
-        self.lock().shut(partition);
-    }
-}
-
-/// Whether an ordered partition hands out.
-pub(crate) enum Reopening {
-    Open,
-    /// From its beginning.
-    Again,
-    /// Not yet; these are to be given back.
-    Not(Vec<Holding>),
 }
 
 impl Table {
@@ -327,12 +256,14 @@ impl Table {
     }
 
     fn hand_out(&mut self, tag: u64) -> bool {
+        let Some(entry) = self.entries.get(&tag) else { return false };
+        let until = self.until(entry);
         let Some(entry) = self.entries.get_mut(&tag) else { return false };
-        let partition = entry.holding.source / 2;
-        if self.shut.contains(&partition) || self.leaving.contains(&partition) {
+        let partition = self.partitions.as_ref().map(|all| &all[entry.holding.source / 2]);
+        if partition.is_some_and(|partition| partition.shut || partition.leaving) {
             return false;
         }
-        if entry.until < Instant::now() {
+        if until < Some(Instant::now()) {
             // Its lease ran out here, as everything stood still: somebody has it, or it comes again.
             self.remove(tag);
             return false;
@@ -345,12 +276,20 @@ impl Table {
         true
     }
 
-    fn shut(&mut self, partition: usize) {
-        if !self.shut.contains(&partition) {
-            self.shut.push(partition);
+    fn partition(&mut self, index: usize) -> Option<&mut Partition> {
+        self.partitions.as_mut().map(|all| &mut all[index])
+    }
+
+    /// Until when an entry is this consumer's. In an ordered group that is as long as its partition
+    /// is, since nobody else takes it before.
+    fn until(&self, entry: &Entry) -> Option<Instant> {
+        match &self.partitions {
+            None => Some(entry.until),
+            Some(partitions) => partitions[entry.holding.source / 2].until,
         }
     }
 }
 
+mod partitions;
 #[cfg(test)]
 mod tests;

@@ -123,6 +123,7 @@ mod error;
 mod held;
 mod id;
 mod idempotency;
+mod keep;
 mod layout;
 mod line;
 mod link;

@@ -1,5 +1,5 @@
 //! Ordered groups: each partition has one owner, and all that it does there is refused once
-//! somebody else owns it.
+//! somebody else owns it. Owning is renewed beside, in `keep.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +21,9 @@ use crate::settle::millis;
 const STAYS: u32 = 10;
 
 impl Reader {
-    /// Renews what is owned, takes one free partition more while others have as many, and begins to
-    /// give up what is beyond this process's share: so all processes of a group share them.
+    /// Takes one free partition more while others have as many, and begins to give up what is
+    /// beyond this process's share: so all processes of a group share them.
     pub(crate) async fn own(&mut self) -> Result<()> {
-        self.keep_owning().await?;
         let shared = Arc::clone(&self.shared);
         // Where the answer is lost, it is asked again with the same token.
         let token = format!("{}-{}", shared.consumer, self.ownerships);
@@ -38,14 +37,16 @@ impl Reader {
         let mut places = answer.into_iter().map(|place| usize::try_from(place).ok());
         if let Some(index) = places.next().flatten() {
             self.ownerships += 1;
-            shared.set_token(index, token);
-            self.owned[index] = Some(begun + shared.lease());
+            shared.held.own(index, token, begun + shared.lease());
+            self.leaving[index] = None;
             self.begin_anew(index);
         }
         let beyond: Vec<_> = places.flatten().collect();
-        for index in 0..self.owned.len() {
-            if self.owned[index].is_some() {
+        for index in 0..self.leaving.len() {
+            if shared.held.is_owned(index) {
                 self.leave_or_stay(index, beyond.contains(&index)).await?;
+            } else {
+                self.leaving[index] = None;
             }
         }
         Ok(())
@@ -79,41 +80,6 @@ impl Reader {
         Ok(())
     }
 
-    /// Renews the locks of which a third of the time is over; forgets what others have taken.
-    pub(crate) async fn keep_owning(&mut self) -> Result<()> {
-        let lease = self.shared.lease();
-        for index in 0..self.owned.len() {
-            let Some(until) = self.owned[index] else { continue };
-            let now = Instant::now();
-            if until > now + lease * 2 / 3 {
-                continue;
-            }
-            let call = Call::new(&LOCK)
-                .key(&self.shared.group.partitions[index].lock)
-                .arg(self.shared.token(index))
-                .arg(millis(lease));
-            match self.shared.link.run::<i64>("own a partition", &call).await {
-                Ok(1) => self.owned[index] = Some(now + lease),
-                Ok(_) => self.lose(index),
-                Err(error) => {
-                    if until <= now {
-                        self.lose(index);
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn lose(&mut self, index: usize) {
-        tracing::warn!(partition = index, "an ordered partition is somebody else's now");
-        self.owned[index] = None;
-        self.leaving[index] = None;
-        self.shared.set_token(index, String::from("lost"));
-        self.shared.held.lose(index);
-    }
-
     fn begin_anew(&mut self, index: usize) {
         self.cursors[2 * index] = Cursor::start();
         self.cursors[2 * index + 1] = Cursor::start();
@@ -121,23 +87,23 @@ impl Reader {
 
     pub(crate) async fn disown(&mut self) -> Result<()> {
         let mut disowned = Ok(());
-        for index in 0..self.owned.len() {
+        for index in 0..self.leaving.len() {
             disowned = disowned.and(self.give_up(index).await);
         }
         disowned
     }
 
     async fn give_up(&mut self, index: usize) -> Result<()> {
-        if self.owned[index].is_none() {
+        let shared = &self.shared;
+        if !shared.held.is_owned(index) {
             return Ok(());
         }
-        let call = Call::new(&LOCK)
-            .key(&self.shared.group.partitions[index].lock)
-            .arg(self.shared.token(index))
-            .arg(0);
-        self.shared.link.run::<i64>("give up a partition", &call).await?;
-        (self.owned[index], self.leaving[index]) = (None, None);
-        self.shared.held.lose(index);
+        let token = shared.held.token(index);
+        let partition = &shared.group.partitions[index];
+        let call = Call::new(&LOCK).key(&partition.lock).arg(0).arg(&token);
+        shared.link.run::<Vec<i64>>("give up a partition", &call).await?;
+        self.leaving[index] = None;
+        shared.held.lose(index, &token);
         Ok(())
     }
 
@@ -151,9 +117,10 @@ impl Reader {
     ) -> Result<()> {
         let (mut keys, mut last) = (Vec::new(), Vec::new());
         let mut found_some = false;
-        let (first, partitions) = (self.turn, self.owned.len());
+        let (first, partitions) = (self.turn, self.leaving.len());
         for index in (first..partitions).chain(0..first) {
-            if self.owned[index].is_none() || self.leaving[index].is_some() || room == 0 {
+            let is_owned = self.shared.held.is_owned(index);
+            if !is_owned || self.leaving[index].is_some() || room == 0 {
                 continue;
             }
             match self.shared.held.reopen(index) {
@@ -214,11 +181,7 @@ impl Reader {
                 let waits =
                     self.claim(source, Duration::ZERO, &from, room, Whose::InOrder, known).await?;
                 match waits {
-                    None => {
-                        self.lose(index);
-                        return Ok(false);
-                    }
-                    Some(Waits::Room) => return Ok(false),
+                    None | Some(Waits::Room) => return Ok(false),
                     Some(_) if self.surplus.len() - before >= room => return Ok(false),
                     Some(_) => {}
                 }
@@ -230,19 +193,19 @@ impl Reader {
     /// Reads new entries; answers after which ids more will come.
     async fn read_new(&mut self, index: usize, room: usize) -> Result<(Option<[String; 2]>, bool)> {
         let partition = &self.shared.group.partitions[index];
+        let token = self.shared.held.token(index);
         let call = Call::new(&TAKE)
             .key(&partition.lock)
             .key(&partition.stream)
             .key(&partition.retry)
             .arg(&self.shared.group.name)
             .arg(&self.shared.consumer)
-            .arg(self.shared.token(index))
+            .arg(&token)
             .arg(room);
         let asked = Instant::now();
         let answer: Value = self.shared.link.run("read in order", &call).await?;
         let mut answer = array(answer).into_iter();
-        let Some(found) = answer.next() else {
-            self.lose(index);
+        let Some(found) = self.shared.of_owned(index, &token, answer.next()) else {
             return Ok((None, false));
         };
         let last = answer.next().and_then(text).zip(answer.next().and_then(text));

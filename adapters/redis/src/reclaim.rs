@@ -108,6 +108,7 @@ impl Reader {
             Whose::InOrder => ("any", PAGE, None),
             Whose::Any(place) => ("any", usize::from(place.is_some()), place),
         };
+        let token = shared.held.token(source / 2);
         let call = shared
             .call(&CLAIM, source, &[])
             .arg(millis(idle))
@@ -121,10 +122,10 @@ impl Reader {
         let asked = Instant::now();
         let answer: redis::Value = shared.link.run("claim", &call).await?;
         let mut answer = array(answer).into_iter();
-        let (Some(cursor), Some(waits), Some(gone)) = (answer.next(), answer.next(), answer.next())
-        else {
+        let Some(cursor) = shared.of_owned(source / 2, &token, answer.next()) else {
             return Ok(None);
         };
+        let (Some(waits), Some(gone)) = (answer.next(), answer.next()) else { return Ok(None) };
         let waits = match integer(&waits) {
             Some(0) => Waits::Nothing,
             Some(1) => Waits::Suspects,

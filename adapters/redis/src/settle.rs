@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::adapter::pause;
@@ -9,6 +9,7 @@ use anybroker_core::{
     Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
     Subscription,
 };
+use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -43,8 +44,6 @@ pub(crate) struct Shared {
     pub(crate) settled: AtomicBool,
     /// There is room again.
     pub(crate) room: Notify,
-    /// With which it owns each ordered partition; empty where it does not.
-    tokens: Mutex<Vec<String>>,
 }
 
 /// Settles the deliveries of one consumer.
@@ -86,30 +85,22 @@ impl Shared {
         subscription: Subscription,
         consumer: String,
     ) -> Self {
-        let tokens = Mutex::new(vec![String::new(); group.partitions.len()]);
+        let held =
+            if group.ordered { Held::ordered(group.partitions.len()) } else { Held::default() };
         Self {
             link,
             group,
             subscription,
             consumer,
-            held: Held::default(),
+            held,
             claimable: Notify::new(),
             settled: AtomicBool::new(true),
             room: Notify::new(),
-            tokens,
         }
     }
 
     pub(crate) fn lease(&self) -> Duration {
         self.subscription.lease_time()
-    }
-
-    pub(crate) fn token(&self, partition: usize) -> String {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)[partition].clone()
-    }
-
-    pub(crate) fn set_token(&self, partition: usize, token: String) {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)[partition] = token;
     }
 
     /// Begins a call of a script for one source: stream, lock, more keys; group, consumer, token.
@@ -124,7 +115,7 @@ impl Shared {
         for key in keys {
             call = call.key(key);
         }
-        call.arg(&self.group.name).arg(&self.consumer).arg(self.token(source / 2))
+        call.arg(&self.group.name).arg(&self.consumer).arg(self.held.token(source / 2))
     }
 
     /// Settles a lot, in the order of the ids.
@@ -174,7 +165,7 @@ impl Shared {
         for holding in holdings {
             lots.entry(holding.lot(Mode::Renew)).or_default().push(holding);
         }
-        for (lot, mut holdings) in lots {
+        let renewals = lots.into_iter().map(|(lot, mut holdings)| async move {
             holdings.sort_unstable_by_key(|holding| holding.id);
             // Not later than the server does.
             let until = Instant::now() + self.lease();
@@ -185,8 +176,10 @@ impl Shared {
             }
             self.held.renewed(kept, until);
             self.held.remove(lost);
-        }
-        Ok(())
+            Ok(())
+        });
+        // At once, and one that fails keeps none of the others from being renewed.
+        join_all(renewals).await.into_iter().collect()
     }
 
     pub(crate) async fn replace(

@@ -1,5 +1,5 @@
-//! What a consumer does beside reading: it moves what is due, takes over what others left, renews
-//! what waits and removes what is finished.
+//! What a consumer does beside reading: it moves what is due, takes over what others left and
+//! removes what is finished.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,7 +28,7 @@ const TRIM_LOTS: usize = 50;
 const MOVED_BYTES: usize = 4 * 1024 * 1024;
 
 impl Reader {
-    /// Moves what is due, takes over what others left, and renews what waits here.
+    /// Moves what is due, takes over what others left, and removes what is finished.
     pub(crate) async fn tick(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut next = TICK;
@@ -36,7 +36,7 @@ impl Reader {
             self.own().await?;
         }
         for (index, partition) in shared.group.partitions.iter().enumerate() {
-            if shared.group.ordered && self.owned[index].is_none() {
+            if shared.group.ordered && !shared.held.is_owned(index) {
                 continue;
             }
             let call =
@@ -77,7 +77,6 @@ impl Reader {
             let pause = CLAIM_SHARE * begun.elapsed();
             self.next_claim = begun + pause.min(TICK.max(shared.lease() / 4));
         }
-        shared.renew(shared.held.to_renew(shared.lease())).await?;
         if self.next_trim <= Instant::now() && shared.settled.swap(false, Ordering::Relaxed) {
             let trimmed = self.trim().await;
             if !matches!(trimmed, Ok(true)) {

@@ -78,9 +78,13 @@ impl Writer {
         let shared = &self.shared;
         // At once: they are about different entries.
         let given_back = batch.plain.keys().any(|lot| matches!(lot.mode, Mode::Back(_)));
-        let (plain, copies) = tokio::join!(
+        let renewals = batch.renewals.into_iter();
+        let (plain, copies, _) = tokio::join!(
             join_all(batch.plain.into_iter().map(|(lot, all)| settle(shared, lot, all))),
             join_all(batch.copies.into_iter().map(|(source, all)| replace(shared, source, all))),
+            join_all(renewals.map(async |(holdings, confirmer)| {
+                confirmer.confirm(shared.renew(holdings).await);
+            })),
         );
         self.owed.extend(plain.into_iter().chain(copies).flatten());
         if shared.group.ordered {
@@ -88,9 +92,6 @@ impl Writer {
         }
         if given_back {
             shared.claimable.notify_one();
-        }
-        for (holdings, confirmer) in batch.renewals {
-            confirmer.confirm(shared.renew(holdings).await);
         }
         for done in batch.flushes {
             // Who asked may be gone.

@@ -1,6 +1,16 @@
+use std::time::Duration;
+
 use super::*;
 
 const LEASE: Duration = Duration::from_secs(30);
+
+fn ordered() -> Held {
+    let held = Held::ordered(2);
+    for partition in 0..2 {
+        held.own(partition, "token".to_owned(), Instant::now() + LEASE);
+    }
+    held
+}
 
 fn insert(held: &Held, number: u64, count: u32) -> u64 {
     held.insert(0, Id(number, 0), count, Instant::now() + LEASE, count > 2)
@@ -43,7 +53,7 @@ fn the_last_suspect_makes_room_for_the_next() {
 
 #[test]
 fn a_partition_that_does_not_get_empty_hands_out_again_from_its_beginning() {
-    let held = Held::default();
+    let held = ordered();
     let [out, dropped, waiting] = [1, 2, 3].map(|number| insert(&held, number, 1));
     assert!(held.lock().hand_out(out));
     held.leave(0);
@@ -70,7 +80,7 @@ fn a_partition_that_does_not_get_empty_hands_out_again_from_its_beginning() {
 
 #[test]
 fn a_shut_partition_hands_out_nothing_until_all_is_back() {
-    let held = Held::default();
+    let held = ordered();
     let [back, waiting, elsewhere] = [
         insert(&held, 1, 1),
         insert(&held, 2, 1),
@@ -86,4 +96,23 @@ fn a_shut_partition_hands_out_nothing_until_all_is_back() {
     assert!(matches!(held.reopen(0), Reopening::Again));
     assert!(matches!(held.reopen(0), Reopening::Open));
     assert!(matches!(held.reopen(1), Reopening::Open));
+}
+
+#[test]
+fn what_was_read_from_a_partition_is_held_as_long_as_that() {
+    let held = ordered();
+    let [here, elsewhere] = [0, 2].map(|source| {
+        // Its own lease is over at once.
+        held.insert(source, Id(1, 0), 1, Instant::now(), false)
+    });
+    assert!(!held.is_lost(here) && held.lock().hand_out(here));
+    assert!(!held.lose(0, "a former token") && !held.is_lost(here));
+    held.keep(0, "token", Instant::now());
+    assert!(!held.is_lost(here), "what is answered late makes nothing shorter");
+    assert!(held.lose(0, "token") && held.is_lost(here) && held.settle(here, false).is_none());
+    held.keep(0, "token", Instant::now() + LEASE);
+    assert!(!held.is_owned(0), "once lost, it is owned anew or not at all");
+    assert!(!held.is_lost(elsewhere));
+    held.own(1, "another".to_owned(), Instant::now());
+    assert!(held.is_lost(elsewhere) && !held.lock().hand_out(elsewhere));
 }

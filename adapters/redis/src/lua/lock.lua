@@ -1,8 +1,13 @@
--- Renews a lock that is still held, or gives it up. KEYS: lock. ARGV: token, ms or 0.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-    return 0
+-- Renews locks that are still held, or gives them up. KEYS: locks. ARGV: ms or 0, then the token of
+-- each lock. Returns 1 for each that was held and 0 for each that was not.
+local answer = {}
+for i, lock in ipairs(KEYS) do
+    if redis.call('GET', lock) ~= ARGV[i + 1] then
+        answer[i] = 0
+    elseif ARGV[1] == '0' then
+        answer[i] = redis.call('DEL', lock)
+    else
+        answer[i] = redis.call('PEXPIRE', lock, ARGV[1])
+    end
 end
-if ARGV[2] == '0' then
-    return redis.call('DEL', KEYS[1])
-end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return answer
