@@ -115,8 +115,8 @@ impl Reader {
         inbox: &InboxSender,
         closing: &mut watch::Receiver<bool>,
     ) -> Result<()> {
-        let (mut keys, mut last) = (Vec::new(), Vec::new());
-        let mut found_some = false;
+        let before = self.surplus.len();
+        let mut ready = Vec::new();
         let (first, partitions) = (self.turn, self.leaving.len());
         for index in (first..partitions).chain(0..first) {
             let is_owned = self.shared.held.is_owned(index);
@@ -135,22 +135,23 @@ impl Reader {
             }
             let before = self.surplus.len();
             if self.read_again(index, room).await? {
-                let (at, found) = self.read_new(index, room).await?;
-                found_some |= found;
-                if let Some(at) = at {
-                    let partition = &self.shared.group.partitions[index];
-                    keys.extend([partition.stream.clone(), partition.retry.clone()]);
-                    last.extend(at);
-                }
+                ready.push(index);
             }
             let taken = self.surplus.len() - before;
-            found_some |= taken > 0;
             if taken > 0 {
                 self.turn = (index + 1) % partitions;
             }
             room = room.saturating_sub(taken);
         }
-        if found_some {
+        let (mut keys, mut last) = (Vec::new(), Vec::new());
+        if room > 0 && !ready.is_empty() {
+            for (index, at) in self.read_new(&ready, room).await? {
+                let partition = &self.shared.group.partitions[index];
+                keys.extend([partition.stream.clone(), partition.retry.clone()]);
+                last.extend(at);
+            }
+        }
+        if self.surplus.len() > before {
             return Ok(());
         }
         let wait = self.next_tick.saturating_duration_since(Instant::now());
@@ -190,30 +191,39 @@ impl Reader {
         Ok(true)
     }
 
-    /// Reads new entries; answers after which ids more will come.
-    async fn read_new(&mut self, index: usize, room: usize) -> Result<(Option<[String; 2]>, bool)> {
-        let partition = &self.shared.group.partitions[index];
-        let token = self.shared.held.token(index);
-        let call = Call::new(&TAKE)
-            .key(&partition.lock)
-            .key(&partition.stream)
-            .key(&partition.retry)
-            .arg(&self.shared.group.name)
-            .arg(&self.shared.consumer)
-            .arg(&token)
-            .arg(room);
-        let asked = Instant::now();
-        let answer: Value = self.shared.link.run("read in order", &call).await?;
-        let mut answer = array(answer).into_iter();
-        let Some(found) = self.shared.of_owned(index, &token, answer.next()) else {
-            return Ok((None, false));
-        };
-        let last = answer.next().and_then(text).zip(answer.next().and_then(text));
-        let (stream, mut some) = (partition.stream.clone(), false);
-        for (name, found) in streams(found) {
-            some |= !found.is_empty();
-            self.take_in(2 * index + usize::from(name != stream), found, asked, None);
+    /// Reads new entries, of the first partitions first; returns after which ids of each more will
+    /// come.
+    async fn read_new(
+        &mut self,
+        partitions: &[usize],
+        room: usize,
+    ) -> Result<Vec<(usize, [String; 2])>> {
+        let shared = Arc::clone(&self.shared);
+        let tokens: Vec<_> = partitions.iter().map(|index| shared.held.token(*index)).collect();
+        let mut call = Call::new(&TAKE);
+        for index in partitions {
+            let partition = &shared.group.partitions[*index];
+            call = call.key(&partition.lock).key(&partition.stream).key(&partition.retry);
         }
-        Ok((last.map(|(stream, retry)| [stream, retry]), some))
+        let call = call.arg(&shared.group.name).arg(&shared.consumer).arg(room).arg(&tokens);
+        let asked = Instant::now();
+        let answer: Value = shared.link.run("read in order", &call).await?;
+        let mut ends = Vec::new();
+        for ((index, token), answer) in partitions.iter().zip(&tokens).zip(array(answer)) {
+            let owned = Some(answer).filter(|answer| !matches!(answer, Value::Nil));
+            let Some(owned) = shared.of_owned(*index, token, owned) else { continue };
+            let mut owned = array(owned).into_iter();
+            let Some(found) = owned.next() else { continue };
+            let stream = &shared.group.partitions[*index].stream;
+            for (name, found) in streams(found) {
+                if !found.is_empty() {
+                    self.turn = (index + 1) % self.leaving.len();
+                }
+                self.take_in(2 * index + usize::from(name != *stream), found, asked, None);
+            }
+            let at = owned.next().and_then(text).zip(owned.next().and_then(text));
+            ends.extend(at.map(|(stream, retry)| (*index, [stream, retry])));
+        }
+        Ok(ends)
     }
 }

@@ -6,11 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anybroker_core::{ErrorKind, Result, RetryClass, now};
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::consume::Reader;
+use crate::held::Source;
 use crate::link::Call;
 use crate::scripts::{MOVE, TRIM};
+use crate::settle::Shared;
 
 /// How often a consumer looks for what is due, and for what others left behind.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
@@ -35,19 +38,16 @@ impl Reader {
         if shared.group.ordered {
             self.own().await?;
         }
-        for (index, partition) in shared.group.partitions.iter().enumerate() {
-            if shared.group.ordered && !shared.held.is_owned(index) {
-                continue;
-            }
-            let call =
-                Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(MOVED_BYTES);
-            let asked = now();
-            match shared.link.run::<(i64, u64, String)>("move what is due", &call).await {
-                Ok((due, time, refused)) => {
-                    shared.link.note_time(asked, time);
+        let to_move = 0..shared.group.partitions.len();
+        let to_move = to_move.filter(|index| !shared.group.ordered || shared.held.is_owned(*index));
+        // At once: one that is answered late keeps none of the others.
+        let moved = to_move.map(async |index| (index, move_due(&shared, index).await));
+        for (index, moved) in join_all(moved).await {
+            match moved {
+                Ok((due, refused)) => {
                     if refused != self.unmoved[index] {
                         if !refused.is_empty() {
-                            let key = &partition.delayed;
+                            let key = &shared.group.partitions[index].delayed;
                             tracing::warn!(key, refused, "some of what is due cannot be moved");
                         }
                         self.unmoved[index] = refused;
@@ -90,32 +90,20 @@ impl Reader {
     /// Removes what all groups have finished; answers whether that was all of it.
     async fn trim(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
-        let (mut all, meta) = (true, shared.group.layout.meta());
+        let meta = shared.group.layout.meta();
         let whose = if self.topology.settings.trim_foreign { "any" } else { "ours" };
-        for source in 0..self.cursors.len() {
-            let stream = shared.group.stream(source);
-            let call = Call::new(&TRIM).key(stream).key(&meta).arg(TRIM_LOT);
-            // What came back to a group is in a stream that nobody else has to do with.
-            let call = if source.is_multiple_of(2) { call.arg(source / 2) } else { call.arg("") };
-            let call = call.arg(whose);
-            let mut more = true;
-            for _ in 0..TRIM_LOTS {
-                let Ok(trimmed) = usize::try_from(shared.link.run::<i64>("trim", &call).await?)
-                else {
-                    more = false;
-                    self.untrimmed(stream);
-                    break;
-                };
-                // It stops where the next node would be too much.
-                more = trimmed >= TRIM_LOT / 2;
-                if !more {
-                    break;
-                }
+        let trimmed = (0..self.cursors.len()).map(|source| trim(&shared, source, &meta, whose));
+        let (mut all, mut failed) = (true, Ok(()));
+        for (source, trimmed) in join_all(trimmed).await.into_iter().enumerate() {
+            match trimmed {
+                Ok(Trimmed::All) => {}
+                Ok(Trimmed::Some) => all = false,
+                Ok(Trimmed::Foreign) => self.untrimmed(shared.group.stream(source)),
+                Err(error) => failed = Err(error),
             }
-            all &= !more;
         }
         self.next_trim = Instant::now() + TRIM_EVERY;
-        Ok(all)
+        failed.map(|()| all)
     }
 
     /// Says once that a stream grows.
@@ -127,4 +115,40 @@ impl Reader {
             );
         }
     }
+}
+
+/// What came of trimming a stream.
+enum Trimmed {
+    All,
+    /// There may be more.
+    Some,
+    /// Somebody else made it, and nothing is removed from it.
+    Foreign,
+}
+
+/// Moves what is due in a partition. Returns in how many milliseconds the next is due, or -1, and
+/// why some of it stays, or nothing.
+async fn move_due(shared: &Shared, index: usize) -> Result<(i64, String)> {
+    let partition = &shared.group.partitions[index];
+    let call = Call::new(&MOVE).key(&partition.delayed).key(&partition.retry).arg(MOVED_BYTES);
+    let asked = now();
+    let (due, time, refused) = shared.link.run("move what is due", &call).await?;
+    shared.link.note_time(asked, time);
+    Ok((due, refused))
+}
+
+async fn trim(shared: &Shared, source: Source, meta: &str, whose: &str) -> Result<Trimmed> {
+    let call = Call::new(&TRIM).key(shared.group.stream(source)).key(meta).arg(TRIM_LOT);
+    // What came back to a group is in a stream that nobody else has to do with.
+    let call = if source.is_multiple_of(2) { call.arg(source / 2) } else { call.arg("") };
+    let call = call.arg(whose);
+    for _ in 0..TRIM_LOTS {
+        let trimmed = shared.link.run::<i64>("trim", &call).await?;
+        let Ok(trimmed) = usize::try_from(trimmed) else { return Ok(Trimmed::Foreign) };
+        // It stops where the next node would be too much.
+        if trimmed < TRIM_LOT / 2 {
+            return Ok(Trimmed::All);
+        }
+    }
+    Ok(Trimmed::Some)
 }
