@@ -13,7 +13,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const LATENCY: Duration = Duration::from_millis(250);
 /// Shorter than what a consumer asks in turn takes, longer than one answer.
 const LEASE: Duration = Duration::from_secs(3);
-const MESSAGES: usize = 40;
+const MESSAGES: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_answers_cost_no_lease() {
