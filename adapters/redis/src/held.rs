@@ -257,17 +257,24 @@ impl Table {
 
     fn hand_out(&mut self, tag: u64) -> bool {
         let Some(entry) = self.entries.get(&tag) else { return false };
-        let until = self.until(entry);
+        let is_over = self.until(entry) < Some(Instant::now());
+        let source = entry.holding.source;
+        match self.partition(source / 2) {
+            Some(partition) if partition.shut || partition.leaving => return false,
+            // It may be owned still, or again: then nothing passes what is withheld here.
+            Some(partition) if is_over => {
+                partition.shut = true;
+                return false;
+            }
+            None if is_over => {
+                // Its lease ran out here, as everything stood still: somebody has it, or it comes
+                // again.
+                self.remove(tag);
+                return false;
+            }
+            _ => {}
+        }
         let Some(entry) = self.entries.get_mut(&tag) else { return false };
-        let partition = self.partitions.as_ref().map(|all| &all[entry.holding.source / 2]);
-        if partition.is_some_and(|partition| partition.shut || partition.leaving) {
-            return false;
-        }
-        if until < Some(Instant::now()) {
-            // Its lease ran out here, as everything stood still: somebody has it, or it comes again.
-            self.remove(tag);
-            return false;
-        }
         if entry.state == State::Settling {
             // On its way back, so that it comes again.
             return false;

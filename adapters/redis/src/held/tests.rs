@@ -113,6 +113,20 @@ fn what_was_read_from_a_partition_is_held_as_long_as_that() {
     held.keep(0, "token", Instant::now() + LEASE);
     assert!(!held.is_owned(0), "once lost, it is owned anew or not at all");
     assert!(!held.is_lost(elsewhere));
-    held.own(1, "another".to_owned(), Instant::now());
-    assert!(held.is_lost(elsewhere) && !held.lock().hand_out(elsewhere));
+}
+
+#[test]
+fn nothing_passes_what_was_withheld_while_it_was_open_whose_its_partition_is() {
+    let held = Held::ordered(1);
+    // The answer that it is owned took longer than the lease.
+    held.own(0, "token".to_owned(), Instant::now());
+    let [withheld, next] = [1, 2].map(|number| insert(&held, number, 1));
+    assert!(held.is_lost(withheld) && !held.lock().hand_out(withheld));
+    held.keep(0, "token", Instant::now() + LEASE);
+    assert!(!held.lock().hand_out(next));
+    assert!(matches!(held.abandon(withheld, true), Some((_, false))));
+    let Reopening::Not(returns) = held.reopen(0) else { panic!("one is on its way") };
+    assert_eq!(returns.len(), 1);
+    held.remove([withheld, next]);
+    assert!(matches!(held.reopen(0), Reopening::Again));
 }
