@@ -34,6 +34,8 @@ pub(crate) struct Site {
     /// Where it is reached undisturbed, but by Kafka's clients.
     pub(crate) url: String,
     pub(crate) server: Server,
+    /// The most that it may be away, in each direction, without anything that fails.
+    pub(crate) latency: Duration,
     /// The only way there is, where the server tells its clients where to connect.
     shared: Option<Proxy>,
     options: String,
@@ -62,6 +64,12 @@ impl Broker {
     pub(crate) fn impossible(version: &str) -> Vec<Fault> {
         // It keeps everything in memory.
         if version == "ministack" { vec![Fault::KillBroker] } else { Vec::new() }
+    }
+
+    /// How many messages a second of each publisher leave it idle, beside everything else on a small
+    /// machine. What it answers late because there are too many would be no fault of ours.
+    pub(crate) fn rate(self) -> u32 {
+        if self == Self::Sqs { 15 } else { 40 }
     }
 
     pub(crate) async fn launch(self, version: &'static str) -> Result<Site, BoxError> {
@@ -93,10 +101,14 @@ impl Broker {
             _ => String::new(),
         };
         let options = format!("?connect=wait{own}");
+        // Its client has five requests on their way at once, and needs one for each partition: with
+        // the ten of the scenario a publish takes as long as some of them in turn.
+        let latency = if self == Self::Kafka { 100 } else { 300 };
         Ok(Site {
             name: format!("{self:?} {version}").to_lowercase(),
             url,
             server,
+            latency: Duration::from_millis(latency),
             shared,
             options,
         })

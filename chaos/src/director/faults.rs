@@ -83,7 +83,7 @@ impl Stage {
                 }
             }
             Fault::Latency => {
-                let latency = Duration::from_millis(rng.u64(5..300));
+                let latency = self.latency().await.mul_f64(rng.f64());
                 self.with_ways(None, |way| way.slow(latency)).await;
                 wait(hold, end).await;
                 self.with_ways(None, Proxy::pass).await;
