@@ -19,7 +19,7 @@ use crate::error::{closed, error_of, failed};
 use crate::link::Link;
 use crate::message::{properties, property};
 use crate::publish::{Job, Target};
-use crate::topology::Topology;
+use crate::topology::{Helper, Topology};
 
 /// The most messages of a lot.
 const LOT: usize = 256;
@@ -214,7 +214,8 @@ impl Lane {
 
     /// Hands a message to the client, whose queue keeps the order of these calls.
     fn fly<'a>(&self, channel: &'a Channel, job: &'a Job) -> Flight<'a> {
-        let (properties, size) = properties(&job.envelope, &job.hop);
+        let held = job.target.needs.helper.as_ref().map_or(Duration::ZERO, Helper::holds);
+        let (properties, size) = properties(&job.envelope, &job.hop, held);
         // Everything that is no header takes far less than this.
         if size + 2048 > self.frame_max {
             return Box::pin(ready((Fate::Unfit(size), None)));

@@ -1,6 +1,8 @@
 //! Envelopes as AMQP 0-9-1 messages: headers `ce-*`, the payload as it is.
 
-use anybroker_core::cloudevents::{AttributeReader, write_attributes};
+use std::time::Duration;
+
+use anybroker_core::cloudevents::{AttributeReader, write_attributes_held};
 use anybroker_core::{Envelope, Hop};
 use bytes::Bytes;
 use lapin::BasicProperties;
@@ -33,11 +35,16 @@ pub(crate) struct Received {
     pub(crate) counts_apart: bool,
 }
 
-/// Writes everything but the payload; answers also how many bytes the headers take.
-pub(crate) fn properties(envelope: &Envelope, hop: &Hop) -> (BasicProperties, usize) {
+/// Writes everything but the payload, of a copy that spends a while in a delay queue; answers also
+/// how many bytes the headers take.
+pub(crate) fn properties(
+    envelope: &Envelope,
+    hop: &Hop,
+    held: Duration,
+) -> (BasicProperties, usize) {
     let mut table = FieldTable::default();
     let mut size = 0;
-    write_attributes(envelope, hop, |name, value| {
+    write_attributes_held(envelope, hop, held, |name, value| {
         size += name.len() + value.len() + "ce-".len() + 6;
         let name = ShortString::try_new(["ce-", name].concat());
         if let Ok(name) = name {
@@ -71,6 +78,8 @@ pub(crate) fn property(text: &str) -> ShortString {
 /// Reads any message, ours or foreign.
 pub(crate) fn read(properties: &BasicProperties, payload: Bytes, default_type: &str) -> Received {
     let mut reader = AttributeReader::new();
+    // The broker writes no times.
+    reader.stored_earlier();
     let (mut returned, mut counts_apart) = (0, false);
     let mut ours = false;
     if let Some(headers) = properties.headers() {

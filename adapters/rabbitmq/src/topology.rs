@@ -80,6 +80,16 @@ impl Helper {
         }
     }
 
+    /// How long a message spends there.
+    pub(crate) fn holds(&self) -> Duration {
+        match self {
+            Self::Tier { power, .. } => {
+                Duration::from_secs(1_u64.checked_shl(*power).unwrap_or(u64::MAX))
+            }
+            Self::Runs { .. } => Duration::ZERO,
+        }
+    }
+
     fn shape(&self) -> Shape<'_> {
         match self {
             Self::Tier { target, power } => Shape::Tier { target, power: *power },

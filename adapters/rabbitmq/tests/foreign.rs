@@ -2,10 +2,11 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use anybroker_core::cloudevents::write_attributes;
 use anybroker_core::{
-    Broker, DeadLetterFilter, Envelope, Outcome, Outgoing, Redrive, Subscription, Topic,
+    Broker, DeadLetterFilter, Envelope, Hop, Outcome, Outgoing, Redrive, Subscription, Topic,
 };
 use anybroker_rabbitmq::lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions,
@@ -33,6 +34,63 @@ fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldT
 
 fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
+}
+
+/// A time as an attribute has it.
+fn written(time: SystemTime) -> String {
+    let mut text = String::new();
+    let envelope = Envelope::new("t", "").with_expires(time);
+    write_attributes(&envelope, &Hop::default(), |name, value| {
+        if name == "expirytime" {
+            value.clone_into(&mut text);
+        }
+    });
+    text
+}
+
+/// The broker does not say when it stored a message: its delay counts from its arrival, so that it
+/// is never early.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delay_of_a_machine_whose_clock_is_wrong_counts_from_arrival() {
+    for (server, url) in servers() {
+        let broker = connect(&url).await;
+        let subscription = Subscription::queue(unique("clocks"));
+        broker.declare(&subscription).await.expect("a queue");
+        let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+        for ahead in [false, true] {
+            let hour = Duration::from_hours(1);
+            let begun = SystemTime::now();
+            let clock = if ahead { begun + hour } else { begun - hour };
+            let due = written(clock + Duration::from_secs(2));
+            let clock = written(clock);
+            let attributes = [
+                ("ce-specversion", "1.0"),
+                ("ce-id", "1"),
+                ("ce-source", "s"),
+                ("ce-type", "t"),
+                ("ce-abclock", &clock),
+                ("ce-notbefore", &due),
+            ];
+            let headers = table(attributes.map(|(name, value)| (name, text(value))));
+            let properties = BasicProperties::default().with_headers(headers);
+            put(&broker, &subscription.stored_name(), properties, b"{}").await;
+            let delivery = receive(&mut consumer).await;
+            let due = delivery.hop().not_before.expect("it is delayed");
+            let wait = due.duration_since(begun).unwrap_or_default();
+            assert!(
+                wait >= Duration::from_secs(2) && wait < Duration::from_secs(8),
+                "{server}: {wait:?}"
+            );
+            // A delay queue holds a copy for the larger part of a delay, which is over then.
+            delivery.settle(Outcome::Retry { after: Duration::from_secs(3) }).await.expect("kept");
+            let delivery = receive(&mut consumer).await;
+            let due = delivery.hop().not_before.expect("it is delayed");
+            let rest = due.duration_since(SystemTime::now()).unwrap_or_default();
+            assert!(rest <= Duration::from_secs(1), "{server}: {rest:?}");
+            ack(delivery).await;
+        }
+        delete(&broker, &subscription).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
