@@ -110,12 +110,8 @@ async fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
     let Arguments { broker, fault, .. } = *arguments;
     let version = version(arguments);
     let parts = parts(arguments, Broker::parts(version));
-    let mut impossible = Broker::impossible(version);
-    if !clock::is_shiftable() {
-        impossible.push(Fault::Clock);
-    }
-    if impossible.contains(&fault) {
-        let why = if fault == Fault::Clock { clock::MISSING } else { "it keeps no data" };
+    let impossible = broker.impossible(version);
+    if let Some((_, why)) = impossible.iter().find(|(one, _)| *one == fault) {
         return Err(format!("{fault} is not possible here: {why}").into());
     }
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
@@ -124,7 +120,7 @@ async fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
         seed,
         time: Duration::from_secs(arguments.seconds),
         hold: arguments.hold.map(Duration::from_secs),
-        impossible,
+        impossible: impossible.into_iter().map(|(fault, _)| fault).collect(),
     };
     let plans = [Place::Broker, Place::Processes].map(|place| wish.plan(place));
     let steps = plans.iter().map(Vec::len).sum::<usize>();

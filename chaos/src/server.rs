@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 
+use crate::clock;
 use crate::fault::Fault;
 use crate::scenario::{PUBLISH_TIMEOUT, Part, SESSION};
 
@@ -61,9 +62,18 @@ impl Broker {
     }
 
     /// What cannot be done to it.
-    pub(crate) fn impossible(version: &str) -> Vec<Fault> {
-        // It keeps everything in memory.
-        if version == "ministack" { vec![Fault::KillBroker] } else { Vec::new() }
+    pub(crate) fn impossible(self, version: &str) -> Vec<(Fault, &'static str)> {
+        let mut impossible = Vec::new();
+        if version == "ministack" {
+            impossible.push((Fault::KillBroker, "it keeps its data in memory"));
+        }
+        if self == Self::Kafka {
+            let why = "its client waits by the same clock, and would not find its server";
+            impossible.push((Fault::Clock, why));
+        } else if !clock::is_shiftable() {
+            impossible.push((Fault::Clock, clock::MISSING));
+        }
+        impossible
     }
 
     /// How many messages a second of each publisher leave it idle, beside everything else on a small
