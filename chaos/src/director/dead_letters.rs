@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use anybroker::{BoxError, DeadLetterFilter};
+use anybroker::{BoxError, DeadLetterFilter, Redrive};
 use anybroker_testkit::history::Event;
 use tokio::time::{Instant, sleep};
 
@@ -12,7 +12,7 @@ use crate::scenario::Part;
 const PATIENCE: Duration = Duration::from_mins(1);
 const MOST: usize = 100_000;
 
-/// Notes what is in the dead-letter queues.
+/// Notes what is in the dead-letter queues, once nobody consumes any more.
 pub(super) async fn note(stage: &Stage, parts: &[Part]) -> Result<(), BoxError> {
     let broker = stage.connect().await?;
     for subscription in parts.iter().flat_map(|part| part.subscriptions()) {
@@ -22,8 +22,10 @@ pub(super) async fn note(stage: &Stage, parts: &[Part]) -> Result<(), BoxError> 
         loop {
             let depth = broker.depth(&subscription).await?;
             let peek = broker.dead_letters(&subscription, &DeadLetterFilter::all(), MOST).await?;
+            let mut seen = HashSet::new();
             for letter in peek.entries {
                 let id = letter.envelope.id.clone();
+                seen.insert(id.clone());
                 if known.insert((id.clone(), letter.hop.id.clone())) {
                     let failure = letter.failure();
                     stage.note(&Event::DeadLettered {
@@ -38,12 +40,17 @@ pub(super) async fn note(stage: &Stage, parts: &[Part]) -> Result<(), BoxError> 
                     })?;
                 }
             }
-            let is_complete = peek.complete
-                || depth.dead_lettered.is_some_and(|count| known.len() as u64 >= count);
+            let is_complete = peek.complete || depth.dead_lettered == Some(0);
             if is_complete || Instant::now() > end {
                 break;
             }
-            sleep(Duration::from_millis(500)).await;
+            if seen.is_empty() {
+                sleep(Duration::from_millis(500)).await;
+            } else {
+                // A sample shows those behind them only when they are away.
+                let seen = DeadLetterFilter::all().ids(seen);
+                broker.redrive(&subscription, &Redrive::all().filter(seen)).await?;
+            }
         }
     }
     broker.close().await?;
