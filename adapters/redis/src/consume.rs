@@ -53,6 +53,7 @@ pub(crate) struct Reader {
     pub(crate) settler: Arc<RedisSettler>,
     pub(crate) topology: Arc<Topology>,
     clients: Arc<[Client]>,
+    pub(crate) prefetch: usize,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
     /// what it was asked for.
     pub(crate) surplus: VecDeque<Delivery>,
@@ -96,14 +97,16 @@ pub(crate) async fn consume(
     let consumer = format!("{}{:016x}", topology.process, fastrand::u64(..));
     let partitions = group.partitions.len();
     let link = Arc::clone(&topology.link);
-    let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer, prefetch));
+    let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer));
     let settler = RedisSettler::start(Arc::clone(&shared));
-    let (sender, inbox) = Inbox::channel(Inbox::COUNTED);
+    let prefetch = prefetch.max(1);
+    let (sender, inbox) = Inbox::channel(2 * prefetch);
     let reader = Reader {
         shared: Arc::clone(&shared),
         settler: Arc::clone(&settler),
         topology,
         clients,
+        prefetch,
         surplus: VecDeque::new(),
         cursors: vec![Cursor::start(); 2 * partitions],
         leaving: vec![None; partitions],
@@ -147,10 +150,6 @@ impl Consumer for RedisConsumer {
                 return Poll::Ready(Ok(()));
             }
         }
-    }
-
-    fn set_prefetch(&mut self, prefetch: usize) {
-        self.shared.set_prefetch(prefetch);
     }
 
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
@@ -238,16 +237,12 @@ impl Reader {
                 self.tick().await?;
             }
             self.feed(inbox);
-            if !ordered {
-                self.give_back_surplus();
-            }
-            let prefetch = self.shared.prefetch();
-            let (room, _) = self.shared.held.room(prefetch);
+            let (room, _) = self.shared.held.room(self.prefetch);
             if room == 0 || !self.surplus.is_empty() {
                 self.await_room(inbox, closing).await;
                 continue;
             }
-            if room < WORTHWHILE && room < prefetch / 2 {
+            if room < WORTHWHILE && room < self.prefetch / 2 {
                 // Whoever frees one place is about to free more.
                 sleep(NAP).await;
             }
@@ -255,7 +250,7 @@ impl Reader {
                 self.claim_all().await?;
                 continue;
             }
-            let (room, _) = self.shared.held.room(self.shared.prefetch());
+            let (room, _) = self.shared.held.room(self.prefetch);
             let room = room.min(MOST).min(MOST_BYTES / self.average.max(1)).max(1);
             if ordered {
                 self.read_in_order(&mut line, room, inbox, closing).await?;
@@ -279,6 +274,12 @@ impl Reader {
                     if let Some(source) = streams.iter().position(|name| *name == stream) {
                         self.take_in(source, found, asked, None);
                     }
+                }
+                let excess = self.shared.held.open().saturating_sub(self.prefetch);
+                let fits = self.surplus.len().saturating_sub(excess);
+                for delivery in self.surplus.drain(fits..) {
+                    // Another consumer may have room.
+                    drop(delivery.settle(RELEASE));
                 }
             }
             *failures = 0;
@@ -321,17 +322,10 @@ impl Reader {
     /// Hands over what fits.
     pub(crate) fn feed(&mut self, inbox: &InboxSender) {
         let handed_over = self.shared.held.open().saturating_sub(self.surplus.len());
-        let fits = self.shared.prefetch().saturating_sub(handed_over).min(self.surplus.len());
+        let fits = self.prefetch.saturating_sub(handed_over).min(self.surplus.len());
         if fits > 0 {
             // What does not go over is released.
             let _ = inbox.deliver_lot(self.surplus.drain(..fits).collect());
-        }
-    }
-
-    /// Gives back what did not fit: another consumer may have room.
-    fn give_back_surplus(&mut self) {
-        for delivery in self.surplus.drain(..) {
-            drop(delivery.settle(RELEASE));
         }
     }
 
@@ -347,7 +341,9 @@ impl Reader {
     /// Gives back what no handler has seen, and stays for what handlers still hold.
     async fn end(mut self, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
         // Those that wait longest come first again.
-        self.give_back_surplus();
+        for delivery in self.surplus.drain(..) {
+            drop(delivery.settle(RELEASE));
+        }
         let _ = timeout(END_TIMEOUT, self.settler.flush()).await;
         let shared = Arc::clone(&self.shared);
         // An ordered partition is owned until all of it is settled.

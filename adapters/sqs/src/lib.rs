@@ -142,7 +142,6 @@ mod lane;
 mod message;
 mod names;
 mod options;
-mod places;
 mod senders;
 mod settler;
 mod topology;

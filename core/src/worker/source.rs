@@ -1,4 +1,3 @@
-use std::cmp;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,8 +25,6 @@ pub(super) struct Source {
     /// Of how many consumers its loop knows that were opened in place of others.
     opened: u64,
     presence: Option<Presence>,
-    /// How many deliveries its loop has asked for; see [`ask_for`](Self::ask_for).
-    asked: usize,
 }
 
 /// Counts a loop that has yet to drain, and no more once it is dropped.
@@ -49,7 +46,6 @@ struct Shared {
 struct Feed {
     broker: Arc<dyn Broker>,
     subscription: Arc<Subscription>,
-    /// What all loops have asked for.
     prefetch: usize,
     state: State,
     failures: u32,
@@ -117,13 +113,13 @@ impl Wake for Waiting {
 }
 
 impl Source {
-    /// Opens a consumer for loops that ask for so many deliveries each.
+    /// Opens a consumer for so many loops.
     pub(super) async fn open(
         broker: &Arc<dyn Broker>,
         subscription: &Arc<Subscription>,
-        asked: &[usize],
+        prefetch: usize,
+        loops: usize,
     ) -> Result<Vec<Self>> {
-        let prefetch = asked.iter().sum();
         let feed = Mutex::new(Feed {
             broker: Arc::clone(broker),
             subscription: Arc::clone(subscription),
@@ -140,38 +136,15 @@ impl Source {
             waiting,
             waker,
             closing: Mutex::default(),
-            present: AtomicUsize::new(asked.len()),
+            present: AtomicUsize::new(loops),
         });
-        let source = |(index, asked): (usize, &usize)| Self {
+        let source = |index| Self {
             shared: Arc::clone(&shared),
             index,
             opened: 0,
             presence: Some(Presence(Arc::clone(&shared))),
-            asked: *asked,
         };
-        Ok(asked.iter().enumerate().map(source).collect())
-    }
-
-    /// Changes how many deliveries its loop has room for, those that it holds included; returns
-    /// whether that is less or more than before.
-    pub(super) fn ask_for(&mut self, deliveries: usize) -> cmp::Ordering {
-        let change = deliveries.cmp(&self.asked);
-        if change.is_eq() {
-            return change;
-        }
-        let mut feed = self.shared.feed();
-        let prefetch = feed.prefetch - self.asked + deliveries;
-        feed.prefetch = prefetch;
-        self.asked = deliveries;
-        if let State::Consuming(consumer) = &mut feed.state {
-            consumer.set_prefetch(prefetch);
-        }
-        drop(feed);
-        if change.is_gt() {
-            // Another loop may wait for the room.
-            self.shared.waker.wake_by_ref();
-        }
-        change
+        Ok((0..loops).map(source).collect())
     }
 
     pub(super) fn lease(&self) -> Lease {
@@ -307,9 +280,7 @@ impl Feed {
                 }
             },
             State::Replacing(opening) => match opened(ready!(opening.poll_join_next(cx))) {
-                Ok(mut consumer) => {
-                    // It may have changed since the consumer was asked for.
-                    consumer.set_prefetch(self.prefetch);
+                Ok(consumer) => {
                     let lease = consumer.lease();
                     self.state = State::Consuming(consumer);
                     self.opened += 1;

@@ -18,7 +18,6 @@ mod processes;
 mod receiving;
 mod restarts;
 mod settlement;
-mod sharing;
 mod volume;
 mod workers;
 
@@ -34,7 +33,6 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         volume::CASES,
         layers::CASES,
         workers::CASES,
-        sharing::CASES,
         endings::CASES,
         ordering::CASES,
         draining::CASES,
