@@ -60,8 +60,7 @@ struct Arguments {
     /// Publishers, each a process
     #[arg(long, default_value_t = 2)]
     publishers: usize,
-    /// Messages that each publisher sends in a second [default: 40; sqs: 15, of which its stand-ins
-    /// make a hundred requests]
+    /// Messages that each publisher sends in a second [default: 40; sqs: 15]
     #[arg(long)]
     rate: Option<u32>,
     /// Only this part of the scenario; can be given twice

@@ -35,7 +35,7 @@ pub(crate) struct Site {
     /// Where it is reached undisturbed, but by Kafka's clients.
     pub(crate) url: String,
     pub(crate) server: Server,
-    /// The most that it may be away, in each direction, without anything that fails.
+    /// The longest latency, in each direction, with which nothing may fail.
     pub(crate) latency: Duration,
     /// The only way there is, where the server tells its clients where to connect.
     shared: Option<Proxy>,
@@ -76,8 +76,8 @@ impl Broker {
         impossible
     }
 
-    /// How many messages a second of each publisher leave it idle, beside everything else on a small
-    /// machine. What it answers late because there are too many would be no fault of ours.
+    /// How many messages a second each publisher sends. A small machine has to have time for them
+    /// beside everything else, since what it answers late counts as a violation.
     pub(crate) fn rate(self) -> u32 {
         if self == Self::Sqs { 15 } else { 40 }
     }

@@ -256,25 +256,23 @@ impl Table {
     }
 
     fn hand_out(&mut self, tag: u64) -> bool {
-        let Some(entry) = self.entries.get(&tag) else { return false };
-        let is_over = self.until(entry) < Some(Instant::now());
-        let source = entry.holding.source;
-        match self.partition(source / 2) {
-            Some(partition) if partition.shut || partition.leaving => return false,
-            // It may be owned still, or again: then nothing passes what is withheld here.
-            Some(partition) if is_over => {
+        let Some(entry) = self.entries.get_mut(&tag) else { return false };
+        let now = Instant::now();
+        if let Some(partitions) = &mut self.partitions {
+            let partition = &mut partitions[entry.holding.source / 2];
+            if partition.shut || partition.leaving {
+                return false;
+            }
+            if partition.until < Some(now) {
+                // It may be owned still, or again: then nothing passes what is withheld here.
                 partition.shut = true;
                 return false;
             }
-            None if is_over => {
-                // Its lease ran out here, as everything stood still: somebody has it, or it comes
-                // again.
-                self.remove(tag);
-                return false;
-            }
-            _ => {}
+        } else if entry.until < now {
+            // Its lease ran out here, as everything stood still: somebody has it, or it comes again.
+            self.remove(tag);
+            return false;
         }
-        let Some(entry) = self.entries.get_mut(&tag) else { return false };
         if entry.state == State::Settling {
             // On its way back, so that it comes again.
             return false;

@@ -11,7 +11,7 @@ use crate::link::Call;
 use crate::scripts::LOCK;
 use crate::settle::{Shared, millis};
 
-/// How often it looks what is to be renewed, at most and at least.
+/// It looks what is to be renewed ten times in a lease, with a pause of this at least and at most.
 const EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Renews what is owned in an ordered group, or else what waits here for a handler, when a third of
@@ -36,7 +36,8 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
 }
 
 impl Shared {
-    /// Renews the locks that run out before `soon`; forgets what others have taken.
+    /// Renews the locks that run out before `soon`. It forgets what others have taken, and what may
+    /// be theirs because no answer came before the lock ran out.
     async fn keep_owning(&self, soon: Instant) -> Result<()> {
         let owned = self.held.all_owned();
         let due: Vec<_> = owned.into_iter().filter(|(_, _, until)| *until < soon).collect();
@@ -79,7 +80,7 @@ impl Shared {
     fn lose(&self, index: usize, token: &str) {
         if self.held.lose(index, token) {
             let group = &self.group.name;
-            tracing::warn!(%group, partition = index, "an ordered partition is somebody else's now");
+            tracing::warn!(%group, partition = index, "an ordered partition was lost: its lock ran out");
         }
     }
 }

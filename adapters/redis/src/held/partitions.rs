@@ -81,7 +81,7 @@ impl Held {
         owned.filter_map(|(index, one)| Some((index, one.token.clone(), one.until?))).collect()
     }
 
-    /// Forgets a partition that is somebody else's, and what is held of it; answers whether it was
+    /// Forgets a partition that is somebody else's, and what is held of it. Returns whether it was
     /// owned with this token.
     pub(crate) fn lose(&self, partition: usize, token: &str) -> bool {
         let mut table = self.lock();
