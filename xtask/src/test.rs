@@ -68,6 +68,7 @@ pub(crate) fn run(brokers: &[Broker]) -> Result<ExitCode, Box<dyn Error>> {
         arguments.push("--all-features");
         cargo_test(&arguments, &urls, &results, &mut tally)?;
     }
+    let ended = ended(&servers);
     drop(servers);
     let results = fs::read_to_string(&results)?;
     let lost = results::lost(&results)?;
@@ -76,7 +77,10 @@ pub(crate) fn run(brokers: &[Broker]) -> Result<ExitCode, Box<dyn Error>> {
         println!("{case}");
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
-    let is_green = tally.failed == 0 && !tally.has_errors && lost.is_empty();
+    for server in &ended {
+        println!("{server}");
+    }
+    let is_green = tally.failed == 0 && !tally.has_errors && lost.is_empty() && ended.is_empty();
     Ok(if is_green { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -107,6 +111,14 @@ fn start(adapters: &[&str]) -> Result<Vec<(&'static Kind, Server)>, Box<dyn Erro
         }
         Ok(found)
     })
+}
+
+/// What fails because a server is gone does not say why it went.
+fn ended(servers: &[(&Kind, Server)]) -> Vec<String> {
+    let ended = servers.iter().filter_map(|(kind, server)| Some((kind.name, server.last_words()?)));
+    ended
+        .map(|(name, log)| format!("{name} ended during the tests; its log ends in:\n{log}"))
+        .collect()
 }
 
 fn cargo_test(

@@ -105,6 +105,13 @@ impl Server {
         self.own()?.exec(arguments)
     }
 
+    /// The end of the log of a server that ended by itself; `None` while it runs, and for a server
+    /// from the environment.
+    pub fn last_words(&self) -> Option<String> {
+        let backing = self.backing.as_ref().filter(|backing| backing.has_ended())?;
+        Some(backing.log_tail())
+    }
+
     /// Stops the server and removes its data, if it was started here.
     pub fn stop(self) {
         drop(self);
