@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anybroker_core::adapter::{LONGEST_ALONE, pause, suspicious};
+use anybroker_core::adapter::{LONGEST_ALONE, pause};
 use anybroker_core::{
     Consumer, Declare, Delivery, Error, ErrorKind, Inbox, InboxSender, Result, RetryClass,
     Subscription,
@@ -23,6 +23,7 @@ use crate::message::{Received, read};
 use crate::publish::Publishers;
 use crate::runs::Runs;
 use crate::settle::{AT_ONCE, ChannelSettler, Released, Source};
+use crate::suspicion::Suspicion;
 use crate::topology::{Place, Topology, short};
 
 /// Declares the group and consumes its queues, in each epoch anew.
@@ -39,7 +40,7 @@ pub(crate) async fn consume(
         inbox: sender,
         topology,
         prefetch,
-        suspicious: suspicious(subscription, SUSPECT),
+        suspicion: Suspicion::of(subscription),
         source: Arc::new(Source {
             subscription: subscription.clone(),
             group,
@@ -58,12 +59,6 @@ pub(crate) async fn consume(
     .await
 }
 
-/// From which return on, or earlier near its limit, a message may be the one that kills its process.
-/// Those behind it come back as often; so a consumer begins with one message at a time, and widens
-/// its window when one comes that is no suspect, or one takes longer than [`LONGEST_ALONE`]. What
-/// kills then, kills alone.
-const SUSPECT: u32 = 2;
-
 /// After so many messages in a row, and with a window that the pause cannot exhaust, the reader
 /// sleeps for so long instead of being woken for the next one.
 const BURST: u32 = 32;
@@ -74,8 +69,7 @@ const NAP: Duration = Duration::from_millis(1);
 pub(crate) struct Reader {
     topology: Arc<Topology>,
     pub(crate) prefetch: usize,
-    /// See [`SUSPECT`].
-    pub(crate) suspicious: u32,
+    pub(crate) suspicion: Suspicion,
     pub(crate) source: Arc<Source>,
     pub(crate) inbox: InboxSender,
 }
@@ -86,7 +80,7 @@ pub(crate) struct Epoch {
     pub(crate) streams: Streams,
     pub(crate) settler: Arc<ChannelSettler>,
     pub(crate) released: mpsc::UnboundedReceiver<Released>,
-    /// Whether it receives one message at a time; see [`SUSPECT`].
+    /// Whether it receives one message at a time; see [`Suspicion`].
     pub(crate) narrow: bool,
     /// Of each queue of an ordered group.
     pub(crate) runs: Vec<Arc<Runs>>,
@@ -184,14 +178,6 @@ impl Reader {
             consumers.push(consumer.await.map_err(lost)?);
         }
         Ok(consumers)
-    }
-
-    /// Adds the rest of the window.
-    async fn widen(&self, epoch: &mut Epoch) -> Result<(), End> {
-        let more = self.consume(&epoch.channel, self.prefetch - 1).await;
-        epoch.streams.consumers.extend(more.map_err(|_| End::Lost)?);
-        epoch.narrow = false;
-        Ok(())
     }
 
     async fn run(self, mut epoch: Epoch, mut closing: watch::Receiver<bool>) {
@@ -303,8 +289,11 @@ impl Reader {
         closing: &mut watch::Receiver<bool>,
     ) -> Result<(), End> {
         let delivery = self.hold(message, &epoch.settler);
-        if epoch.narrow && delivery.unsettled() < self.suspicious {
+        let (returns, suspicion) = (delivery.unsettled(), self.suspicion);
+        if epoch.narrow && returns < suspicion.narrow {
             self.widen(epoch).await?;
+        } else if !epoch.narrow && returns >= suspicion.wide && self.prefetch > 1 {
+            return self.narrow(epoch, delivery, closing).await;
         }
         self.deliver(delivery, closing).await
     }

@@ -96,6 +96,7 @@ mod runs;
 mod settle;
 mod shape;
 mod stop;
+mod suspicion;
 mod topology;
 
 use std::sync::Arc;

@@ -66,7 +66,7 @@ impl Reader {
         }
         while !waiting.is_empty() {
             let is_suspect =
-                |one: &Waiting| one.came_back && one.delivery.unsettled() >= self.suspicious;
+                |one: &Waiting| one.came_back && one.delivery.unsettled() >= self.suspicion.narrow;
             let innocent = waiting.iter().take_while(|one| !is_suspect(one)).count();
             if innocent == 0 {
                 self.finished_but(waiting.len(), epoch, closing).await?;
