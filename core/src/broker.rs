@@ -35,6 +35,7 @@ pub trait Broker: Any + Send + Sync + fmt::Debug {
 
     /// Declares the subscription and starts to consume it. At most `prefetch` deliveries (0 counts
     /// as 1) are unsettled at a time; each holds a place until it is settled or dropped.
+    /// [`Consumer::set_prefetch`] changes the number later.
     async fn consume(
         &self,
         subscription: &Subscription,
@@ -122,6 +123,21 @@ pub trait Consumer: Send + fmt::Debug {
         max: usize,
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<()>>;
+
+    /// Changes how many deliveries may be unsettled at a time. A smaller number takes nothing back:
+    /// nothing more is received until fewer are unsettled.
+    ///
+    /// A worker asks for as many as its handlers can start, and for more only while handlers are fast
+    /// or retries wait: what a process holds beyond that is kept from the other processes of its
+    /// group. The number changes often while retries come and go, so a consumer that pays for each
+    /// change may follow a smaller number late.
+    ///
+    /// # Capabilities
+    /// By default nothing changes; the adapter then says so with
+    /// [`resizes_prefetch`](Capabilities::resizes_prefetch).
+    fn set_prefetch(&mut self, prefetch: usize) {
+        let _ = prefetch;
+    }
 
     /// The settler to renew with, and how long a lease lasts, which may be less than the
     /// subscription asks for; `None` where deliveries are not leased.

@@ -34,6 +34,10 @@ pub struct Capabilities {
     /// Whether any number of processes share a group, ordered ones apart. Where not, so many are at
     /// work as the destination has partitions; those beyond stand by until another leaves.
     pub shares_partitions: bool,
+    /// Whether [`Consumer::set_prefetch`](crate::Consumer::set_prefetch) works. Where it does not,
+    /// but processes share what there is, a worker asks for twice as many deliveries as it has
+    /// handlers, and no more retries wait in it than it has handlers; the broker keeps the others.
+    pub resizes_prefetch: bool,
     /// Whether a delivery of an ordered group that is given back to wait stays hidden for as long,
     /// before the later ones of its key. Where not, a worker that drains waits for what becomes due
     /// within its drain timeout; what has longer to wait is given back, and comes too early.
@@ -73,6 +77,7 @@ impl Capabilities {
             one_consumer: true,
             counts_crashes: true,
             shares_partitions: true,
+            resizes_prefetch: true,
             ordered_delays: true,
             complete_peek: true,
             settlement: SettlementProof::Confirmed,

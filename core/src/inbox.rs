@@ -44,6 +44,10 @@ enum Item {
 }
 
 impl Inbox {
+    /// The capacity for a reader that itself counts what its consumer holds, since its prefetch may
+    /// grow: the inbox is never full before the reader is.
+    pub const COUNTED: usize = u16::MAX as usize;
+
     /// Makes both ends; `capacity` deliveries, or lots of them, wait at most.
     pub fn channel(capacity: usize) -> (InboxSender, Self) {
         let (sender, receiver) = mpsc::channel(capacity.max(1));

@@ -64,6 +64,8 @@ impl KafkaBroker {
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.detects_unrouted = false;
         capabilities.shares_partitions = false;
+        // What a process has of its partitions goes to no other one anyway.
+        capabilities.resizes_prefetch = false;
         capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
         let clients = Clients::new(settings);

@@ -118,6 +118,10 @@ impl Consumer for MemoryConsumer {
         }
     }
 
+    fn set_prefetch(&mut self, prefetch: usize) {
+        self.prefetch = prefetch.max(1);
+    }
+
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
         Some((self.settler.clone(), self.settler.in_flight.lease))
     }

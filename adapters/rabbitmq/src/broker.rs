@@ -72,6 +72,8 @@ impl RabbitmqBroker {
         capabilities.longest_hold = Some(LONGEST_HOLD);
         capabilities.start_earliest = false;
         capabilities.ordered_delays = false;
+        // A consumer keeps the prefetch that it began with.
+        capabilities.resizes_prefetch = false;
         capabilities.settlement = SettlementProof::Written;
         let topology = Arc::new(Topology::new(settings, consuming));
         let (draining, drained) = watch::channel(false);

@@ -53,7 +53,6 @@ pub(crate) struct Reader {
     pub(crate) settler: Arc<RedisSettler>,
     pub(crate) topology: Arc<Topology>,
     clients: Arc<[Client]>,
-    pub(crate) prefetch: usize,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
     /// what it was asked for.
     pub(crate) surplus: VecDeque<Delivery>,
@@ -97,16 +96,14 @@ pub(crate) async fn consume(
     let consumer = format!("{}{:016x}", topology.process, fastrand::u64(..));
     let partitions = group.partitions.len();
     let link = Arc::clone(&topology.link);
-    let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer));
+    let shared = Arc::new(Shared::new(link, group, subscription.clone(), consumer, prefetch));
     let settler = RedisSettler::start(Arc::clone(&shared));
-    let prefetch = prefetch.max(1);
-    let (sender, inbox) = Inbox::channel(2 * prefetch);
+    let (sender, inbox) = Inbox::channel(Inbox::COUNTED);
     let reader = Reader {
         shared: Arc::clone(&shared),
         settler: Arc::clone(&settler),
         topology,
         clients,
-        prefetch,
         surplus: VecDeque::new(),
         cursors: vec![Cursor::start(); 2 * partitions],
         leaving: vec![None; partitions],
@@ -150,6 +147,10 @@ impl Consumer for RedisConsumer {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+
+    fn set_prefetch(&mut self, prefetch: usize) {
+        self.shared.set_prefetch(prefetch);
     }
 
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
@@ -237,12 +238,16 @@ impl Reader {
                 self.tick().await?;
             }
             self.feed(inbox);
-            let (room, _) = self.shared.held.room(self.prefetch);
+            if !ordered {
+                self.give_back_surplus();
+            }
+            let prefetch = self.shared.prefetch();
+            let (room, _) = self.shared.held.room(prefetch);
             if room == 0 || !self.surplus.is_empty() {
                 self.await_room(inbox, closing).await;
                 continue;
             }
-            if room < WORTHWHILE && room < self.prefetch / 2 {
+            if room < WORTHWHILE && room < prefetch / 2 {
                 // Whoever frees one place is about to free more.
                 sleep(NAP).await;
             }
@@ -250,7 +255,7 @@ impl Reader {
                 self.claim_all().await?;
                 continue;
             }
-            let (room, _) = self.shared.held.room(self.prefetch);
+            let (room, _) = self.shared.held.room(self.shared.prefetch());
             let room = room.min(MOST).min(MOST_BYTES / self.average.max(1)).max(1);
             if ordered {
                 self.read_in_order(&mut line, room, inbox, closing).await?;
@@ -274,12 +279,6 @@ impl Reader {
                     if let Some(source) = streams.iter().position(|name| *name == stream) {
                         self.take_in(source, found, asked, None);
                     }
-                }
-                let excess = self.shared.held.open().saturating_sub(self.prefetch);
-                let fits = self.surplus.len().saturating_sub(excess);
-                for delivery in self.surplus.drain(fits..) {
-                    // Another consumer may have room.
-                    drop(delivery.settle(RELEASE));
                 }
             }
             *failures = 0;
@@ -322,10 +321,17 @@ impl Reader {
     /// Hands over what fits.
     pub(crate) fn feed(&mut self, inbox: &InboxSender) {
         let handed_over = self.shared.held.open().saturating_sub(self.surplus.len());
-        let fits = self.prefetch.saturating_sub(handed_over).min(self.surplus.len());
+        let fits = self.shared.prefetch().saturating_sub(handed_over).min(self.surplus.len());
         if fits > 0 {
             // What does not go over is released.
             let _ = inbox.deliver_lot(self.surplus.drain(..fits).collect());
+        }
+    }
+
+    /// Gives back what did not fit: another consumer may have room.
+    fn give_back_surplus(&mut self) {
+        for delivery in self.surplus.drain(..) {
+            drop(delivery.settle(RELEASE));
         }
     }
 
@@ -341,9 +347,7 @@ impl Reader {
     /// Gives back what no handler has seen, and stays for what handlers still hold.
     async fn end(mut self, inbox: InboxSender, mut closing: watch::Receiver<bool>) {
         // Those that wait longest come first again.
-        for delivery in self.surplus.drain(..) {
-            drop(delivery.settle(RELEASE));
-        }
+        self.give_back_surplus();
         let _ = timeout(END_TIMEOUT, self.settler.flush()).await;
         let shared = Arc::clone(&self.shared);
         // An ordered partition is owned until all of it is settled.

@@ -56,7 +56,7 @@ impl Reader {
         for source in 0..self.cursors.len() {
             self.cursors[source] = Cursor::start();
             while let Cursor::From(from) = self.cursors[source].clone() {
-                let (room, suspects) = self.shared.held.room(self.prefetch);
+                let (room, suspects) = self.shared.held.room(self.shared.prefetch());
                 // Being claimed counts, and of another consumer of this process one may be held.
                 let place = if suspects == 0 { self.topology.suspects.enter() } else { None };
                 let (idle, whose) = (self.shared.lease(), Whose::Any(place));

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anybroker_core::adapter::pause;
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     /// Its name, which nobody else has.
     pub(crate) consumer: String,
     pub(crate) held: Held,
+    /// How many deliveries may wait or be out; the worker changes it.
+    prefetch: AtomicUsize,
     /// Something may be claimed at once.
     pub(crate) claimable: Notify,
     /// Whether there may be something to trim.
@@ -84,6 +86,7 @@ impl Shared {
         group: Arc<Group>,
         subscription: Subscription,
         consumer: String,
+        prefetch: usize,
     ) -> Self {
         let held =
             if group.ordered { Held::ordered(group.partitions.len()) } else { Held::default() };
@@ -93,10 +96,20 @@ impl Shared {
             subscription,
             consumer,
             held,
+            prefetch: AtomicUsize::new(prefetch.max(1)),
             claimable: Notify::new(),
             settled: AtomicBool::new(true),
             room: Notify::new(),
         }
+    }
+
+    pub(crate) fn prefetch(&self) -> usize {
+        self.prefetch.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_prefetch(&self, prefetch: usize) {
+        self.prefetch.store(prefetch.max(1), Ordering::Relaxed);
+        self.room.notify_one();
     }
 
     pub(crate) fn lease(&self) -> Duration {

@@ -11,12 +11,13 @@ use anybroker_core::{
 };
 use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::held::Held;
 use crate::message;
+use crate::places::Places;
 use crate::senders::{Alive, Senders};
 use crate::settler::SqsSettler;
 use crate::topology::Topology;
@@ -66,17 +67,16 @@ pub(crate) async fn consume(
     let held = Arc::new(held);
     let settler: Arc<dyn Settler> =
         Arc::new(SqsSettler::start(subscription.clone(), Arc::clone(&held), Arc::clone(senders)));
-    // Room for an error beside the deliveries.
-    let (sender, inbox) = Inbox::channel(prefetch + 1);
+    let (sender, inbox) = Inbox::channel(Inbox::COUNTED);
     let inbox = inbox.leased(Arc::clone(&settler), held.visibility);
-    let demand = Arc::new(Demand::default());
+    let (demand, places) = (Arc::new(Demand::default()), Arc::new(Places::new(prefetch)));
     let reader = Reader {
         demand: Arc::clone(&demand),
         topology: Arc::clone(topology),
         queue,
         default_type: subscription.destination().name().to_owned(),
         ordered: subscription.is_ordered(),
-        places: Arc::new(Semaphore::new(prefetch.max(1))),
+        places: Arc::clone(&places),
         held: Arc::clone(&held),
         settler,
         inbox: sender,
@@ -91,7 +91,7 @@ pub(crate) async fn consume(
         reader.run(closing).await;
         drop(alive);
     });
-    Ok(Box::new(SqsConsumer { inbox, held, demand }))
+    Ok(Box::new(SqsConsumer { inbox, held, demand, places }))
 }
 
 /// The inbox, and a note of what has left it: from then on the worker renews it.
@@ -100,6 +100,7 @@ struct SqsConsumer {
     inbox: Inbox,
     held: Arc<Held>,
     demand: Arc<Demand>,
+    places: Arc<Places>,
 }
 
 /// Whether the consumer waits for deliveries. What is received for one that does not would only
@@ -141,6 +142,10 @@ impl Consumer for SqsConsumer {
         }
     }
 
+    fn set_prefetch(&mut self, prefetch: usize) {
+        self.places.set(prefetch);
+    }
+
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
         self.inbox.lease()
     }
@@ -156,7 +161,7 @@ struct Reader {
     queue: Arc<str>,
     default_type: String,
     ordered: bool,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     held: Arc<Held>,
     settler: Arc<dyn Settler>,
     inbox: InboxSender,
@@ -236,9 +241,9 @@ impl Reader {
                 () = self.demand.stated.notified() => {}
                 () = sleep_until(self.alone.unwrap_or_else(Instant::now) + LONGEST_ALONE),
                     if patient && self.alone.is_some() => {}
-                Ok(place) = async {
+                place = async {
                     sleep_until(paused_until).await;
-                    places.acquire_owned().await
+                    places.take().await
                 }, if room => {
                     let most = if self.careful && patient { 1 } else { BATCH };
                     polls.spawn(self.poll(place, most));
@@ -297,7 +302,7 @@ impl Reader {
     ) -> impl Future<Output = Polled> + Send + 'static {
         let mut places = vec![place];
         while places.len() < most
-            && let Ok(place) = Arc::clone(&self.places).try_acquire_owned()
+            && let Some(place) = self.places.try_take()
         {
             places.push(place);
         }

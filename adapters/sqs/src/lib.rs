@@ -142,6 +142,7 @@ mod lane;
 mod message;
 mod names;
 mod options;
+mod places;
 mod senders;
 mod settler;
 mod topology;

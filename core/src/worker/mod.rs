@@ -11,6 +11,8 @@ mod shard;
 mod slots;
 mod source;
 mod standstill;
+mod timer;
+mod window;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -28,6 +30,7 @@ use self::pulse::Pulse;
 pub use self::report::Report;
 use self::shard::Shard;
 use self::source::Source;
+use self::window::Window;
 use crate::{Broker, Error, ErrorKind, Handler, Result, Subscription};
 
 /// How long open settlements and the close of a consumer may take after a drain.
@@ -183,9 +186,10 @@ impl Worker {
             let together = broker.capabilities().one_consumer && !subscription.is_ordered();
             let consumers = if together { 1 } else { loops };
             for shares in shares.chunks(loops / consumers) {
-                let prefetch = |share| 2 * share + parked_limit(share);
-                let prefetch = shares.iter().copied().map(prefetch).sum();
-                let sources = Source::open(&broker, &subscription, prefetch, shares.len()).await?;
+                let window =
+                    |share: &usize| Window::new(*share, &subscription, broker.capabilities());
+                let wanted: Vec<_> = shares.iter().map(|share| window(share).wanted()).collect();
+                let sources = Source::open(&broker, &subscription, &wanted).await?;
                 for (source, concurrency) in sources.into_iter().zip(shares.iter().copied()) {
                     let pulse = Pulse::start(subscription.stored_name());
                     let run = mount.run(Setup {
@@ -301,11 +305,6 @@ impl Drop for RunningWorker {
             );
         }
     }
-}
-
-/// How many deliveries may wait in a loop for their next attempt, beside those that run.
-fn parked_limit(concurrency: usize) -> usize {
-    (4 * concurrency).min(256)
 }
 
 /// Two handlers of one group would each get half of its messages, whatever their types.

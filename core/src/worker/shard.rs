@@ -4,12 +4,11 @@ mod intake;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tower::Service;
 
 use self::drain::AT_ONCE;
@@ -23,6 +22,8 @@ use super::settling::{Kind, Settlements};
 use super::slots::{Answer, Slots};
 use super::source::Source;
 use super::standstill::Standstill;
+use super::timer::Timer;
+use super::window::Window;
 use crate::handler::{caught, panicked};
 use crate::{BoxError, Delivery, Error, ErrorKind, Message, Outcome, Result, Subscription};
 
@@ -61,9 +62,10 @@ pub(super) struct Shard<S: Service<Message>> {
     consumer: u32,
     /// Whether the consumer was asked last and had nothing, so that it waits for more.
     awaiting: bool,
-    /// How many deliveries may be held: running, queued, in lanes and parked.
-    window: usize,
-    parked_limit: usize,
+    /// How many deliveries it asks for, and may hold.
+    window: Window,
+    /// When what the consumer holds beyond the window is to go back; see [`narrow`](Self::narrow).
+    narrow_at: Option<Instant>,
     /// A longer wait would break what the broker allows a delivery to be held; it costs the order.
     longest_ordered_wait: Duration,
     /// Nothing new is started before, since a settlement, the service or the consumer failed.
@@ -72,7 +74,7 @@ pub(super) struct Shard<S: Service<Message>> {
     failures: u32,
     /// Failures in a row of the consumer.
     receive_failures: u32,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
     draining: bool,
     /// Whether the broker keeps what is left of a wait that the drain cuts off.
     keeps_waits: bool,
@@ -102,10 +104,9 @@ where
         concurrency: usize,
         pulse: Arc<Pulse>,
     ) -> Self {
-        let parked_limit = super::parked_limit(concurrency);
-        let window = concurrency + parked_limit;
-        // Twice the window: what is being settled keeps its lease until the broker has answered.
-        let leases = Leases::start(source.lease(), 2 * window);
+        let window = Window::new(concurrency, &subscription, source.capabilities());
+        // Twice what it holds: what is being settled keeps its lease until the broker has answered.
+        let leases = Leases::start(source.lease(), 2 * window.most_held());
         let capabilities = source.capabilities();
         let longest_ordered_wait =
             capabilities.longest_hold.map_or(LONGEST_WAIT, |hold| hold / 4 * 3);
@@ -127,12 +128,12 @@ where
             consumer: 0,
             awaiting: false,
             window,
-            parked_limit,
+            narrow_at: None,
             longest_ordered_wait,
             paused_until: None,
             failures: 0,
             receive_failures: 0,
-            timer: None,
+            timer: Timer::default(),
             draining: false,
             keeps_waits,
             report: Report::default(),
@@ -179,6 +180,10 @@ where
             self.resume(now);
             progress |= self.unpark(now);
             progress |= self.dispatch(cx, &mut budget);
+            self.fit_window(now);
+            if let Err(error) = self.narrow(cx, now) {
+                return Poll::Ready(error);
+            }
             match self.poll_receive(cx, &mut budget) {
                 Poll::Ready(Ok(())) => progress = true,
                 Poll::Ready(Err(error)) => return Poll::Ready(error),
@@ -195,9 +200,15 @@ where
         }
     }
 
-    /// The time, when anything waits for one: the clock costs as much as a message.
-    fn now_if_timed(&self) -> Option<Instant> {
-        (!self.parked.is_empty() || self.paused_until.is_some()).then(Instant::now)
+    /// The time, when anything waits for one: the clock costs as much as a message. For the next
+    /// look at the window the timer is enough, or a loop that reads ahead would always ask.
+    fn now_if_timed(&mut self) -> Option<Instant> {
+        let timed = self.timer.take_fired()
+            || !self.parked.is_empty()
+            || self.paused_until.is_some()
+            || self.narrow_at.is_some()
+            || self.window.is_sampled();
+        timed.then(Instant::now)
     }
 
     fn resume(&mut self, now: Option<Instant>) {
@@ -218,17 +229,16 @@ where
         failures
     }
 
+    /// The next time at which there is something to do.
+    fn next_time(&self) -> Option<Instant> {
+        let window = [self.window.next_look(), self.narrow_at];
+        // A loop that drains receives nothing, and looks at its window no more.
+        let window = window.into_iter().flatten().filter(|_| !self.draining);
+        window.chain(self.parked.next_due()).chain(self.paused_until).min()
+    }
+
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let due = match (self.parked.next_due(), self.paused_until) {
-            (Some(parked), Some(paused)) => parked.min(paused),
-            (Some(due), None) | (None, Some(due)) => due,
-            (None, None) => return Poll::Pending,
-        };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
-        }
-        timer.as_mut().poll(cx)
+        self.next_time().map_or(Poll::Pending, |due| self.timer.poll(cx, due))
     }
 
     fn dispatch(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
@@ -293,6 +303,7 @@ where
 
     /// Settles what a handler has answered, or parks it for its next attempt.
     fn finish(&mut self, mut held: Held, answer: Answer<Result<Outcome, S::Error>>) {
+        self.window.finish();
         let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
         let limit = self.subscription.delivery_limit();
         let of_error = |error: BoxError| policy::outcome_of(error, attempt, limit, id);
@@ -341,7 +352,7 @@ where
             Some(until) => {
                 until.checked_duration_since(Instant::now()).is_some_and(|left| after <= left)
             }
-            None => after <= LONGEST_PARKED && self.parked.len() < self.parked_limit,
+            None => after <= LONGEST_PARKED && self.parked.len() < self.window.most_parked(),
         }
     }
 

@@ -1,3 +1,4 @@
+use std::cmp;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +26,8 @@ pub(super) struct Source {
     /// Of how many consumers its loop knows that were opened in place of others.
     opened: u64,
     presence: Option<Presence>,
+    /// How many deliveries its loop has asked for; see [`ask_for`](Self::ask_for).
+    asked: usize,
 }
 
 /// Counts a loop that has yet to drain, and no more once it is dropped.
@@ -46,6 +49,7 @@ struct Shared {
 struct Feed {
     broker: Arc<dyn Broker>,
     subscription: Arc<Subscription>,
+    /// What all loops have asked for.
     prefetch: usize,
     state: State,
     failures: u32,
@@ -113,13 +117,13 @@ impl Wake for Waiting {
 }
 
 impl Source {
-    /// Opens a consumer for so many loops.
+    /// Opens a consumer for loops that ask for so many deliveries each.
     pub(super) async fn open(
         broker: &Arc<dyn Broker>,
         subscription: &Arc<Subscription>,
-        prefetch: usize,
-        loops: usize,
+        asked: &[usize],
     ) -> Result<Vec<Self>> {
+        let prefetch = asked.iter().sum();
         let feed = Mutex::new(Feed {
             broker: Arc::clone(broker),
             subscription: Arc::clone(subscription),
@@ -136,15 +140,38 @@ impl Source {
             waiting,
             waker,
             closing: Mutex::default(),
-            present: AtomicUsize::new(loops),
+            present: AtomicUsize::new(asked.len()),
         });
-        let source = |index| Self {
+        let source = |(index, asked): (usize, &usize)| Self {
             shared: Arc::clone(&shared),
             index,
             opened: 0,
             presence: Some(Presence(Arc::clone(&shared))),
+            asked: *asked,
         };
-        Ok((0..loops).map(source).collect())
+        Ok(asked.iter().enumerate().map(source).collect())
+    }
+
+    /// Changes how many deliveries its loop has room for, those that it holds included; returns
+    /// whether that is less or more than before.
+    pub(super) fn ask_for(&mut self, deliveries: usize) -> cmp::Ordering {
+        let change = deliveries.cmp(&self.asked);
+        if change.is_eq() {
+            return change;
+        }
+        let mut feed = self.shared.feed();
+        let prefetch = feed.prefetch - self.asked + deliveries;
+        feed.prefetch = prefetch;
+        self.asked = deliveries;
+        if let State::Consuming(consumer) = &mut feed.state {
+            consumer.set_prefetch(prefetch);
+        }
+        drop(feed);
+        if change.is_gt() {
+            // Another loop may wait for the room.
+            self.shared.waker.wake_by_ref();
+        }
+        change
     }
 
     pub(super) fn lease(&self) -> Lease {
@@ -280,7 +307,9 @@ impl Feed {
                 }
             },
             State::Replacing(opening) => match opened(ready!(opening.poll_join_next(cx))) {
-                Ok(consumer) => {
+                Ok(mut consumer) => {
+                    // It may have changed since the consumer was asked for.
+                    consumer.set_prefetch(self.prefetch);
                     let lease = consumer.lease();
                     self.state = State::Consuming(consumer);
                     self.opened += 1;

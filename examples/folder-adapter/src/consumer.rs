@@ -69,6 +69,11 @@ impl Consumer for FolderConsumer {
         Poll::Ready(Ok(()))
     }
 
+    fn set_prefetch(&mut self, prefetch: usize) {
+        // A take that is under way keeps the former number.
+        self.settler.prefetch = prefetch.max(1);
+    }
+
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
         Some((Arc::new(self.settler.clone()), self.settler.lease))
     }
@@ -124,7 +129,7 @@ impl FolderSettler {
         if beside.iter().any(|name| name.deliveries > suspicious) {
             return Ok(Unseen::default());
         }
-        let room = self.prefetch - folder.held().values().filter(is_mine).count();
+        let room = self.prefetch.saturating_sub(folder.held().values().filter(is_mine).count());
         let (now, mut keys, mut taken) = (now(), HashSet::new(), Unseen::default());
         for name in group.list(|name| name.state != DEAD)? {
             let has_lane = self.subscription.is_ordered() && name.key != 0;

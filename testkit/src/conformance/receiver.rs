@@ -106,6 +106,11 @@ impl Receiver {
         Ok(None)
     }
 
+    /// Changes how many deliveries may be unsettled.
+    pub(super) fn set_prefetch(&mut self, prefetch: usize) {
+        self.consumer.set_prefetch(prefetch);
+    }
+
     /// Who renews, and for how long.
     pub(super) fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
         self.consumer.lease()

@@ -1,7 +1,9 @@
 //! How deliveries get into a shard, and what becomes of those that no handler sees yet.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tower::Service;
@@ -14,6 +16,10 @@ use crate::worker::policy;
 use crate::worker::settling::Kind;
 use crate::worker::source::Received;
 use crate::{BoxError, ErrorKind, Message, Outcome, Result};
+
+/// How long after the window became smaller what was read ahead goes back. Until then handlers may
+/// take it, or ask for as much again.
+const NARROW_AFTER: Duration = Duration::from_secs(2);
 
 /// What is to be done with a delivery before a handler sees it.
 enum Admission {
@@ -39,6 +45,23 @@ where
         if room == 0 && !self.awaiting {
             return Poll::Pending;
         }
+        ready!(self.poll_source(cx, room))?;
+        // Nothing at all counts too, or a consumer that answers so keeps the thread for itself.
+        *budget = budget.saturating_sub(self.received.len().max(1));
+        let mut received = std::mem::take(&mut self.received);
+        let bytes = received.iter().map(|delivery| delivery.envelope().payload.len()).sum();
+        self.window.receive(received.len(), bytes);
+        let waits_until = self.lanes.is_some().then(|| Instant::now() + self.longest_ordered_wait);
+        for delivery in received.drain(..) {
+            let lease = self.leases.hold(delivery.tag());
+            self.enter(Held { delivery, lease, consumer: self.consumer, waits_until });
+        }
+        self.received = received;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Receives up to so many deliveries into `received`.
+    fn poll_source(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Result<()>> {
         let received = self.source.poll_receive(cx, room, &mut self.received);
         self.awaiting = room > 0 && received.is_pending();
         match ready!(received) {
@@ -54,15 +77,6 @@ where
                 self.receive_failures = self.pause(self.receive_failures);
             }
         }
-        // Nothing at all counts too, or a consumer that answers so keeps the thread for itself.
-        *budget = budget.saturating_sub(self.received.len().max(1));
-        let mut received = std::mem::take(&mut self.received);
-        let waits_until = self.lanes.is_some().then(|| Instant::now() + self.longest_ordered_wait);
-        for delivery in received.drain(..) {
-            let lease = self.leases.hold(delivery.tag());
-            self.enter(Held { delivery, lease, consumer: self.consumer, waits_until });
-        }
-        self.received = received;
         Poll::Ready(Ok(()))
     }
 
@@ -73,7 +87,49 @@ where
         }
         let waiting = self.lanes.as_ref().map_or(0, Lanes::len);
         let held = self.slots.running() + waiting + self.parked.len();
-        self.slots.free().min(self.window.saturating_sub(held))
+        self.slots.free().min(self.window.most_held().saturating_sub(held))
+    }
+
+    /// Asks for as many deliveries as are of use now.
+    pub(super) fn fit_window(&mut self, now: Option<Instant>) {
+        if let Some(now) = now
+            && (self.window.is_sampled() || self.window.next_look().is_some_and(|at| at <= now))
+        {
+            self.window.look(now);
+        }
+        self.window.set_parked(self.parked.len());
+        if self.source.ask_for(self.window.wanted()) == Ordering::Less {
+            self.narrow_at = Some(Instant::now() + NARROW_AFTER);
+        }
+    }
+
+    /// Gives back what the consumer has read ahead, some time after the window became smaller and if
+    /// all handlers are busy: another process may have handlers that are free.
+    ///
+    /// # Errors
+    /// Those of [`poll_receive`](Self::poll_receive).
+    pub(super) fn narrow(&mut self, cx: &mut Context<'_>, now: Option<Instant>) -> Result<()> {
+        if self.narrow_at.is_none_or(|at| now.is_none_or(|now| now < at)) {
+            return Ok(());
+        }
+        self.narrow_at = None;
+        if self.slots.free() > 0 || !self.queue.is_empty() || self.paused_until.is_some() {
+            return Ok(());
+        }
+        if let Poll::Ready(received) = self.poll_source(cx, self.window.most_held()) {
+            received?;
+        }
+        // Asked for none now, the consumer waits no more; see `poll_receive`.
+        self.awaiting = true;
+        let mut ahead = std::mem::take(&mut self.received);
+        for delivery in ahead.drain(..) {
+            let lease = self.leases.hold(delivery.tag());
+            let held = Held { delivery, lease, consumer: self.consumer, waits_until: None };
+            let next = self.settle(held, AT_ONCE, Kind::Delayed);
+            self.admit(next);
+        }
+        self.received = ahead;
+        Ok(())
     }
 
     /// Lets go of what waits and is lost with the former consumer; the rest is handled. In order it

@@ -18,6 +18,7 @@ mod processes;
 mod receiving;
 mod restarts;
 mod settlement;
+mod sharing;
 mod volume;
 mod workers;
 
@@ -33,6 +34,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         volume::CASES,
         layers::CASES,
         workers::CASES,
+        sharing::CASES,
         endings::CASES,
         ordering::CASES,
         draining::CASES,
