@@ -1,6 +1,6 @@
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anybroker_core::{
@@ -115,7 +115,7 @@ impl Broker for FolderBroker {
         let subscription = Arc::new(subscription.clone());
         let declared = Arc::clone(&subscription);
         self.in_turn("consume", move |folder| folder.declare(&declared)).await?;
-        let (broker, prefetch) = (self.clone(), prefetch.max(1));
+        let (broker, prefetch) = (self.clone(), Arc::new(AtomicUsize::new(prefetch.max(1))));
         let lease = subscription.lease_time().min(LONGEST_LEASE);
         let settler = FolderSettler { broker, subscription, prefetch, lease };
         let (receiving, rest) = (JoinSet::new(), Unseen::default());

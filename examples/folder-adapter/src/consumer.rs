@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -70,8 +71,7 @@ impl Consumer for FolderConsumer {
     }
 
     fn set_prefetch(&mut self, prefetch: usize) {
-        // A take that is under way keeps the former number.
-        self.settler.prefetch = prefetch.max(1);
+        self.settler.prefetch.store(prefetch.max(1), Ordering::Relaxed);
     }
 
     fn lease(&self) -> Option<(Arc<dyn Settler>, Duration)> {
@@ -92,7 +92,8 @@ impl Consumer for FolderConsumer {
 pub(crate) struct FolderSettler {
     pub(crate) broker: FolderBroker,
     pub(crate) subscription: Arc<Subscription>,
-    pub(crate) prefetch: usize,
+    /// Shared with a take that is under way.
+    pub(crate) prefetch: Arc<AtomicUsize>,
     pub(crate) lease: Duration,
 }
 
@@ -129,7 +130,8 @@ impl FolderSettler {
         if beside.iter().any(|name| name.deliveries > suspicious) {
             return Ok(Unseen::default());
         }
-        let room = self.prefetch.saturating_sub(folder.held().values().filter(is_mine).count());
+        let prefetch = self.prefetch.load(Ordering::Relaxed);
+        let room = prefetch.saturating_sub(folder.held().values().filter(is_mine).count());
         let (now, mut keys, mut taken) = (now(), HashSet::new(), Unseen::default());
         for name in group.list(|name| name.state != DEAD)? {
             let has_lane = self.subscription.is_ordered() && name.key != 0;
