@@ -8,6 +8,8 @@ use crate::conformance::lab::{self, Lab, QUIET, ids, message, messages, refused}
 
 cases! {
     another_shape_of_a_queue_is_a_mismatch;
+    publishers_and_workers_of_a_queue_state_one_shape;
+    publishers_and_workers_of_a_topic_state_one_shape: Need::TOPICS;
     another_shape_of_a_group_is_refused_or_harms_nothing: Need::TOPICS;
     a_queue_taken_for_a_topic_is_refused_or_harms_nothing: Need::TOPICS;
     a_native_name_works_or_is_refused;
@@ -27,6 +29,51 @@ async fn another_shape_of_a_queue_is_a_mismatch(lab: Lab) -> Checked {
     refused(ErrorKind::Mismatch, other.broker().declare(&Subscription::queue(ordered))).await?;
     lab.step("the queue is unharmed");
     assert_eq!(other.consume(&Subscription::queue(queue)).await?.ack(1).await?, ids(1));
+    Ok(())
+}
+
+async fn publishers_and_workers_of_a_queue_state_one_shape(lab: Lab) -> Checked {
+    one_shape(lab, || {
+        let queue = lab::queue();
+        let ordered = [2, 3].map(|count| queue.clone().ordered().partitions(count));
+        let all = [queue].into_iter().chain(ordered);
+        all.map(Subscription::queue).collect()
+    })
+    .await
+}
+
+async fn publishers_and_workers_of_a_topic_state_one_shape(lab: Lab) -> Checked {
+    one_shape(lab, || {
+        let topic = lab::topic();
+        let ordered = [2, 3].map(|count| topic.clone().ordered().partitions(count));
+        let all = [topic].into_iter().chain(ordered);
+        all.map(|topic| Subscription::topic(topic).group("one")).collect()
+    })
+    .await
+}
+
+/// What is published in one shape and handled in another would be confirmed, and never arrive.
+async fn one_shape(lab: Lab, shapes: impl Fn() -> Vec<Subscription>) -> Checked {
+    for first in 0..shapes().len() {
+        let (shapes, other) = (shapes(), lab.reconnected().await?);
+        lab.broker().declare(&shapes[first]).await?;
+        for (number, shape) in shapes.iter().enumerate() {
+            let (broker, destination) = (other.broker(), shape.destination().clone());
+            let sent =
+                broker.producer().send(Outgoing::new(destination, message("m").with_key("k")));
+            if number == first {
+                sent.await?;
+                continue;
+            }
+            lab.step(format!("{number} is published after {first} was declared"));
+            refused(ErrorKind::Mismatch, sent).await?;
+            lab.step(format!("{number} is handled after {first} was declared"));
+            refused(ErrorKind::Mismatch, broker.consume(shape, 1)).await?;
+        }
+        lab.step(format!("{first} is unharmed"));
+        assert_eq!(other.consume(&shapes[first]).await?.ack(1).await?, ["m"]);
+        other.broker().close().await?;
+    }
     Ok(())
 }
 
