@@ -14,7 +14,7 @@ mod standstill;
 mod timer;
 mod window;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -300,7 +300,10 @@ impl RunningWorker {
 impl Drop for RunningWorker {
     fn drop(&mut self) {
         if !self.awaited {
+            let names = self.pulses.values().map(|pulse| pulse.subscription());
+            let subscriptions = names.collect::<BTreeSet<_>>();
             tracing::warn!(
+                ?subscriptions,
                 "a running worker was dropped, which stops it at once; keep it, and await run_until(..)"
             );
         }
