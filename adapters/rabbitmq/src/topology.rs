@@ -31,7 +31,7 @@ pub(crate) struct Topology {
     /// How often everything was forgotten.
     forgotten: AtomicU64,
     destinations: Known<Destination, Place>,
-    groups: Known<(String, bool), Arc<Group>>,
+    groups: Known<(String, bool, Destination), Arc<Group>>,
     helpers: Known<String, Arc<Declared>>,
     /// Which delay queues of a queue others have declared.
     tiers: Known<String, Arc<OnceCell<Vec<u32>>>>,
@@ -154,7 +154,7 @@ impl Topology {
         {
             return Ok(group);
         }
-        let key = (group.stored.clone(), group.ordered);
+        let key = (group.stored.clone(), group.ordered, group.destination.clone());
         known(&self.groups, &key, || Ok(Arc::new(group)))
     }
 
