@@ -58,13 +58,14 @@ async fn one_shape(lab: Lab, shapes: impl Fn() -> Vec<Subscription>) -> Checked 
     for first in 0..shapes().len() {
         let (shapes, other) = (shapes(), lab.reconnected().await?);
         lab.broker().declare(&shapes[first]).await?;
-        let mut expected = 0;
+        let mut confirmed = Vec::new();
         for (number, shape) in shapes.iter().enumerate() {
             let (broker, destination) = (other.broker(), shape.destination().clone());
             lab.step(format!("{number} is published after {first} was declared"));
-            let message = message("m").with_key("k");
+            let id = format!("m{number}");
+            let message = message(&id).with_key("k");
             match broker.producer().send(Outgoing::new(destination, message)).await {
-                Ok(()) => expected += 1,
+                Ok(()) => confirmed.push(id),
                 sent if number == first => sent?,
                 sent => drop(refused(ErrorKind::Mismatch, async { sent }).await?),
             }
@@ -76,8 +77,8 @@ async fn one_shape(lab: Lab, shapes: impl Fn() -> Vec<Subscription>) -> Checked 
             }
         }
         lab.step(format!("what was confirmed of {first} arrives"));
-        let arrived = other.consume(&shapes[first]).await?.ack(expected).await?;
-        assert_eq!(arrived, vec!["m"; expected]);
+        let arrived = other.consume(&shapes[first]).await?.ack(confirmed.len()).await?;
+        assert_eq!(arrived, confirmed);
         other.broker().close().await?;
     }
     Ok(())
