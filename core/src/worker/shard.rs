@@ -195,6 +195,7 @@ where
                 return Poll::Pending;
             }
             if !progress && self.poll_timer(cx).is_pending() {
+                self.window.starve(if self.awaiting { self.slots.free() } else { 0 });
                 return Poll::Pending;
             }
         }

@@ -39,6 +39,10 @@ pub(super) struct Window {
     bytes: usize,
     /// Since when these three are counted.
     since: Option<Instant>,
+    /// How many handlers had nothing to do because nothing came, times how long; since then.
+    idle: Duration,
+    /// How many have nothing to do now, and since when.
+    starved: Option<(u32, Instant)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,6 +81,8 @@ impl Window {
             received: 0,
             bytes: 0,
             since: None,
+            idle: Duration::ZERO,
+            starved: None,
         }
     }
 
@@ -112,10 +118,31 @@ impl Window {
 
     /// Notes what came. It reads the clock once between two looks.
     pub(super) fn receive(&mut self, deliveries: usize, bytes: usize) {
+        self.starve(0);
         self.received += deliveries;
         self.bytes += bytes;
         if self.since.is_none() && self.kind == Kind::Elastic {
             self.since = Some(Instant::now());
+        }
+    }
+
+    /// Notes how many handlers are free while nothing comes. That says nothing of how fast they are:
+    /// with a slow broker, and nothing read ahead, they wait most of the time.
+    pub(super) fn starve(&mut self, free: usize) {
+        let free =
+            if self.kind == Kind::Elastic { u32::try_from(free).unwrap_or(u32::MAX) } else { 0 };
+        if self.starved.is_none() && free == 0 {
+            return;
+        }
+        let now = Instant::now();
+        self.count_idle(now);
+        self.starved = (free > 0).then_some((free, now));
+    }
+
+    fn count_idle(&mut self, now: Instant) {
+        if let (Some((free, since)), Some(counted)) = (&mut self.starved, self.since) {
+            self.idle += now.saturating_duration_since((*since).max(counted)) * *free;
+            *since = now;
         }
     }
 
@@ -142,8 +169,11 @@ impl Window {
 
     /// Looks how fast handlers were since the last time.
     pub(super) fn look(&mut self, now: Instant) {
-        let elapsed = self.since.map_or(LOOK, |since| now - since).as_nanos().max(1);
-        let in_time = HORIZON.as_nanos() * self.finished as u128 / elapsed;
+        self.count_idle(now);
+        let elapsed = self.since.map_or(LOOK, |since| now - since).as_nanos();
+        let concurrency = self.concurrency as u128;
+        let busy = (elapsed * concurrency).saturating_sub(self.idle.as_nanos()).max(1);
+        let in_time = HORIZON.as_nanos() * concurrency * self.finished as u128 / busy;
         let in_time = usize::try_from(in_time).unwrap_or(usize::MAX);
         let average = self.bytes.checked_div(self.received);
         let in_bytes = average.map_or(self.ahead, |average| BYTES / average.max(1));
@@ -156,7 +186,7 @@ impl Window {
             self.ahead = self.ahead.max(1 << ahead.ilog2());
         }
         self.since = (self.finished > 0).then_some(now);
-        (self.finished, self.received, self.bytes) = (0, 0, 0);
+        (self.finished, self.received, self.bytes, self.idle) = (0, 0, 0, Duration::ZERO);
     }
 }
 
@@ -186,6 +216,24 @@ mod tests {
         assert!(window.next_look().is_some());
         assert_eq!(after(&mut window, 0, Duration::from_secs(1), 100).await, 16);
         assert!(window.next_look().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_which_nothing_comes_does_not_make_handlers_slow() {
+        for (busy, wanted) in [(MILLISECOND, 2 + 10), (2_000 * MILLISECOND, 2)] {
+            let mut window = Window::of(2, Kind::Elastic);
+            for _ in 0..SAMPLE {
+                window.receive(1, 100);
+                window.starve(1);
+                tokio::time::advance(busy).await;
+                window.finish();
+                // A slow answer.
+                window.starve(2);
+                tokio::time::advance(500 * MILLISECOND).await;
+            }
+            window.look(Instant::now());
+            assert_eq!(window.wanted(), wanted, "{busy:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
