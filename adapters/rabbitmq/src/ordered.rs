@@ -2,22 +2,14 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::pin;
-use std::time::Duration;
 
 use anybroker_core::Delivery;
-use anybroker_core::adapter::LONGEST_ALONE;
 use futures_util::FutureExt;
 use lapin::message;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
 
 use crate::consume::{End, Epoch, Reader};
 use crate::runs::{copy_id, copy_of};
-use crate::settle::AT_ONCE;
-
-/// How often it is looked whether the others are done.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// The most messages that came back and are counted together.
 const LOT: usize = 256;
@@ -69,7 +61,7 @@ impl Reader {
                 |one: &Waiting| one.came_back && one.delivery.unsettled() >= self.suspicion.narrow;
             let innocent = waiting.iter().take_while(|one| !is_suspect(one)).count();
             if innocent == 0 {
-                self.finished_but(waiting.len(), epoch, closing).await?;
+                self.until_settled(epoch, waiting.len(), closing).await?;
             }
             let lot: Vec<_> = waiting.drain(..innocent.max(1)).collect();
             for (queue, runs) in epoch.runs.iter().enumerate() {
@@ -83,33 +75,7 @@ impl Reader {
                 self.deliver(one.delivery, closing).await?;
             }
             if innocent == 0 {
-                self.finished_but(waiting.len(), epoch, closing).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Resolves when no more than `count` deliveries are handled, or after [`LONGEST_ALONE`].
-    async fn finished_but(
-        &self,
-        count: usize,
-        epoch: &mut Epoch,
-        closing: &mut watch::Receiver<bool>,
-    ) -> Result<(), End> {
-        let mut closed = pin!(self.inbox.closed());
-        let end = Instant::now() + LONGEST_ALONE;
-        while epoch.settler.gate.outstanding() > count && Instant::now() < end {
-            if !epoch.channel.status().connected() {
-                return Err(End::Lost);
-            }
-            tokio::select! {
-                biased;
-                () = &mut closed => return Err(End::Closed),
-                _ = closing.changed() => return Err(End::Closed),
-                Some((delivery, confirmer)) = epoch.released.recv() => {
-                    epoch.settler.replace(&delivery, &AT_ONCE, confirmer);
-                }
-                () = sleep(LOOK) => {}
+                self.until_settled(epoch, waiting.len(), closing).await?;
             }
         }
         Ok(())

@@ -17,13 +17,13 @@ pub(crate) struct Suspicion {
     pub(crate) narrow: u32,
     /// That does not find every suspect: one that is not may come first, as what dead consumers held
     /// comes back in no order of how often. So a consumer that comes upon a suspect in its wide window
-    /// narrows it again. With half of its deliveries left that waits: to narrow takes time, and
-    /// after a crash of the server many come back.
+    /// narrows it again, once the message has used up half of its deliveries. Not earlier, since to
+    /// narrow takes time, and after a crash of the server many messages come back.
     pub(crate) wide: u32,
 }
 
 impl Suspicion {
-    /// Of how many returns at least.
+    /// After so many returns a message is a suspect, or earlier where its limit is nearer.
     const SUSPECT: u32 = 2;
 
     pub(crate) fn of(subscription: &Subscription) -> Self {
@@ -36,7 +36,7 @@ impl Suspicion {
 }
 
 /// How often a reader looks whether its deliveries are settled.
-const GLANCE: Duration = Duration::from_millis(20);
+const GLANCE: Duration = Duration::from_millis(5);
 
 impl Reader {
     /// Adds the rest of the window.
@@ -76,8 +76,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Waits, not for ever, until no more than so many deliveries are out.
-    async fn until_settled(
+    /// Resolves when no more than so many deliveries are out, or after [`LONGEST_ALONE`].
+    pub(crate) async fn until_settled(
         &self,
         epoch: &mut Epoch,
         out: usize,
