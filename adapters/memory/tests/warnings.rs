@@ -56,18 +56,18 @@ async fn working(queue: &'static str, block: fn()) -> RunningWorker {
 #[tokio::test]
 async fn a_worker_that_is_dropped_is_named() {
     const DROPPED: &str = "a running worker was dropped";
-    drop(working("dropped", || ()).await);
-    assert_eq!(lines("dropped", DROPPED), 1);
-    working("awaited", || ()).await.run_until(async {}).await.unwrap();
-    assert_eq!(lines("awaited", DROPPED), 0);
+    drop(working("left-alone", || ()).await);
+    assert_eq!(lines("left-alone", DROPPED), 1);
+    working("waited-for", || ()).await.run_until(async {}).await.unwrap();
+    assert_eq!(lines("waited-for", DROPPED), 0);
 }
 
 #[tokio::test]
 async fn a_handler_that_blocks_its_thread_is_named_while_it_does() {
-    let running = working("blocked", || {
+    let running = working("standing", || {
         // Longer than two looks a second apart.
         std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(lines("blocked", "blocks its thread for over a second"), 1);
+        assert_eq!(lines("standing", "blocks its thread for over a second"), 1);
     });
     let report = running.await.run_until(tokio::time::sleep(Duration::from_millis(50))).await;
     assert_eq!(report.unwrap().handled, 1, "the line was there");
