@@ -115,7 +115,8 @@ fn start(adapters: &[&str]) -> Result<Vec<(&'static Kind, Server)>, Box<dyn Erro
 
 /// What fails because a server is gone does not say why it went.
 fn ended(servers: &[(&Kind, Server)]) -> Vec<String> {
-    let ended = servers.iter().filter_map(|(kind, server)| Some((kind.name, server.last_words()?)));
+    let ended =
+        servers.iter().filter_map(|(kind, server)| Some((kind.name, server.log_if_ended()?)));
     ended
         .map(|(name, log)| format!("{name} ended during the tests; its log ends in:\n{log}"))
         .collect()

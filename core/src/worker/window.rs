@@ -39,7 +39,7 @@ pub(super) struct Window {
     bytes: usize,
     /// Since when these three are counted.
     since: Option<Instant>,
-    /// How many handlers had nothing to do because nothing came, times how long; since then.
+    /// For how long handlers had nothing to do because nothing came, since then and in sum.
     idle: Duration,
     /// How many have nothing to do now, and since when.
     starved: Option<(u32, Instant)>,

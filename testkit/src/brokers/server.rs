@@ -107,7 +107,7 @@ impl Server {
 
     /// The end of the log of a server that ended by itself; `None` while it runs, and for a server
     /// from the environment.
-    pub fn last_words(&self) -> Option<String> {
+    pub fn log_if_ended(&self) -> Option<String> {
         let backing = self.backing.as_ref().filter(|backing| backing.has_ended())?;
         Some(backing.log_tail())
     }
