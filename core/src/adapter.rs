@@ -11,7 +11,7 @@ mod server_clock;
 mod shared_task;
 mod suspects;
 
-pub(crate) use background::Background;
+pub use background::Background;
 pub use names::{partition, prefixed, stable_hash};
 pub use options::Options;
 pub use patience::{patiently, pause};

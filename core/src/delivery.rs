@@ -45,6 +45,16 @@ pub trait Settler: Send + Sync + fmt::Debug {
         Confirmation::ready(Ok(()))
     }
 
+    /// Whether leases run by the clock of the worker's runtime, which a test may pause and move.
+    ///
+    /// Leases are renewed in the [background](crate::adapter::Background), where a handler that
+    /// blocks its thread cannot hold the renewals up; what [`renew`](Self::renew) waits for must not
+    /// wait for that thread either. The clock of the background cannot be moved, so that those which
+    /// run by another one are renewed on the worker's runtime too.
+    fn runs_by_runtime_clock(&self) -> bool {
+        false
+    }
+
     /// Gives back a delivery that was dropped unsettled, as soon as the broker can.
     fn abandon(&self, tag: u64);
 

@@ -63,6 +63,10 @@ impl Settler for MemorySettler {
         Confirmation::ready(Ok(()))
     }
 
+    fn runs_by_runtime_clock(&self) -> bool {
+        true
+    }
+
     fn abandon(&self, tag: u64) {
         if let Some(mut entry) = self.in_flight.remove(tag) {
             entry.returned += 1;

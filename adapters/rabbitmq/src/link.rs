@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anybroker_core::adapter::pause;
+use anybroker_core::adapter::{Background, pause};
 use anybroker_core::{ErrorKind, Result};
 use futures_util::StreamExt;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -345,8 +345,13 @@ async fn watch(connection: &Connection, blocked: impl Fn(bool)) {
     }
 }
 
-/// Tries each host once.
+/// Tries each host once. The connection is served in the background: a handler that blocks its
+/// thread must not keep it from sending heartbeats, or the broker takes it for dead.
 async fn connect(settings: &Settings, name: &str) -> Result<Connection> {
+    Background::scope(try_hosts(settings, name)).await
+}
+
+async fn try_hosts(settings: &Settings, name: &str) -> Result<Connection> {
     let tls = tls(settings).await?;
     let mut result = Err(error_of(ErrorKind::Config, "connect", "there is no host to connect to"));
     for (host, port) in &settings.server.hosts {

@@ -55,7 +55,8 @@ impl RedisBroker {
         let settings = Arc::new(settings);
         let clients: Arc<[Client]> = settings.clients()?.into();
         // Apart, so that settlements do not wait behind large messages.
-        let [link, publishing] = [(); 2].map(|()| Arc::new(Link::new(Arc::clone(&clients))));
+        let link = Arc::new(Link::in_background(Arc::clone(&clients)));
+        let publishing = Arc::new(Link::new(Arc::clone(&clients)));
         settings.options.connect(|| link.get()).await?;
         judge(&Durability::of(&link).await?, settings.require_durability)?;
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());

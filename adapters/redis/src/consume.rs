@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anybroker_core::adapter::{Alone, pause};
+use anybroker_core::adapter::{Alone, Background, pause};
 use anybroker_core::{
     Consumer, Declare, Delivery, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
     Settler, Start, Subscription,
@@ -14,10 +14,12 @@ use anybroker_core::{
 use async_trait::async_trait;
 use redis::Client;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::held::Source;
 use crate::id::Id;
+use crate::keep::keep;
 use crate::line::Line;
 use crate::message::read;
 use crate::reclaim::Cursor;
@@ -120,12 +122,12 @@ pub(crate) async fn consume(
         claims: false,
         told_untrimmed: false,
     };
-    let keeping = crate::keep::keep(Arc::clone(&shared));
+    // Ends with the reader, also where that is dropped with its runtime.
+    let mut keeping = JoinSet::new();
+    Background::enter(|| keeping.spawn(keep(Arc::clone(&shared))));
     tokio::spawn(async move {
-        tokio::select! {
-            () = keeping => {}
-            () = reader.run(sender, closing) => {}
-        }
+        reader.run(sender, closing).await;
+        drop(keeping);
     });
     Ok(Box::new(RedisConsumer { inbox, settler, shared }))
 }

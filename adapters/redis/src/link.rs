@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anybroker_core::adapter::{ServerClock, SharedTask, pause};
+use anybroker_core::adapter::{Background, ServerClock, SharedTask, pause};
 use anybroker_core::{ErrorKind, Result, now};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, Value};
@@ -35,6 +35,8 @@ pub(crate) type Numbered = (u64, MultiplexedConnection);
 
 struct Inner {
     clients: Arc<[Client]>,
+    /// Whether its connection is served in the background, which renewals need.
+    in_background: bool,
     state: Mutex<State>,
     closed: AtomicBool,
 }
@@ -54,7 +56,18 @@ struct State {
 
 impl Link {
     pub(crate) fn new(clients: Arc<[Client]>) -> Self {
-        let inner = Inner { clients, state: Mutex::default(), closed: AtomicBool::new(false) };
+        Self::of(clients, false)
+    }
+
+    /// One that is served while handlers block the application's threads. To cross over to another
+    /// thread costs a publish more than it is worth.
+    pub(crate) fn in_background(clients: Arc<[Client]>) -> Self {
+        Self::of(clients, true)
+    }
+
+    fn of(clients: Arc<[Client]>, in_background: bool) -> Self {
+        let (state, closed) = (Mutex::default(), AtomicBool::new(false));
+        let inner = Inner { clients, in_background, state, closed };
         let (connecting, clock) = (SharedTask::default(), ServerClock::default());
         Self { inner: Arc::new(inner), connecting, clock }
     }
@@ -71,7 +84,12 @@ impl Link {
             return Ok(connection);
         }
         let inner = Arc::clone(&self.inner);
-        self.connecting.run(|| async move { inner.renew().await }).await
+        let connecting = self.connecting.run(|| async move { inner.renew().await });
+        if self.inner.in_background {
+            Background::scope(connecting).await
+        } else {
+            connecting.await
+        }
     }
 
     /// Says that the connection of this number is of no more use.

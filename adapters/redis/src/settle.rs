@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anybroker_core::adapter::pause;
+use anybroker_core::adapter::{Background, pause};
 use anybroker_core::{
     Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
     Subscription,
@@ -59,7 +59,6 @@ pub(crate) enum Command {
     /// Back to the group, to be delivered with this count and one more.
     Back(Holding, u32, Option<Confirmer>),
     Replace(Holding, Box<Copy>, Confirmer),
-    Renew(Vec<Holding>, Confirmer),
     /// Answers when everything before it is done.
     Flush(oneshot::Sender<()>),
 }
@@ -325,8 +324,11 @@ impl Settler for RedisSettler {
     }
 
     fn renew(&self, tags: &[u64]) -> Confirmation {
-        let holdings = self.shared.held.out(tags);
-        self.send(|confirmer| Command::Renew(holdings, confirmer))
+        let (holdings, shared) = (self.shared.held.out(tags), Arc::clone(&self.shared));
+        let (confirmer, confirmation) = Confirmation::channel();
+        // Not behind settlements, which may wait for a thread that a handler blocks.
+        Background::spawn(async move { confirmer.confirm(shared.renew(holdings).await) });
+        confirmation
     }
 
     fn abandon(&self, tag: u64) {

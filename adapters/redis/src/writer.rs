@@ -37,7 +37,6 @@ type Owed = (Holding, u32);
 struct Batch {
     plain: BTreeMap<Lot, Vec<(Holding, Option<Confirmer>)>>,
     copies: BTreeMap<Source, Vec<(Holding, Box<Copy>, Confirmer)>>,
-    renewals: Vec<(Vec<Holding>, Confirmer)>,
     flushes: Vec<oneshot::Sender<()>>,
 }
 
@@ -78,13 +77,9 @@ impl Writer {
         let shared = &self.shared;
         // At once: they are about different entries.
         let given_back = batch.plain.keys().any(|lot| matches!(lot.mode, Mode::Back(_)));
-        let renewals = batch.renewals.into_iter();
-        let (plain, copies, _) = tokio::join!(
+        let (plain, copies) = tokio::join!(
             join_all(batch.plain.into_iter().map(|(lot, all)| settle(shared, lot, all))),
             join_all(batch.copies.into_iter().map(|(source, all)| replace(shared, source, all))),
-            join_all(renewals.map(async |(holdings, confirmer)| {
-                confirmer.confirm(shared.renew(holdings).await);
-            })),
         );
         self.owed.extend(plain.into_iter().chain(copies).flatten());
         if shared.group.ordered {
@@ -110,7 +105,6 @@ impl Batch {
             Command::Replace(holding, copy, confirmer) => {
                 self.copies.entry(holding.source).or_default().push((holding, copy, confirmer));
             }
-            Command::Renew(holdings, confirmer) => self.renewals.push((holdings, confirmer)),
             Command::Flush(done) => self.flushes.push(done),
         }
     }

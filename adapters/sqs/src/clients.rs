@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::adapter::ServerClock;
+use anybroker_core::adapter::{Background, ServerClock};
 use anybroker_core::{ErrorKind, Result};
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -12,6 +12,13 @@ use aws_sdk_sqs::config::StalledStreamProtectionConfig;
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
 use crate::clock::Clock;
 use crate::error::error_of;
@@ -47,6 +54,31 @@ impl fmt::Debug for Clients {
     }
 }
 
+/// Serves connections in the background: whoever opened one, renewals may be the next to use it.
+#[derive(Debug)]
+struct InBackground<T>(T);
+
+impl HttpClient for InBackground<SharedHttpClient> {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(InBackground(self.0.http_connector(settings, components)))
+    }
+
+    fn connector_metadata(&self) -> Option<ConnectorMetadata> {
+        self.0.connector_metadata()
+    }
+}
+
+impl HttpConnector for InBackground<SharedHttpConnector> {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let connector = self.0.clone();
+        HttpConnectorFuture::new(Background::scope(async move { connector.call(request).await }))
+    }
+}
+
 impl Clients {
     pub(crate) async fn new(settings: &Settings) -> Result<Self> {
         // Closed before the server does it, which would leave a send open whether it was stored.
@@ -54,6 +86,7 @@ impl Clients {
             .pool_idle_timeout(Duration::from_secs(10))
             .tls_provider(Provider::Rustls(CryptoMode::Ring))
             .build_https();
+        let http = SharedHttpClient::new(InBackground(http));
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .http_client(http)
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled());

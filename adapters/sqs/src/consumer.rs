@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anybroker_core::adapter::{LONGEST_ALONE, suspicious};
+use anybroker_core::adapter::{Background, LONGEST_ALONE, suspicious};
 use anybroker_core::{
     Backoff, Consumer, Declare, Delivery, Inbox, InboxSender, Jitter, Outcome, Result, RetryClass,
     Settler, Subscription, now,
@@ -186,7 +186,7 @@ type Polled = (Result<Vec<Message>>, Vec<OwnedSemaphorePermit>, Instant);
 impl Reader {
     async fn run(mut self, mut closing: watch::Receiver<bool>) {
         let mut beside = JoinSet::new();
-        beside.spawn(renew_waiting(Arc::clone(&self.held)));
+        Background::enter(|| beside.spawn(renew_waiting(Arc::clone(&self.held))));
         if self.subscription.destination().is_topic() {
             beside.spawn(stay_subscribed(Arc::clone(&self.topology), self.subscription.clone()));
         }

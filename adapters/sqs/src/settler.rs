@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use anybroker_core::adapter::Background;
 use anybroker_core::{
     Confirmation, Confirmer, Delivery, Envelope, ErrorKind, Hop, Outcome, Settler, Subscription,
     now,
@@ -189,7 +190,7 @@ impl Settler for SqsSettler {
     fn renew(&self, tags: &[u64]) -> Confirmation {
         let (confirmer, confirmation) = Confirmation::channel();
         let (held, tags) = (Arc::clone(&self.held), tags.to_vec());
-        self.runtime.spawn(async move { confirmer.confirm(held.renew(&tags).await) });
+        Background::spawn(async move { confirmer.confirm(held.renew(&tags).await) });
         confirmation
     }
 

@@ -108,6 +108,10 @@ impl Settler for Guarded {
         self.settler.renew(tags)
     }
 
+    fn runs_by_runtime_clock(&self) -> bool {
+        self.settler.runs_by_runtime_clock()
+    }
+
     fn abandon(&self, tag: u64) {
         self.settler.abandon(tag);
     }

@@ -7,6 +7,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::source::Lease;
 use crate::Settler;
+use crate::adapter::Background;
 
 /// The leases of the deliveries that a shard holds, in a table for each consumer that handed some
 /// of them out.
@@ -19,14 +20,14 @@ pub(super) struct Leases {
 
 /// The tags of one consumer's deliveries, shared with the task that renews their leases.
 ///
-/// They are renewed in a task of its own: where another thread is free to run it, a handler that
-/// blocks its thread does not cost the other deliveries of the shard their leases. A slot is one
-/// atomic, so that a delivery which is settled long before its lease runs out costs two stores.
+/// They are renewed in the background, so that a handler which blocks its thread costs no delivery
+/// its lease, on a runtime of one thread either. A slot is one atomic: a delivery that is settled
+/// long before its lease runs out costs two stores.
 struct Table {
     number: u32,
     tags: Arc<[AtomicU64]>,
     free: Vec<u32>,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 /// A place in a table; `None` where deliveries are not leased.
@@ -82,8 +83,12 @@ impl Table {
     fn new(number: u32, capacity: usize, settler: Arc<dyn Settler>, lease: Duration) -> Self {
         let tags: Arc<[_]> = (0..capacity).map(|_| AtomicU64::new(EMPTY)).collect();
         let free = (0..u32::try_from(capacity).unwrap_or(u32::MAX)).rev().collect();
-        let task = tokio::spawn(renew(Arc::clone(&tags), settler, lease));
-        Self { number, tags, free, task }
+        let mut tasks = Vec::new();
+        if settler.runs_by_runtime_clock() {
+            tasks.push(tokio::spawn(renew(Arc::clone(&tags), Arc::clone(&settler), lease)));
+        }
+        tasks.push(Background::handle().spawn(renew(Arc::clone(&tags), settler, lease)));
+        Self { number, tags, free, tasks }
     }
 
     fn is_used(&self) -> bool {
@@ -93,7 +98,7 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 

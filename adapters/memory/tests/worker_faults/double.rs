@@ -146,6 +146,10 @@ impl Settler for Recorder {
         Confirmation::ready(Ok(()))
     }
 
+    fn runs_by_runtime_clock(&self) -> bool {
+        true
+    }
+
     fn abandon(&self, tag: u64) {
         self.abandoned.lock().unwrap().push(tag);
     }

@@ -34,6 +34,10 @@ impl Settler for Silent {
         Confirmation::ready(Ok(()))
     }
 
+    fn runs_by_runtime_clock(&self) -> bool {
+        true
+    }
+
     fn abandon(&self, tag: u64) {
         self.abandoned.lock().unwrap().push(tag);
     }

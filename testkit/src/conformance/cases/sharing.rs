@@ -1,14 +1,16 @@
 //! What a process holds and does not handle is kept from the others of its group.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anybroker_core::{Message, Outcome, Subscription, Worker};
-use tokio::sync::watch;
+use anybroker_core::{BoxError, Message, Outcome, Report, Subscription, Worker};
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 use crate::conformance::case::{Checked, Need, cases};
-use crate::conformance::lab::{self, Lab, QUIET, message, messages};
+use crate::conformance::lab::{self, Lab, PATIENCE, QUIET, message, messages};
 use crate::conformance::receiver::{Receiver, settle_all};
 use crate::conformance::worked::{Sightings, Working};
 
@@ -27,6 +29,7 @@ cases! {
         |can| !can.resizes_prefetch,
         "the prefetch of a consumer can be changed",
     );
+    handlers_that_block_the_only_thread_cost_no_lease: Need::Nothing, within 120;
 }
 
 /// A worker that takes more than its handlers can start keeps the other one idle.
@@ -169,4 +172,67 @@ async fn a_prefetch_that_cannot_change_is_kept(lab: Lab) -> Checked {
     settle_all(held, &Outcome::Ack).await?;
     receiver.ack(4).await?;
     receiver.quiet(QUIET).await
+}
+
+/// Processes of one thread each, as in a container with one CPU; the last of them takes over at once
+/// what another one is believed to have lost.
+async fn handlers_that_block_the_only_thread_cost_no_lease(lab: Lab) -> Checked {
+    const LEASE: Duration = Duration::from_secs(3);
+    const COUNT: usize = 4;
+    let queue = lab::queue();
+    let subscription = Subscription::queue(queue.clone()).lease(LEASE);
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    lab.broker().declare(&subscription).await?;
+    lab.publish(queue, messages(COUNT)).await?;
+    let calls = Arc::new(Mutex::new(BTreeMap::<String, u32>::new()));
+    let mut processes = Vec::new();
+    for blocks in [true, true, false] {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (lab, subscription, begun) = (lab.clone(), subscription.clone(), begun.clone());
+        let counted = Arc::clone(&calls);
+        let process = std::thread::spawn(move || -> Result<Report, BoxError> {
+            let (_seen, service) = Sightings::of(move |message: Message| {
+                let (begun, counted) = (begun.clone(), Arc::clone(&counted));
+                async move {
+                    let id = message.envelope().id.clone();
+                    *counted.lock().expect("no panic").entry(id).or_default() += 1;
+                    // Who has seen enough reads no more.
+                    let _ = begun.send(());
+                    if blocks {
+                        std::thread::sleep(LEASE * 3);
+                    }
+                    Ok(Outcome::Ack)
+                }
+            });
+            Builder::new_current_thread().enable_all().build()?.block_on(async {
+                let broker = lab.connect().await?;
+                let worker = Worker::new(broker.clone()).concurrency(2);
+                let running = worker.subscribe(subscription, service).start().await?;
+                let report = running.run_until(stopped).await?;
+                broker.close().await?;
+                Ok(report)
+            })
+        });
+        processes.push((stop, process));
+        // The next one comes while this one blocks.
+        if processes.len() == 1 {
+            begins.recv().await;
+        }
+    }
+    lab.step("as many calls as messages");
+    for _ in 1..COUNT {
+        tokio::time::timeout(PATIENCE, begins.recv()).await?;
+    }
+    // Whatever is no more held comes back within a lease, while the last ones still run.
+    sleep(LEASE * 2).await;
+    let mut report = Report::default();
+    for (stop, process) in processes {
+        drop(stop);
+        let ended = tokio::task::spawn_blocking(move || process.join()).await?;
+        report = [report, ended.map_err(|_| "a process panicked")??].into_iter().sum();
+    }
+    let calls = calls.lock().expect("no panic").clone();
+    assert!(calls.len() == COUNT && calls.values().all(|count| *count == 1), "{calls:?}, {report}");
+    assert_eq!((report.handled, report.stale, report.unsettled), (COUNT as u64, 0, 0), "{report}");
+    Ok(())
 }
