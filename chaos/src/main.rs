@@ -109,7 +109,7 @@ async fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
     let Arguments { broker, fault, .. } = *arguments;
     let version = version(arguments);
     let parts = parts(arguments, Broker::parts(version));
-    let impossible = broker.impossible(version);
+    let impossible = broker.impossible(version, &parts);
     if let Some((_, why)) = impossible.iter().find(|(one, _)| *one == fault) {
         return Err(format!("{fault} is not possible here: {why}").into());
     }

@@ -61,9 +61,14 @@ impl Broker {
         }
     }
 
-    /// What cannot be done to it.
-    pub(crate) fn impossible(self, version: &str) -> Vec<(Fault, &'static str)> {
+    /// What cannot be done to it while these parts are played.
+    pub(crate) fn impossible(self, version: &str, parts: &[Part]) -> Vec<(Fault, &'static str)> {
         let mut impossible = Vec::new();
+        if version == "elasticmq" && parts.contains(&Part::Ordered) {
+            let why = "after a restart it hands out what follows a message of the same key that is \
+                       still held; with --only queue it can be killed";
+            impossible.push((Fault::KillBroker, why));
+        }
         if version == "ministack" {
             impossible.push((Fault::KillBroker, "it keeps its data in memory"));
         }
