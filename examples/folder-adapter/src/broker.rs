@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use anybroker_core::adapter::Background;
 use anybroker_core::{
     Broker, BrokerUrl, Capabilities, Confirmation, Consumer, DeadLetter, DeadLetterFilter, Declare,
     Depth, Destination, ErrorKind, Hop, Outgoing, Peek, Producer, Redrive, Result, Subscription,
@@ -45,7 +46,9 @@ pub async fn connect(mut url: BrokerUrl) -> Result<Arc<FolderBroker>> {
     let folder = Arc::new(Folder::new(format!("/{}", url.path()).into(), may_create));
     let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
     let of_task = Arc::clone(&folder);
-    tokio::spawn(async move {
+    // In the background: a handler that blocks the application's only thread must not hold up what
+    // renews the leases of others.
+    Background::spawn(async move {
         while let Some(job) = queue.recv().await {
             let folder = Arc::clone(&of_task);
             // A job that panics drops the sender of its answer.
