@@ -15,6 +15,7 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 
 use crate::error::{code, error_of, failed};
 use crate::identity::{LOGGED, TopicIds};
+use crate::isolation::is_of_a_record;
 use crate::options::{GroupProtocol, Sasl, Settings, TokenProvider};
 
 /// What every handle shares.
@@ -30,7 +31,7 @@ pub(crate) struct Context {
     /// Whether the client has been given its first token, or told that there is none.
     answered: AtomicBool,
     failure: Mutex<String>,
-    /// Why a record of a transaction was not stored.
+    /// Why a record of a transaction was not stored: what is wrong with it, where anybody says so.
     refusal: Mutex<Option<KafkaError>>,
     pub(crate) ids: TopicIds,
 }
@@ -241,7 +242,7 @@ impl Context {
         }
     }
 
-    /// Why the first record was not stored that was not, since this was asked last.
+    /// Why a record was not stored, if one was not since this was asked last.
     pub(crate) fn take_refusal(&self) -> Option<KafkaError> {
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -289,7 +290,10 @@ impl ProducerContext for Context {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, _)) = result {
             let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-            refusal.get_or_insert_with(|| error.clone());
+            // What is refused with it, or after it, only says that it was not sent.
+            if refusal.as_ref().is_none_or(|known| !is_of_a_record(known)) {
+                *refusal = Some(error.clone());
+            }
         }
     }
 }
