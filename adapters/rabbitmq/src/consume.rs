@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
-use crate::link::apart;
+use crate::link::{apart, while_open};
 use crate::message::{Received, read};
 use crate::publish::Publishers;
 use crate::runs::Runs;
@@ -151,7 +151,8 @@ impl Reader {
         // An empty queue has no suspects; and a second consumer of an ordered one would get nothing.
         let narrow = !group.ordered && self.prefetch > 1 && waiting > 0;
         let prefetch = if narrow { 1 } else { self.prefetch / group.queues.len() };
-        let consumers = self.consume(&channel, prefetch).await?;
+        let consumers = self.consume(&channel, prefetch);
+        let consumers = while_open("consume", &channel, consumers).await?;
         let streams = Streams { consumers, turn: 0 };
         let runs = |queue: &String| Arc::new(Runs::new(&self.source.publishers, group, queue));
         let runs: Vec<_> =

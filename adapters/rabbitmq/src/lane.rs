@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anybroker_core::{Declare, Error, ErrorKind, Result, RetryClass};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryFutureExt};
 use lapin::Channel;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::error::{closed, error_of, failed};
-use crate::link::Link;
+use crate::link::{Link, while_open};
 use crate::message::{properties, property};
 use crate::publish::{Job, Target};
 use crate::topology::{Helper, Topology};
@@ -262,7 +262,8 @@ impl Lane {
             tokio::spawn(async move {
                 let channel = link.channel("publish").await?;
                 let lost = |error| failed("publish", "opening a channel", error);
-                channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(lost)?;
+                let select = channel.confirm_select(ConfirmSelectOptions::default());
+                while_open("publish", &channel, select.map_err(lost)).await?;
                 Ok(channel)
             })
         });

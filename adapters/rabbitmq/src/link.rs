@@ -1,4 +1,5 @@
 use std::num::NonZeroU16;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -108,7 +109,8 @@ impl Link {
         loop {
             let connection = self.connection(operation).await?;
             let spent = Arc::clone(&self.0.borrow().spent);
-            match connection.create_channel().await {
+            let created = async { Ok(connection.create_channel().await) };
+            match while_connected(operation, || connection.status().connected(), created).await? {
                 Err(error) if error.is_amqp_soft_error() => spent.store(true, Ordering::Relaxed),
                 Err(error)
                     if matches!(error.kind(), lapin::ErrorKind::ChannelsLimitReached)
@@ -148,6 +150,44 @@ pub(crate) async fn apart<T: Send + 'static>(
         let text = "a task of the client was ended: its runtime stops, or it panicked";
         Err(error_of(ErrorKind::Unavailable, "wait", text).with_source(error))
     })
+}
+
+/// How long the client has to answer after its connection ended, and how often that is looked at.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Waits for what is done on a connection, and no longer than that lives.
+///
+/// The client forgets some of those who wait when their connection ends at the moment at which they
+/// ask: they would wait for ever, and with them all who share the work.
+///
+/// # Errors
+/// Those of `work`; `Unavailable` when the connection has ended and no answer has come since.
+async fn while_connected<T>(
+    operation: &'static str,
+    is_connected: impl Fn() -> bool,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut work = pin!(work);
+    let mut ended = false;
+    loop {
+        match timeout(LAST_WORD, work.as_mut()).await {
+            Ok(done) => return done,
+            Err(_) if ended => {
+                let text = "the connection ended before the broker answered";
+                return Err(error_of(ErrorKind::Unavailable, operation, text));
+            }
+            Err(_) => ended = !is_connected(),
+        }
+    }
+}
+
+/// As [`while_connected`], for what is done on a channel.
+pub(crate) async fn while_open<T>(
+    operation: &'static str,
+    channel: &Channel,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    while_connected(operation, || channel.status().connected(), work).await
 }
 
 /// How many numbers for channels a connection has.
@@ -229,14 +269,17 @@ impl Questions {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let (questions, link) = (Arc::clone(self), link.clone());
-        apart(async move { question(questions.channel(&link, operation).await?).await }).await
-    }
-
-    async fn channel(&self, link: &Link, operation: &'static str) -> Result<Channel> {
-        link.connection(operation).await?;
-        let connection = self.asking.lock().await.connection(&self.settings).await?;
-        let channel = connection.create_channel().await;
-        channel.map_err(|error| failed(operation, "opening a channel", error))
+        apart(async move {
+            link.connection(operation).await?;
+            let connection = questions.asking.lock().await.connection(&questions.settings).await?;
+            let asked = async {
+                let channel = connection.create_channel().await;
+                question(channel.map_err(|error| failed(operation, "opening a channel", error))?)
+                    .await
+            };
+            while_connected(operation, || connection.status().connected(), asked).await
+        })
+        .await
     }
 
     pub(crate) async fn close(&self) {

@@ -3,11 +3,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anybroker_core::{Declare, Delivery, Envelope, Hop, Result};
+use lapin::Channel;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 
 use crate::error::failed;
 use crate::group::{Group, runs};
-use crate::link::apart;
+use crate::link::{apart, while_open};
 use crate::publish::{Publishers, Target};
 use crate::topology::{Helper, Topology, short};
 
@@ -227,7 +228,7 @@ async fn read(topology: &Arc<Topology>, queue: &str) -> Result<Option<Record>> {
     }
     let channel = topology.link.channel("consume").await?;
     let queue = short(&name)?;
-    let found = apart(async move {
+    let read = async move |channel: &Channel| {
         let found = channel.basic_get(queue, BasicGetOptions::default()).await;
         let found = found.map_err(|error| failed("consume", "reading the attempts", error))?;
         let back = BasicNackOptions { requeue: true, multiple: true };
@@ -236,7 +237,8 @@ async fn read(topology: &Arc<Topology>, queue: &str) -> Result<Option<Record>> {
         // Closed here, so that it is back before anything else is written.
         let _ = channel.close(200, "OK".into()).await;
         Ok(found)
-    });
+    };
+    let found = apart(async move { while_open("consume", &channel, read(&channel)).await });
     Ok(found.await?.and_then(|found| Record::read(&found.data)))
 }
 

@@ -2,11 +2,13 @@
 //! would publish to queues that the other never reads.
 
 use anybroker_core::{Declare, Destination, Error, ErrorKind, Result};
+use futures_util::TryFutureExt;
 use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 
 use crate::error::failed;
+use crate::link::while_open;
 use crate::options::Binding;
 use crate::topology::{Topology, short};
 
@@ -77,7 +79,8 @@ impl Topology {
             let bound =
                 channel.exchange_bind(to, from, short(&key)?, options, FieldTable::default());
             let what = format!("binding of the groups to {name:?}");
-            bound.await.map_err(|error| failed("declare", &what, error))?;
+            let bound = bound.map_err(|error| failed("declare", &what, error));
+            while_open("declare", &channel, bound).await?;
         }
         Ok(())
     }

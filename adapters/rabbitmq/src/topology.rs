@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anybroker_core::adapter::prefixed;
 use anybroker_core::{Declare, Destination, ErrorKind, Result, Subscription};
+use futures_util::TryFutureExt;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
 use crate::group::{Declared, Group, LAST_TIER, invalid, runs, tier};
-use crate::link::{Link, Questions};
+use crate::link::{Link, Questions, while_open};
 use crate::options::{Binding, Settings};
 use crate::shape::shape_of;
 
@@ -326,7 +327,8 @@ impl Topology {
                 let (key, options) = (short(routing_key)?, QueueBindOptions::default());
                 let bound = channel.queue_bind(queue, source, key, options, arguments.clone());
                 let what = format!("binding of {:?} to {exchange:?}", group.stored);
-                bound.await.map_err(|error| failed("declare", &what, error))?;
+                let bound = bound.map_err(|error| failed("declare", &what, error));
+                while_open("declare", &channel, bound).await?;
             }
         }
         Ok(())
