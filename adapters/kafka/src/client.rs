@@ -290,7 +290,7 @@ impl ProducerContext for Context {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, _)) = result {
             let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
-            // What is refused with it, or after it, only says that it was not sent.
+            // Those beside the record that is wrong are reported too: that they were not sent.
             if refusal.as_ref().is_none_or(|known| !is_of_a_record(known)) {
                 *refusal = Some(error.clone());
             }

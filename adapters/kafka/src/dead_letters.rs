@@ -280,8 +280,9 @@ impl DeadLetters {
         if let Err(error) = committed {
             // Whether or not this is answered, without a commit it did not happen.
             let _ = producer.abort_transaction(ANSWER);
-            let refusals = producer.context().take_refusal().into_iter().chain([error.clone()]);
-            if let Some(refusal) = refusals.into_iter().find(is_of_a_record) {
+            let reported = producer.context().take_refusal();
+            if let Some(refusal) = reported.into_iter().chain([error.clone()]).find(is_of_a_record)
+            {
                 let offsets = lot.iter().map(|letter| letter.offset).collect();
                 return Err(Stopped::Refused(offsets, refusal));
             }

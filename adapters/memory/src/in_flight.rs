@@ -66,7 +66,7 @@ impl InFlight {
         let mut table = self.lock();
         for tag in tags {
             if let Some((_, end)) = table.slot(*tag).and_then(|slot| slot.held.as_mut()) {
-                // The clock of who renews may be behind, where a test has moved the other.
+                // A test may have moved the clock of the worker, and the background's is behind it then.
                 *end = expires.max(*end);
             }
         }

@@ -155,7 +155,7 @@ pub(crate) async fn apart<T: Send + 'static>(
 /// How long the client has to answer after its connection ended, and how often that is looked at.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// Waits for what is done on a connection, and no longer than that lives.
+/// Waits for what is done on a connection, as long as that lives and a moment more.
 ///
 /// The client forgets some of those who wait when their connection ends at the moment at which they
 /// ask: they would wait for ever, and with them all who share the work.
@@ -187,7 +187,9 @@ pub(crate) async fn while_open<T>(
     channel: &Channel,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    while_connected(operation, || channel.status().connected(), work).await
+    // One that is being closed still gets its answer, however slow the broker is.
+    let is_open = || channel.status().connected() || channel.status().closing();
+    while_connected(operation, is_open, work).await
 }
 
 /// How many numbers for channels a connection has.
@@ -458,4 +460,27 @@ async fn read(path: &std::path::Path) -> Result<Vec<u8>> {
         let text = format!("cannot read the certificate file {}", path.display());
         error_of(ErrorKind::Config, "connect", text).with_source(error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_on_a_connection_that_has_ended_is_told() {
+        let forgotten = while_connected("test", || false, pending::<Result<()>>()).await;
+        assert_eq!(forgotten.expect_err("no answer comes").kind(), ErrorKind::Unavailable);
+        let answered = while_connected("test", || false, ready(Ok(1))).await;
+        assert_eq!(answered.expect("it was there"), 1);
+        // Longer than it takes to notice an end.
+        let slow = async {
+            sleep(LAST_WORD * 5 / 2).await;
+            Ok(2)
+        };
+        assert_eq!(while_connected("test", || true, slow).await.expect("it came late"), 2);
+    }
 }

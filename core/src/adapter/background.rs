@@ -25,7 +25,7 @@ impl Background {
     /// it spawns, the connections that it opens and its timers are served by the background thread.
     pub async fn scope<F: Future>(future: F) -> F::Output {
         let mut future = pin!(future);
-        let handle = handle();
+        let handle = Self::handle();
         poll_fn(|cx| {
             let _entered = handle.enter();
             future.as_mut().poll(cx)
@@ -36,25 +36,21 @@ impl Background {
     /// As [`scope`](Self::scope), for what is not awaited: runs it where it is called, and the tasks
     /// that it spawns in the background.
     pub fn enter<T>(work: impl FnOnce() -> T) -> T {
-        let handle = handle();
+        let handle = Self::handle();
         let _entered = handle.enter();
         work()
     }
 
     /// Runs a future to its end on the background thread.
     pub fn spawn(future: impl Future<Output = ()> + Send + 'static) {
-        handle().spawn(future);
+        Self::handle().spawn(future);
     }
 
+    /// The background runtime; that of the caller where no thread could be started.
     pub(crate) fn handle() -> Handle {
-        handle()
+        static HANDLE: OnceLock<Option<Handle>> = OnceLock::new();
+        HANDLE.get_or_init(start).clone().unwrap_or_else(Handle::current)
     }
-}
-
-/// The background runtime; that of the caller where no thread could be started.
-fn handle() -> Handle {
-    static HANDLE: OnceLock<Option<Handle>> = OnceLock::new();
-    HANDLE.get_or_init(start).clone().unwrap_or_else(Handle::current)
 }
 
 fn start() -> Option<Handle> {
