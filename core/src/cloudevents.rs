@@ -15,6 +15,10 @@
 //! | `abfirstfailure` | the hop's `first_failure` |
 //! | `abreason`, `aberror`, `aborigin`, `abgroup`, `ablastfailure` | the hop's `failure` |
 //!
+//! What came with a message and is no attribute ends in the header `nativeheaders`, one JSON object:
+//! text as a string, other bytes as `{"base64": "…"}`. A text of which every tenth character or so is
+//! a control character is written in base64 too, where JSON would write six bytes for each of them.
+//!
 //! Times are RFC 3339 with up to nanoseconds, in the years 0000 to 9999; a time beyond them is
 //! written as the first or last of them. Values are text as it is, control characters included:
 //! what a transport cannot carry, its adapter escapes.
@@ -29,9 +33,11 @@
 
 mod attribute;
 mod json;
+mod native;
 mod read;
 mod write;
 
 pub use json::{from_json, from_json_stored_at, is_structured, to_json, to_json_held};
+pub use native::bytes_to_json;
 pub use read::AttributeReader;
 pub use write::{write_attributes, write_attributes_held};

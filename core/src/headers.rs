@@ -76,6 +76,13 @@ impl Headers {
         Ok(())
     }
 
+    /// Adds `name`, which is known not to be set.
+    pub(crate) fn push_new(&mut self, name: &str, value: &str) -> Result<()> {
+        check_name(name)?;
+        self.0.push((name.into(), value.into()));
+        Ok(())
+    }
+
     /// The value of `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.iter().find_map(|(known, value)| (known == name).then_some(value))

@@ -57,8 +57,7 @@ pub(crate) fn read(record: &impl Message, default_type: &str) -> (Envelope, Opti
                 (None, Ok(value)) if header.key.eq_ignore_ascii_case(CONTENT_TYPE) => {
                     content_type.get_or_insert(value);
                 }
-                (_, Ok(value)) => reader.native(header.key, value.into()),
-                (_, Err(_)) => reader.native(header.key, value.into()),
+                _ => reader.native_bytes(header.key, value.to_vec()),
             }
         }
     }

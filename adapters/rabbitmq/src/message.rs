@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anybroker_core::cloudevents::{AttributeReader, write_attributes_held};
+use anybroker_core::cloudevents::{AttributeReader, bytes_to_json, write_attributes_held};
 use anybroker_core::{Envelope, Hop};
 use bytes::Bytes;
 use lapin::BasicProperties;
@@ -89,34 +89,34 @@ pub(crate) fn read(properties: &BasicProperties, payload: Bytes, default_type: &
                 ours |= attribute == "time";
                 match text(value) {
                     Some(text) => reader.attribute(attribute, &text),
-                    None => reader.native(name, json(value)),
+                    None => native(&mut reader, name, value),
                 }
             } else if name == DELIVERY_COUNT {
                 returned = integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
             } else if name == ACQUIRED_COUNT {
                 counts_apart = true;
             } else if !WAY.iter().any(|way| name.starts_with(way)) {
-                reader.native(name, json(value));
+                native(&mut reader, name, value);
             }
         }
     }
-    let mut native = |name, value: Option<Value>| {
+    let mut property = |name, value: Option<Value>| {
         if let Some(value) = value {
             reader.native(name, value);
         }
     };
     let short = |value: &Option<ShortString>| value.as_ref().map(|text| text.as_str().into());
-    native("correlation-id", short(properties.correlation_id()));
-    native("reply-to", short(properties.reply_to()));
-    native("content-encoding", short(properties.content_encoding()));
-    native("expiration", short(properties.expiration()));
-    native("type", short(properties.kind()));
-    native("user-id", short(properties.user_id()));
-    native("app-id", short(properties.app_id()));
-    native("cluster-id", short(properties.cluster_id()));
-    native("priority", properties.priority().map(Value::from));
+    property("correlation-id", short(properties.correlation_id()));
+    property("reply-to", short(properties.reply_to()));
+    property("content-encoding", short(properties.content_encoding()));
+    property("expiration", short(properties.expiration()));
+    property("type", short(properties.kind()));
+    property("user-id", short(properties.user_id()));
+    property("app-id", short(properties.app_id()));
+    property("cluster-id", short(properties.cluster_id()));
+    property("priority", properties.priority().map(Value::from));
     if !ours {
-        native("timestamp", properties.timestamp().map(Value::from));
+        property("timestamp", properties.timestamp().map(Value::from));
     }
     let message_id = properties.message_id().as_ref().map(ShortString::as_str);
     let content_type = properties.content_type().as_ref().map(ShortString::as_str);
@@ -147,6 +147,15 @@ fn integer(value: &AMQPValue) -> Option<i64> {
     })
 }
 
+/// Reads a header that is no attribute.
+fn native(reader: &mut AttributeReader, name: &str, value: &AMQPValue) {
+    match value {
+        AMQPValue::LongString(text) => reader.native_bytes(name, text.as_bytes().to_vec()),
+        AMQPValue::ByteArray(array) => reader.native_bytes(name, array.as_slice().to_vec()),
+        value => reader.native(name, json(value)),
+    }
+}
+
 /// The nearest JSON of any header.
 fn json(value: &AMQPValue) -> Value {
     match value {
@@ -157,8 +166,8 @@ fn json(value: &AMQPValue) -> Value {
         AMQPValue::DecimalValue(decimal) => {
             Value::from(format!("{}e-{}", decimal.value, decimal.scale))
         }
-        AMQPValue::LongString(text) => bytes(text.as_bytes()),
-        AMQPValue::ByteArray(array) => bytes(array.as_slice()),
+        AMQPValue::LongString(text) => bytes_to_json(text.as_bytes()),
+        AMQPValue::ByteArray(array) => bytes_to_json(array.as_slice()),
         AMQPValue::FieldArray(array) => array.as_slice().iter().map(json).collect(),
         AMQPValue::FieldTable(table) => {
             let members = table.into_iter().map(|(name, value)| (name.to_string(), json(value)));
@@ -170,9 +179,4 @@ fn json(value: &AMQPValue) -> Value {
             (None, text) => text.into(),
         },
     }
-}
-
-/// Text as it is, other bytes as an array of numbers.
-fn bytes(bytes: &[u8]) -> Value {
-    std::str::from_utf8(bytes).map_or_else(|_| bytes.into(), Value::from)
 }

@@ -135,7 +135,7 @@ async fn a_plain_message_keeps_its_payload_and_headers_through_retry_and_dead_le
                 r#""retries":4"#,
                 r#""odd":[7,null]"#,
                 r#""nested":{"deep":true}"#,
-                r#""binary":[255,254]"#,
+                r#""binary":{"base64":"//4="}"#,
                 r#""reply-to":"answers""#,
                 r#""correlation-id":"c-1""#,
                 r#""priority":3"#,

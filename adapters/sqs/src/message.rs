@@ -5,8 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anybroker_core::adapter::ServerClock;
 use anybroker_core::{Envelope, Error, ErrorKind, Hop, Result, cloudevents};
-use aws_sdk_sqs::types::{Message, MessageAttributeValue, MessageSystemAttributeName as Name};
-use serde_json::Value;
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
 
 use crate::error::error_of;
 use crate::names;
@@ -98,7 +97,12 @@ pub(crate) fn read(
                 reader.stored_at(time);
             }
             for (name, value) in own.into_iter().flatten() {
-                reader.native(name, native(value));
+                match value.binary_value() {
+                    Some(bytes) if value.string_value().is_none() => {
+                        reader.native_bytes(name, bytes.as_ref().to_vec());
+                    }
+                    _ => reader.native(name, value.string_value().into()),
+                }
             }
             let content_type = match event {
                 Ok(_) => STRUCTURED,
@@ -116,15 +120,6 @@ pub(crate) fn read(
         envelope.key = group.and_then(names::key_of_group).map(ToOwned::to_owned);
     }
     (envelope, hop)
-}
-
-fn native(value: &MessageAttributeValue) -> Value {
-    match (value.string_value(), value.binary_value()) {
-        (Some(text), _) => text.into(),
-        // As JSON has no bytes: their values.
-        (None, Some(bytes)) => bytes.as_ref().to_vec().into(),
-        (None, None) => Value::Null,
-    }
 }
 
 /// A system attribute.
@@ -147,6 +142,7 @@ pub(crate) fn sent_at(message: &Message) -> u64 {
 #[cfg(test)]
 mod tests {
     use anybroker_core::{Failure, now};
+    use aws_sdk_sqs::types::MessageAttributeValue;
 
     use super::*;
 

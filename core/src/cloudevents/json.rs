@@ -203,7 +203,7 @@ fn read_member<E: de::Error>(
             reader.attribute(name, &text);
         }
         Some(b'{' | b'[') => {
-            reader.native(name, serde_json::from_str(json).map_err(E::custom)?);
+            reader.native_json(name, value);
         }
         Some(b'n') | None => {}
         Some(_) => reader.attribute(name, json),
