@@ -51,6 +51,8 @@ impl Reason {
     pub const EXPIRED: &'static str = "expired";
     /// Delivered more often than `max_deliveries`.
     pub const MAX_DELIVERIES: &'static str = "max-deliveries";
+    /// Larger than a message may be, and so not decoded.
+    pub const TOO_LARGE: &'static str = "too-large";
     /// The idempotency key was seen with other content.
     pub const MISMATCH: &'static str = "idempotency-mismatch";
 

@@ -120,6 +120,11 @@ impl RedisBroker {
         options.within(operation, run).await.map_err(|error| error.broker(BROKER))
     }
 
+    fn letters<'a>(&'a self, group: &'a Group) -> DeadLetters<'a> {
+        let most = self.topology.settings.server.max_payload;
+        DeadLetters { link: &self.topology.link, group, most }
+    }
+
     async fn counts(&self, group: &Group) -> Result<Depth> {
         let link = &self.topology.link;
         let (mut ready, mut in_flight, mut delayed, mut oldest) = (0, 0, 0, None);
@@ -204,20 +209,20 @@ impl Broker for RedisBroker {
         limit: usize,
     ) -> Result<Peek> {
         let group = self.topology.group(subscription)?;
-        let letters = DeadLetters { link: &self.topology.link, group: &group };
+        let letters = self.letters(&group);
         self.within("dead letters", || letters.peek(filter, limit)).await
     }
 
     async fn redrive(&self, subscription: &Subscription, redrive: &Redrive) -> Result<u64> {
         let group = self.topology.group(subscription)?;
         self.within("redrive", || async { Ok(()) }).await?;
-        DeadLetters { link: &self.topology.link, group: &group }.redrive(redrive).await
+        self.letters(&group).redrive(redrive).await
     }
 
     async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64> {
         let group = self.topology.group(subscription)?;
         self.within("purge", || async { Ok(()) }).await?;
-        DeadLetters { link: &self.topology.link, group: &group }.purge().await
+        self.letters(&group).purge().await
     }
 
     async fn health(&self) -> Result<()> {

@@ -2,14 +2,14 @@ mod leave;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anybroker_core::adapter::{Alone, Background, pause};
 use anybroker_core::{
-    Consumer, Declare, Delivery, ErrorKind, Inbox, InboxSender, Outcome, Result, RetryClass,
-    Settler, Start, Subscription,
+    Confirmation, Consumer, Declare, Delivery, ErrorKind, Inbox, InboxSender, Outcome, Reason,
+    Result, RetryClass, Settler, Start, Subscription,
 };
 use async_trait::async_trait;
 use redis::Client;
@@ -21,7 +21,7 @@ use crate::held::Source;
 use crate::id::Id;
 use crate::keep::keep;
 use crate::line::Line;
-use crate::message::read;
+use crate::message::{Entry, read, too_large};
 use crate::reclaim::Cursor;
 use crate::scripts::Found;
 use crate::settle::{RedisSettler, Shared};
@@ -74,8 +74,11 @@ pub(crate) struct Reader {
     pub(crate) recover_at: Option<Instant>,
     /// Why some of what is due in each partition cannot be moved, which is logged once.
     pub(crate) unmoved: Vec<String>,
-    /// Bytes of a payload, as they came last.
+    /// Bytes of an entry, as they came last.
     average: usize,
+    /// What was too large to be decoded, on its way to the dead letters. The mutex is never waited
+    /// for: with it, other threads may see the reader.
+    given_up: Mutex<Vec<Confirmation>>,
     /// Whether there was no room for what others left; it comes before what is new.
     pub(crate) claims: bool,
     /// Whether it was said that a stream is somebody else's and grows.
@@ -119,6 +122,7 @@ pub(crate) async fn consume(
         unmoved: vec![String::new(); partitions],
         // The first read takes one, and learns more.
         average: MOST_BYTES,
+        given_up: Mutex::default(),
         claims: false,
         told_untrimmed: false,
     };
@@ -240,6 +244,7 @@ impl Reader {
                 self.tick().await?;
             }
             self.feed(inbox);
+            self.await_given_up().await?;
             if !ordered {
                 self.give_back_surplus();
             }
@@ -297,18 +302,25 @@ impl Reader {
         mut place: Option<Alone>,
     ) {
         let (shared, suspicious) = (&self.shared, self.suspicious());
+        let most = self.topology.settings.server.max_payload;
         let (mut bytes, entries) = (0, found.len());
         for Found { id, count, fields } in found {
             let Some(number) = Id::parse(id.as_bytes()) else { continue };
             let default_type = shared.group.layout.destination.name();
-            let (envelope, hop) = read(&id, fields, default_type, &shared.link.clock);
-            bytes += envelope.payload.len();
+            let Entry { envelope, hop, size, is_too_large, is_cut } =
+                read(&id, fields, default_type, &shared.link.clock, most);
+            bytes += size;
             let returned = count.saturating_sub(1);
             let unsettled = returned.saturating_add(hop.as_ref().map_or(0, |hop| hop.unsettled));
             let suspect = unsettled >= suspicious && !shared.group.ordered;
             let tag = shared.held.insert(source, number, count, asked + shared.lease(), suspect);
             let settler = Arc::clone(&self.settler) as Arc<dyn Settler>;
             let delivery = Delivery::new(Arc::new(envelope), hop, returned, tag, settler);
+            if is_too_large {
+                let given_up = self.give_up_unseen(&delivery, &too_large(size, most), is_cut);
+                lock(&self.given_up).push(given_up);
+                continue;
+            }
             self.surplus.extend(if suspect {
                 self.topology.suspects.admit(delivery, place.take())
             } else {
@@ -318,6 +330,35 @@ impl Reader {
         if let Some(average) = bytes.checked_div(entries) {
             self.average = average;
         }
+    }
+
+    /// Gives up what is too large for a message, before a handler has seen it.
+    fn give_up_unseen(&self, delivery: &Delivery, reason: &Reason, is_cut: bool) -> Confirmation {
+        tracing::warn!(
+            id = delivery.envelope().id,
+            r#type = &*delivery.envelope().r#type,
+            subscription = %self.shared.subscription.stored_name(),
+            attempt = delivery.attempt(),
+            reason = reason.code(),
+            error = reason.error(),
+            "a message is given up"
+        );
+        self.settler.give_up(delivery, reason, is_cut)
+    }
+
+    /// Waits until what was too large is among the dead letters.
+    async fn await_given_up(&self) -> Result<()> {
+        let given_up = std::mem::take(&mut *lock(&self.given_up));
+        for confirmation in given_up {
+            match confirmation.await {
+                Err(error) if error.kind() != ErrorKind::StaleDelivery => {
+                    // It comes again, after a pause.
+                    return Err(error.class(RetryClass::Transient));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Hands over what fits.
@@ -389,6 +430,10 @@ impl Reader {
         }
         drop(inbox.take());
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn inbox_is_closed(inbox: &InboxSender, closing: &watch::Receiver<bool>) -> bool {

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::error::{error_of, refused};
 use crate::layout::Group;
 use crate::link::{Call, Link};
-use crate::message::{read, write};
+use crate::message::{Entry, read, write};
 use crate::scripts::{Found, REDRIVE, array};
 
 /// The most entries and bytes looked at in one step, and the bytes sent back in one.
@@ -18,19 +18,38 @@ const PAGE: usize = 200;
 const PAGE_BYTES: usize = 8 * 1024 * 1024;
 const SENT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Dead letters and where they are stored.
-type Page = Vec<(String, DeadLetter)>;
+/// A dead letter and where it is stored.
+struct Stored {
+    id: String,
+    letter: DeadLetter,
+    size: usize,
+    /// Whether it is too large for a message, and was not decoded whole.
+    is_cut: bool,
+}
+
+type Page = Vec<Stored>;
 
 /// How many the next page may have, of those like these. The first has one, and tells.
 fn fitting(page: &Page) -> usize {
-    let bytes: usize = page.iter().map(|(_, letter)| letter.envelope.payload.len()).sum();
+    let bytes: usize = page.iter().map(|stored| stored.size).sum();
     (PAGE_BYTES / (bytes / page.len().max(1)).max(1)).clamp(1, PAGE)
+}
+
+/// What keeps a dead letter from being sent back.
+fn still_too_large(size: usize, most: usize) -> Error {
+    let text = format!(
+        "some dead letters are larger than max-payload, the first with {size} bytes where it is \
+         {most}, and stay; raise it and send them again"
+    );
+    error_of(ErrorKind::TooLarge, "redrive", text)
 }
 
 /// The dead letters of a group.
 pub(crate) struct DeadLetters<'a> {
     pub(crate) link: &'a Link,
     pub(crate) group: &'a Group,
+    /// The largest message.
+    pub(crate) most: usize,
 }
 
 impl DeadLetters<'_> {
@@ -40,10 +59,10 @@ impl DeadLetters<'_> {
         let end = self.end().await?;
         loop {
             let page = self.page(&from, &end, count).await?;
-            let Some((last, _)) = page.last() else { return Ok(peek) };
+            let Some(Stored { id: last, .. }) = page.last() else { return Ok(peek) };
             count = fitting(&page);
             from = format!("({last}");
-            for (_, letter) in page {
+            for Stored { letter, .. } in page {
                 if filter.matches(&letter.envelope, &letter.hop, now) {
                     if peek.entries.len() == limit {
                         peek.complete = false;
@@ -62,14 +81,22 @@ impl DeadLetters<'_> {
         let (mut from, mut count) = ("-".to_owned(), 1);
         loop {
             let page = self.page(&from, &end, count).await?;
-            let Some((last, _)) = page.last() else { break };
+            let Some(Stored { id: last, .. }) = page.last() else { break };
             count = fitting(&page);
             from = format!("({last}");
             let mut meant = page
                 .into_iter()
-                .filter(|(_, letter)| {
+                .filter(|Stored { letter, .. }| {
                     redrive.selected().matches(&letter.envelope, &letter.hop, now)
                 })
+                .filter(|stored| {
+                    if stored.is_cut {
+                        refusal.get_or_insert_with(|| still_too_large(stored.size, self.most));
+                    }
+                    !stored.is_cut
+                })
+                .collect::<Vec<_>>()
+                .into_iter()
                 .peekable();
             while meant.peek().is_some() {
                 let rest = usize::try_from(redrive.at_most() - sent).unwrap_or(usize::MAX);
@@ -95,7 +122,7 @@ impl DeadLetters<'_> {
             if page.is_empty() {
                 return Ok(removed);
             }
-            let ids: Vec<_> = page.iter().map(|(id, _)| id).collect();
+            let ids: Vec<_> = page.iter().map(|stored| &stored.id).collect();
             let mut command = redis::cmd("XDEL");
             command.arg(&self.group.dead_letters).arg(ids);
             removed += self.link.query::<u64>("purge", &command).await?;
@@ -106,7 +133,7 @@ impl DeadLetters<'_> {
     /// What is refused for good stays, and the first error of it is noted; the others are sent.
     async fn send_back(
         &self,
-        letters: impl Iterator<Item = (String, DeadLetter)>,
+        letters: impl Iterator<Item = Stored>,
         refusal: &mut Option<Error>,
     ) -> Result<u64> {
         let (mut letters, mut sent) = (letters.peekable(), 0);
@@ -115,10 +142,10 @@ impl DeadLetters<'_> {
             calls.resize_with(self.group.partitions.len(), || None);
             let mut bytes = 0;
             while bytes < SENT_BYTES
-                && let Some((id, letter)) = letters.next()
+                && let Some(Stored { id, letter, size, .. }) = letters.next()
             {
                 let envelope = &letter.envelope;
-                bytes += envelope.payload.len();
+                bytes += size;
                 let partition = self.group.layout.partition(envelope.key.as_deref(), &envelope.id);
                 let mut fields = Vec::new();
                 write(envelope, &Hop::redrive(), Duration::ZERO, |name, value| {
@@ -163,8 +190,10 @@ impl DeadLetters<'_> {
         let page: Value = self.link.query("dead letters", &command).await?;
         let default_type = self.group.layout.destination.name();
         let letter = |found: Found| {
-            let (envelope, hop) = read(&found.id, found.fields, default_type, &self.link.clock);
-            (found.id, DeadLetter { envelope: Arc::new(envelope), hop: *hop.unwrap_or_default() })
+            let Entry { envelope, hop, size, is_cut, .. } =
+                read(&found.id, found.fields, default_type, &self.link.clock, self.most);
+            let letter = DeadLetter { envelope: Arc::new(envelope), hop: *hop.unwrap_or_default() };
+            Stored { id: found.id, letter, size, is_cut }
         };
         Ok(array(page).into_iter().filter_map(Found::first).map(letter).collect())
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anybroker_core::adapter::{Background, pause};
 use anybroker_core::{
-    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Result, Settler,
-    Subscription,
+    Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Reason, Result,
+    Settler, Subscription,
 };
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -18,9 +18,12 @@ use crate::held::{Held, Holding, Source};
 use crate::id::Id;
 use crate::layout::Group;
 use crate::link::{Call, Link};
-use crate::message::write;
+use crate::message::{write, write_hop};
 use crate::scripts::{REPLACE, SETTLE};
 use crate::writer::Writer;
+
+/// The place of a copy that the server makes of the original.
+pub(crate) const WHOLE: &str = "whole";
 
 /// Settlements without a copy that one call makes: of one stream, and delivered equally often.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +68,7 @@ pub(crate) enum Command {
 
 /// What takes the place of a delivery.
 pub(crate) struct Copy {
+    /// `whole` are the dead letters too, with the fields of the original.
     place: &'static str,
     delay: Duration,
     pub(crate) envelope: Arc<Envelope>,
@@ -203,18 +207,19 @@ impl Shared {
         let keys = [&*partition.retry, &partition.delayed, &self.group.dead_letters];
         let mut call = self.call(&REPLACE, source, &keys);
         for (holding, copy, _) in copies {
-            let mut fields = Vec::new();
-            write(&copy.envelope, &copy.hop, copy.delay, |name, value| {
-                fields.extend([name.to_vec(), value.to_vec()]);
-            });
+            // Counted first, so that they need not be in memory once more to be counted.
+            let mut fields = 0_usize;
+            copy.write(|_, _| fields += 2);
             call = call
                 .arg(holding.id.to_string())
                 .arg(holding.count)
                 .arg(copy.place)
                 .arg(millis(copy.delay))
                 .arg(copy.hop.id.as_deref())
-                .arg(fields.len())
                 .arg(fields);
+            copy.write(|name, value| {
+                call.0.arg(name).arg(value);
+            });
         }
         self.fenced(&call).await
     }
@@ -256,6 +261,25 @@ impl Holding {
     }
 }
 
+impl Copy {
+    fn write(&self, write_field: impl FnMut(&[u8], &[u8])) {
+        if self.place == WHOLE {
+            write_hop(&self.hop, write_field);
+        } else {
+            write(&self.envelope, &self.hop, self.delay, write_field);
+        }
+    }
+
+    /// About how many bytes it takes to send it.
+    pub(crate) fn size(&self) -> usize {
+        if self.place == WHOLE {
+            return 1024;
+        }
+        let headers = self.envelope.headers.iter().map(|(name, value)| name.len() + value.len());
+        self.envelope.payload.len() + headers.sum::<usize>() + 1024
+    }
+}
+
 impl RedisSettler {
     pub(crate) fn start(shared: Arc<Shared>) -> Arc<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
@@ -278,6 +302,26 @@ impl RedisSettler {
     /// Gives back what was delivered so often by now.
     fn back(&self, holding: Holding, count: u32) -> Confirmation {
         self.send(|confirmer| Command::Back(holding, count, Some(confirmer)))
+    }
+
+    /// Gives up what is too large, before a handler has seen it. Of what was not decoded whole, the
+    /// server copies the fields.
+    pub(crate) fn give_up(
+        &self,
+        delivery: &Delivery,
+        reason: &Reason,
+        is_cut: bool,
+    ) -> Confirmation {
+        let shared = &self.shared;
+        let Some(holding) = shared.held.settle(delivery.tag(), false) else {
+            return Confirmation::ready(Ok(()));
+        };
+        let mut hop = Hop::dead_letter(delivery, reason, &shared.subscription);
+        hop.attempts = hop.attempts.saturating_sub(1);
+        let envelope = Arc::clone(delivery.envelope());
+        let place = if is_cut { WHOLE } else { "dead" };
+        let copy = Box::new(Copy { place, delay: Duration::ZERO, envelope, hop });
+        self.send(|confirmer| Command::Replace(holding, copy, confirmer))
     }
 
     fn send(&self, command: impl FnOnce(Confirmer) -> Command) -> Confirmation {

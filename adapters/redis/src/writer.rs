@@ -140,7 +140,7 @@ async fn replace(
     while !all.is_empty() {
         let mut bytes = 0;
         let fits = all.iter().position(|(_, copy, _)| {
-            bytes += copy.envelope.payload.len() + 1024;
+            bytes += copy.size();
             bytes > BYTES
         });
         let rest = all.split_off(fits.map_or(all.len(), |fits| fits.max(1)));

@@ -3,7 +3,8 @@
 -- consumer's. The copy comes first: if it fails, the original stays. A server without memory does
 -- it too: what is acknowledged frees what the copy takes.
 -- KEYS: stream, lock, retry, delayed, dead letters. ARGV: group, consumer, token or '', then for
--- each entry: id, count, where, delay in ms, unique text, number of fields, fields. Returns which
+-- each entry: id, count, where ('retry', 'delayed', 'dead', or 'whole': dead, and the fields of the
+-- entry follow those that are given), delay in ms, unique text, number of fields, fields. Returns which
 -- were not this consumer's, by their places from 0 on, and which copies were refused: place, error,
 -- place, error. One that is refused keeps none of the others from being stored.
 local stream, group, consumer, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -22,6 +23,13 @@ while i <= #ARGV do
             local member = cmsgpack.pack({ ARGV[i + 4], unpack(ARGV, first, last) })
             -- A part of a millisecond would make it early.
             stored = redis.pcall('ZADD', KEYS[4], now + 1 + ARGV[i + 3], member)
+        elseif where == 'whole' then
+            local copy = { KEYS[5], '*', unpack(ARGV, first, last) }
+            local original = redis.call('XRANGE', stream, id, id)[1]
+            for _, text in ipairs(original and original[2] or {}) do
+                copy[#copy + 1] = text
+            end
+            stored = redis.pcall('XADD', unpack(copy))
         else
             stored = redis.pcall('XADD', where == 'dead' and KEYS[5] or KEYS[3], '*', unpack(ARGV, first, last))
         end
