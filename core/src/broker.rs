@@ -174,7 +174,8 @@ impl Outgoing {
         Self { destination: destination.into(), envelope, delay: None, allow_unrouted: false }
     }
 
-    /// Delays it.
+    /// Delays it. More than a subscription's [`max_delay`](Subscription::max_delay), a year unless set,
+    /// makes it a dead letter where the worker sees to the delay.
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self

@@ -32,7 +32,9 @@ pub struct Delivery {
 /// In an ordered subscription a released delivery goes back to its place, before the later ones of
 /// its key; a copy stored anew would be overtaken. A retried one does too, unless the broker has no
 /// [`ordered_delays`](crate::Capabilities::ordered_delays): there the worker retries only what has
-/// longer to wait than a delivery can be held.
+/// longer to wait than a delivery can be held. What the worker releases for a time because its own
+/// time ([`Hop::not_before`]) is far ahead may be stored anew: in its place it would keep back what
+/// follows it.
 pub trait Settler: Send + Sync + fmt::Debug {
     /// Settles a delivery. Whatever new copy the outcome needs is stored, with the broker's
     /// confirmation, before the delivery is acknowledged.

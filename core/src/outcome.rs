@@ -51,6 +51,8 @@ impl Reason {
     pub const EXPIRED: &'static str = "expired";
     /// Delivered more often than `max_deliveries`.
     pub const MAX_DELIVERIES: &'static str = "max-deliveries";
+    /// Its time lies further ahead than [`max_delay`](crate::Subscription::max_delay).
+    pub const TOO_FAR_AHEAD: &'static str = "too-far-ahead";
     /// Larger than a message may be, and so not decoded.
     pub const TOO_LARGE: &'static str = "too-large";
     /// The idempotency key was seen with other content.

@@ -23,6 +23,7 @@ pub struct Subscription {
     start: Start,
     expired: Expired,
     lease: Duration,
+    max_delay: Duration,
     max_deliveries: Limit,
 }
 
@@ -38,6 +39,9 @@ enum Limit {
 }
 
 const MAX_DELIVERIES: u32 = 20;
+
+/// A year, and a leap year too.
+const MAX_DELAY: Duration = Duration::from_hours(24 * 366);
 
 /// Where a new group of a topic begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +82,7 @@ impl Subscription {
             start: Start::New,
             expired: Expired::DeadLetter,
             lease: Duration::from_secs(30),
+            max_delay: MAX_DELAY,
             max_deliveries: Limit::Unstated(Arc::new(AtomicU32::new(MAX_DELIVERIES))),
         }
     }
@@ -111,6 +116,15 @@ impl Subscription {
     /// brokers that lease; 30 s unless set, at least 1 s. The worker renews it.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.max(Duration::from_secs(1));
+        self
+    }
+
+    /// Sets how far ahead the time may lie before which no handler may see a message; a year (366
+    /// days) unless set. What comes to the worker with a later time goes to the dead-letter queue
+    /// with the reason `too-far-ahead`: any producer can write such a time, and to wait for it would
+    /// hold back what follows in order. A redrive hands the message out at once.
+    pub fn max_delay(mut self, max_delay: Duration) -> Self {
+        self.max_delay = max_delay;
         self
     }
 
@@ -159,6 +173,11 @@ impl Subscription {
     /// How long a delivery is hidden before it must be renewed.
     pub fn lease_time(&self) -> Duration {
         self.lease
+    }
+
+    /// How far ahead the time of a message may lie.
+    pub fn delay_limit(&self) -> Duration {
+        self.max_delay
     }
 
     /// After how many deliveries a message is given up unseen.

@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybroker_core::{Confirmation, Delivery, Hop, Outcome, Settler, Subscription};
+use anybroker_core::{Confirmation, Delivery, Hop, Outcome, Settler, Subscription, now};
 
 use crate::commands::{Commands, Settled};
 use crate::error::stale;
@@ -48,6 +48,11 @@ fn came_back(delivery: &Delivery) -> u32 {
     delivery.attempt().saturating_sub(delivery.hop().attempts)
 }
 
+/// Whether no handler may see it yet.
+fn is_early(delivery: &Delivery) -> bool {
+    delivery.hop().not_before.is_some_and(|due| due > now())
+}
+
 impl Settler for GroupSettler {
     fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
         let ordered = self.subscription.is_ordered();
@@ -57,6 +62,10 @@ impl Settler for GroupSettler {
             }
             Outcome::Retry { after } if ordered => {
                 self.give_back(&delivery, came_back(&delivery), after)
+            }
+            // What came with a time that is far ahead waits where it keeps nothing back.
+            Outcome::Release { after } if !after.is_zero() && is_early(&delivery) => {
+                self.replace(&delivery, &self.names.retry, Hop::release(&delivery, after))
             }
             Outcome::Release { after } if ordered || after.is_zero() => {
                 self.give_back(&delivery, came_back(&delivery).saturating_sub(1), after)

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use anybroker_core::cloudevents::write_attributes;
 use anybroker_core::{
-    Broker, DeadLetterFilter, Destination, Envelope, Hop, Outcome, Redrive, Subscription, Topic,
+    BoxError, Broker, DeadLetterFilter, Destination, Envelope, Hop, Message as Handled, Outcome,
+    Queue, Redrive, Subscription, Topic, Worker,
 };
 use anybroker_kafka::KafkaBroker;
 use anybroker_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
@@ -14,6 +15,9 @@ use anybroker_kafka::rdkafka::message::{Header, Headers, OwnedHeaders};
 use anybroker_kafka::rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use anybroker_kafka::rdkafka::{Message, Offset, TopicPartitionList};
 use support::{ack, connect_single, receive, send, unique};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tower::service_fn;
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -249,5 +253,40 @@ async fn keys_that_are_no_text_stay_apart() {
         let delivery = receive(&mut consumer).await;
         assert_eq!(delivery.envelope().key.as_deref(), Some(key));
         ack(delivery).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_too_far_ahead_is_a_dead_letter_that_says_so() {
+    let broker = connect_single().await;
+    for queue in [Queue::new(unique("far")), Queue::new(unique("far")).ordered()] {
+        let subscription = Subscription::queue(queue.clone());
+        broker.declare(&subscription).await.expect("a queue");
+        let name = subscription.destination().name().to_owned();
+        for due in ["2060-01-01T00:00:00Z", "9998-12-31T23:59:59Z"] {
+            let headers = [("ce_id", due.as_bytes()), ("ce_notbefore", due.as_bytes())];
+            put(&broker, &name, None, &headers, Some(b"{}"));
+        }
+        send(&broker, queue, Envelope::new("next", "{}").with_id("next")).await;
+        let (sender, mut seen) = mpsc::unbounded_channel();
+        let handler = service_fn(move |message: Handled| {
+            // A test that has seen enough reads no more.
+            let _ = sender.send(message.envelope().id.clone());
+            async { Ok::<_, BoxError>(Outcome::Ack) }
+        });
+        let worker = Worker::new(broker.clone()).subscribe(subscription.clone(), handler);
+        let worker = worker.start().await.expect("a worker");
+        let next = timeout(SECONDS, seen.recv()).await.expect("what follows is handled");
+        assert_eq!(next.as_deref(), Some("next"));
+        let report = worker.run_until(async {}).await.expect("a report");
+        assert_eq!((report.handled, report.dead_lettered), (1, 2), "{report}");
+        let all = DeadLetterFilter::all();
+        let dead = broker.dead_letters(&subscription, &all, 9).await.expect("dead letters").entries;
+        for letter in &dead {
+            let failure = letter.failure().expect("a failure");
+            assert_eq!((&*failure.reason, letter.hop.attempts), ("too-far-ahead", 0));
+            assert!(failure.error.contains("max_delay"), "{}", failure.error);
+        }
+        assert_eq!(broker.redrive(&subscription, &Redrive::all()).await.expect("a redrive"), 2);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anybroker_core::adapter::{Background, pause};
 use anybroker_core::{
     Confirmation, Confirmer, Delivery, Envelope, Error, ErrorKind, Hop, Outcome, Reason, Result,
-    Settler, Subscription,
+    Settler, Subscription, now,
 };
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -334,12 +334,19 @@ impl RedisSettler {
     }
 }
 
+/// Whether an ordered delivery is given back until a time that it came with: it is stored with that,
+/// as the server does not hand it out again in its place.
+fn is_set_aside(delivery: &Delivery, outcome: &Outcome) -> bool {
+    let is_early = delivery.hop().not_before.is_some_and(|due| due > now());
+    is_early && matches!(outcome, Outcome::Release { after } if !after.is_zero())
+}
+
 impl Settler for RedisSettler {
     fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirmation {
         let shared = &self.shared;
-        let ordered = shared.group.ordered;
+        let keeps_place = shared.group.ordered && !is_set_aside(&delivery, &outcome);
         let returns = matches!(outcome, Outcome::Retry { .. } | Outcome::Release { .. });
-        let Some(holding) = shared.held.settle(delivery.tag(), ordered && returns) else {
+        let Some(holding) = shared.held.settle(delivery.tag(), keeps_place && returns) else {
             let text = "its lease ran out, or the broker was closed: the message comes again";
             return Confirmation::ready(Err(stale(text)));
         };
@@ -348,8 +355,8 @@ impl Settler for RedisSettler {
         match outcome {
             Outcome::Ack => return self.send(|confirmer| Command::Ack(holding, confirmer)),
             // In order, it keeps its place.
-            Outcome::Retry { .. } if ordered => return self.back(holding, used),
-            Outcome::Release { after } if ordered || after.is_zero() => {
+            Outcome::Retry { .. } if keeps_place => return self.back(holding, used),
+            Outcome::Release { after } if keeps_place || after.is_zero() => {
                 return self.back(holding, used.saturating_sub(1));
             }
             _ => {}

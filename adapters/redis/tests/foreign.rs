@@ -142,6 +142,39 @@ async fn add(broker: &anybroker_redis::RedisBroker, stream: &str, fields: &[(&st
     let _: String = run(broker, &add).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_too_far_ahead_is_a_dead_letter_that_says_so() {
+    let broker = connect(&server()).await;
+    for queue in [Queue::new(unique("far")), Queue::new(unique("far")).ordered()] {
+        let subscription = Subscription::queue(queue.clone());
+        broker.declare(&subscription).await.expect("a queue");
+        let name = subscription.destination().name().to_owned();
+        for due in ["2060-01-01T00:00:00Z", "9998-12-31T23:59:59Z"] {
+            add(&broker, &name, &[("ce_id", due.as_bytes()), ("ce_notbefore", due.as_bytes())])
+                .await;
+        }
+        send(&broker, queue, message("next")).await;
+        let (worker, mut seen) = working(&broker, &subscription).await;
+        assert_eq!(next(&mut seen).await, "next");
+        let report = worker.run_until(async {}).await.expect("a report");
+        assert_eq!((report.handled, report.dead_lettered), (1, 2), "{report}");
+        let all = DeadLetterFilter::all();
+        let dead = broker.dead_letters(&subscription, &all, 9).await.expect("dead letters").entries;
+        for letter in &dead {
+            let failure = letter.failure().expect("a failure");
+            assert_eq!((&*failure.reason, letter.hop.attempts), ("too-far-ahead", 0));
+            assert!(failure.error.contains("max_delay"), "{}", failure.error);
+        }
+        assert_eq!(broker.redrive(&subscription, &Redrive::all()).await.expect("a redrive"), 2);
+        let (worker, mut seen) = working(&broker, &subscription).await;
+        let mut redriven = [next(&mut seen).await, next(&mut seen).await];
+        redriven.sort_unstable();
+        assert_eq!(redriven, ["2060-01-01T00:00:00Z", "9998-12-31T23:59:59Z"]);
+        worker.run_until(async {}).await.expect("a report");
+    }
+    broker.close().await.expect("a close");
+}
+
 /// What a handler is not shown is kept as it was, in the dead letters.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_larger_than_max_payload_is_a_dead_letter_with_all_its_fields() {

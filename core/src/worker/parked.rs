@@ -10,6 +10,8 @@ use super::shard::Held;
 pub(super) struct Parked {
     heap: BinaryHeap<Entry>,
     sequence: u64,
+    /// How many wait for the time before which no handler may see them.
+    early: usize,
 }
 
 struct Entry {
@@ -34,6 +36,7 @@ pub(super) enum Wait {
 impl Parked {
     pub(super) fn push(&mut self, due: Instant, held: Held, wait: Wait) {
         self.sequence += 1;
+        self.early += usize::from(wait == Wait::Early);
         self.heap.push(Entry { due: Reverse((due, self.sequence)), held, wait });
     }
 
@@ -42,7 +45,9 @@ impl Parked {
         if due > now {
             return None;
         }
-        self.heap.pop().map(|entry| (entry.held, entry.wait))
+        let entry = self.heap.pop()?;
+        self.early -= usize::from(entry.wait == Wait::Early);
+        Some((entry.held, entry.wait))
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
@@ -54,7 +59,25 @@ impl Parked {
         self.heap.iter().any(|entry| entry.due.0.0 <= end && entry.wait != Wait::Early)
     }
 
+    /// Whether any waits for the time before which no handler may see it.
+    pub(super) fn has_early(&self) -> bool {
+        self.early > 0
+    }
+
+    /// Takes out the one of these that is due last, if that is after `end`.
+    pub(super) fn take_latest_early(&mut self, end: Instant) -> Option<(Instant, Held)> {
+        let early = self.heap.iter().filter(|entry| entry.wait == Wait::Early);
+        let latest = early.map(|entry| entry.due.0).max().filter(|(due, _)| *due > end)?;
+        let mut entries = std::mem::take(&mut self.heap).into_vec();
+        let index = entries.iter().position(|entry| entry.due.0 == latest);
+        let taken = index.map(|index| entries.swap_remove(index));
+        self.heap = entries.into();
+        self.early -= usize::from(taken.is_some());
+        taken.map(|entry| (entry.due.0.0, entry.held))
+    }
+
     pub(super) fn drain(&mut self) -> impl Iterator<Item = (Instant, Held, Wait)> {
+        self.early = 0;
         self.heap.drain().map(|entry| (entry.due.0.0, entry.held, entry.wait))
     }
 
@@ -62,6 +85,7 @@ impl Parked {
     pub(super) fn take_lost(&mut self) -> Vec<(Held, Wait)> {
         let (lost, kept): (Vec<_>, Vec<_>) =
             self.heap.drain().partition(|entry| entry.held.delivery.is_lost());
+        self.early = kept.iter().filter(|entry| entry.wait == Wait::Early).count();
         self.heap = kept.into();
         lost.into_iter().map(|entry| (entry.held, entry.wait)).collect()
     }

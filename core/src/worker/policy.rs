@@ -57,6 +57,18 @@ pub(super) fn last_retry(attempt: u32) -> Outcome {
     Outcome::dead_letter(Reason::MAX_DELIVERIES, text)
 }
 
+/// What becomes of a message whose time lies so far ahead that it is taken for a mistake.
+pub(super) fn too_far_ahead(ahead: Duration, limit: Duration) -> Outcome {
+    let days = |time: Duration| time.as_secs_f64() / 86_400.0;
+    let text = format!(
+        "no handler may see it for {:.1} days, and the subscription waits for {:.1} at most: its \
+         publisher's clock or delay is wrong, or max_delay is to be raised",
+        days(ahead),
+        days(limit)
+    );
+    Outcome::dead_letter(Reason::TOO_FAR_AHEAD, text)
+}
+
 pub(super) fn expired(policy: Expired) -> (Outcome, Kind) {
     match policy {
         Expired::DeadLetter => {

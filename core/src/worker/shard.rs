@@ -179,6 +179,7 @@ where
             let now = self.now_if_timed();
             self.resume(now);
             progress |= self.unpark(now);
+            progress |= self.set_aside();
             progress |= self.dispatch(cx, &mut budget);
             self.fit_window(now);
             if let Err(error) = self.narrow(cx, now) {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anybroker_core::{
-    Consumer, Delivery, Error, ErrorKind, Expired, Inbox, Message, Outcome, Queue, Result,
+    Consumer, Delivery, Error, ErrorKind, Expired, Hop, Inbox, Message, Outcome, Queue, Result,
     Subscription, Worker,
 };
 use async_trait::async_trait;
@@ -343,4 +343,43 @@ async fn what_waits_in_the_worker_is_not_handled_when_its_connection_is_gone() {
     let report = report.await.unwrap();
     assert_eq!((report.handled, report.stale), (1, 3));
     assert_eq!(*recorder.abandoned.lock().unwrap(), [1, 2, 3]);
+}
+
+/// What a consumer hands out that does not keep the time itself, more than the loop can hold.
+#[tokio::test(start_paused = true)]
+async fn what_is_due_far_ahead_leaves_room_for_the_others_in_order() {
+    const EARLY: u64 = 200;
+    let recorder = Recorder::new();
+    let source = Arc::clone(&recorder);
+    let mut next = 0;
+    let consumer = Calling(move |_: &mut Context<'_>, max, out: &mut Vec<Delivery>| {
+        let first = next;
+        while next < EARLY + 20 && out.len() < max {
+            let early = next < EARLY;
+            let key = if early && next % 2 == 0 { "same".to_owned() } else { next.to_string() };
+            let hop = early.then(|| Box::new(Hop::delayed(Duration::from_hours(1))));
+            let envelope = Arc::new(envelope().with_key(key));
+            out.push(Delivery::new(envelope, hop, 0, next, Arc::clone(&source) as _));
+            next += 1;
+        }
+        if next > first { Poll::Ready(Ok(())) } else { Poll::Pending }
+    });
+    let count = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&count);
+    let handler = service_fn(move |_: Message| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        async { Answer::Ok(Outcome::Ack) }
+    });
+    let subscription = Subscription::queue(Queue::new("work").ordered());
+    let worker = Worker::new(Double::broker(vec![Box::new(consumer)])).concurrency(16);
+    let (stop, report) = stop_with(worker.subscribe(subscription, handler).loops(1)).await;
+    pass(Duration::from_secs(10)).await;
+    assert_eq!(count.load(Ordering::Relaxed), 20);
+    let set_aside = recorder.settled.lock().unwrap().iter().filter(|(_, outcome, _)| {
+        matches!(outcome, Outcome::Release { after } if *after > Duration::from_mins(50))
+    }).count();
+    assert!(set_aside >= 200 - 80, "{set_aside} were given to the broker");
+    assert!(set_aside <= 200 - 64, "{set_aside}: as many as there is room for wait here");
+    stop.send(()).unwrap();
+    assert_eq!(report.await.unwrap().handled, 20);
 }

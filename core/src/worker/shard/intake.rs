@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tower::Service;
 
 use super::drain::AT_ONCE;
-use super::{Held, Shard};
+use super::{Held, LONGEST_PARKED, Shard};
 use crate::worker::lanes::Lanes;
 use crate::worker::parked::Wait;
 use crate::worker::policy;
@@ -187,6 +187,11 @@ where
             && let Ok(remaining) = not_before.duration_since(crate::now())
             && !remaining.is_zero()
         {
+            let limit = self.subscription.delay_limit();
+            if remaining > limit {
+                let outcome = policy::too_far_ahead(remaining, limit);
+                return Admission::Settle(outcome, Kind::DeadLettered);
+            }
             return if self.parks(remaining, held.waits_until) {
                 Admission::Wait(Instant::now() + remaining)
             } else {
@@ -198,6 +203,31 @@ where
             return Admission::Settle(outcome, kind);
         }
         Admission::Run
+    }
+
+    /// In an ordered subscription, lets the broker keep what is due last, while what waits here
+    /// leaves the free handlers too little room: waiting for its time, it would keep everything else
+    /// from being received. It is stored anew where the broker cannot keep its place for so long, and
+    /// then later messages of its key pass it.
+    pub(super) fn set_aside(&mut self) -> bool {
+        let mut progress = false;
+        while let Some(lanes) = &self.lanes
+            && lanes.len() + self.parked.len() > self.window.most_parked()
+            && self.parked.has_early()
+            && self.slots.free() > 0
+            && self.queue.is_empty()
+            && self.paused_until.is_none()
+        {
+            let now = Instant::now();
+            let Some((due, held)) = self.parked.take_latest_early(now + LONGEST_PARKED) else {
+                break;
+            };
+            let after = due.saturating_duration_since(now);
+            let next = self.settle(held, Outcome::Release { after }, Kind::Delayed);
+            self.admit(next);
+            progress = true;
+        }
+        progress
     }
 
     /// Moves what has waited long enough to the head of the queue.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::{
-    BoxError, Destination, Envelope, Message, Outcome, Outgoing, Queue, Subscription, Worker,
+    BoxError, Depth, Destination, Envelope, Message, Outcome, Outgoing, Queue, Subscription, Worker,
 };
 use tokio::time::{sleep, timeout};
 
@@ -20,6 +20,7 @@ cases! {
     ten_consumers_keep_sixteen_keys_of_a_topic_in_order: Need::TOPICS;
     ten_consumers_keep_the_order_of_a_topic_in_four_partitions: Need::TOPICS;
     a_retry_holds_back_its_key_and_no_other;
+    what_is_due_far_ahead_keeps_no_other_key_from_its_handlers, within 120;
     rolling_restarts_keep_the_order;
     a_crash_keeps_the_order;
 }
@@ -203,6 +204,39 @@ async fn a_retry_holds_back_its_key_and_no_other(lab: Lab) -> Checked {
     assert!(even_end - odd_end > Duration::from_millis(700), "a key waited for another's retry");
     assert_eq!(working.drain().await?.handled, (KEYS * ROUNDS) as u64);
     Ok(())
+}
+
+/// More than any process holds, each with a key of its own or all with one, and what follows is
+/// handled all the same.
+async fn what_is_due_far_ahead_keeps_no_other_key_from_its_handlers(lab: Lab) -> Checked {
+    const LATER: usize = 150;
+    let queue = lab::queue().ordered();
+    let subscription = Subscription::queue(queue.clone());
+    lab.broker().declare(&subscription).await?;
+    let producer = lab.broker().producer();
+    let later = (0..LATER).map(|number| {
+        let key = if number % 2 == 0 { "later".to_owned() } else { format!("later{number}") };
+        let envelope = message(&format!("later{number}")).with_key(key);
+        producer.send(Outgoing::new(queue.clone(), envelope).with_delay(Duration::from_hours(1)))
+    });
+    for sent in later.collect::<Vec<_>>() {
+        sent.await?;
+    }
+    let others = messages(40).enumerate();
+    lab.publish(queue, others.map(|(number, other)| other.with_key(format!("k{number}")))).await?;
+    let (mut seen, service) = Sightings::of(|_| async { Ok(Outcome::Ack) });
+    let working = Working::on(&lab, &subscription, service).await?;
+    let mut handled: Vec<_> = seen.take(40).await?.into_iter().map(|sight| sight.id).collect();
+    handled = lab::sorted(handled);
+    assert_eq!(handled, ids(40));
+    let report = working.drain().await?;
+    assert_eq!((report.handled, report.dead_lettered), (40, 0), "{report}");
+    lab.step("all of them are kept");
+    let kept = |depth: &Depth| {
+        let counts = [depth.ready, depth.in_flight, depth.delayed];
+        counts.into_iter().flatten().sum::<u64>() >= LATER as u64
+    };
+    lab.depth(&subscription, "150 that wait", kept).await
 }
 
 async fn rolling_restarts_keep_the_order(lab: Lab) -> Checked {
