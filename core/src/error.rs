@@ -172,21 +172,28 @@ impl fmt::Display for Error {
     }
 }
 
+/// A sentence with its causes, as `main` and `unwrap` print it; the fields with `{:#?}`.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut debug = f.debug_struct("Error");
-        debug.field("kind", &self.0.kind).field("class", &self.0.class);
-        if let Some(broker) = self.0.broker {
-            debug.field("broker", &broker);
+        if f.alternate() {
+            let Inner { kind, class, context, broker, operation, source } = &*self.0;
+            return f
+                .debug_struct("Error")
+                .field("kind", kind)
+                .field("class", class)
+                .field("broker", broker)
+                .field("operation", operation)
+                .field("context", context)
+                .field("source", source)
+                .finish();
         }
-        if let Some(operation) = self.0.operation {
-            debug.field("operation", &operation);
+        write!(f, "{self}")?;
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
         }
-        debug.field("context", &self.0.context);
-        if let Some(source) = &self.0.source {
-            debug.field("source", source);
-        }
-        debug.finish()
+        Ok(())
     }
 }
 
@@ -224,17 +231,16 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_what_is_there() {
-        assert_eq!(
-            format!("{:?}", refused()),
-            "Error { kind: Denied, class: Permanent, broker: \"rabbitmq\", operation: \"connect\", \
-             context: \"the broker refused user \\\"app\\\"; check the URL\", \
-             source: \"ACCESS_REFUSED\" }"
-        );
-        assert_eq!(
-            format!("{:?}", Error::stale("late")),
-            "Error { kind: StaleDelivery, class: Permanent, context: \"late\" }"
-        );
+    fn debug_is_a_sentence_with_its_causes_or_shows_the_fields() {
+        let outer = Error::new(ErrorKind::Unavailable, "not now").with_source(refused());
+        let text =
+            "rabbitmq: connect: the broker refused user \"app\"; check the URL: ACCESS_REFUSED";
+        assert_eq!(format!("{:?}", refused()), text);
+        assert_eq!(format!("{outer:?}"), format!("not now: {text}"));
+        let fields = format!("{:#?}", refused());
+        for field in ["kind: Denied", "class: Permanent", "\"rabbitmq\"", "\"ACCESS_REFUSED\""] {
+            assert!(fields.contains(field), "{fields}");
+        }
     }
 
     #[test]
