@@ -104,6 +104,16 @@ impl Attributes {
                 ),
             ));
         }
+        let is_plain = |char: char| char.is_ascii_alphanumeric() || ".-_".contains(char);
+        if let Some(odd) = value.chars().find(|char| !is_plain(*char)) {
+            return Err(Error::new_spanned(
+                r#type,
+                format!(
+                    "the message type contains {odd:?}; write it with letters, digits and `.`, `-`, \
+                     `_`, as in `type = \"order.created\"`, so that every broker can route by it"
+                ),
+            ));
+        }
         Ok(r#type)
     }
 
