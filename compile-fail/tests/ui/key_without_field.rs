@@ -17,7 +17,7 @@ enum PlaceOrder {
 #[derive(Serialize, Deserialize, Event)]
 #[event(type = "order.cancelled", key = "order_id")]
 struct OrderCancelled {
-    order_id: Option<String>,
+    order_id: Vec<u8>,
 }
 
 fn main() {}

@@ -23,9 +23,15 @@ pub(crate) fn expand(kind: Kind, input: &DeriveInput) -> Result<TokenStream> {
         Kind::Command => (format_ident!("Command"), format_ident!("queue")),
     };
     let key = if let Some(name) = &attributes.key {
-        let field = key_field(input, name)?;
-        quote_spanned! {at(name.span())=>
-            ::core::option::Option::Some(::std::string::ToString::to_string(&self.#field))
+        let (field, r#type) = key_field(input, name)?;
+        if is_option(r#type) {
+            quote_spanned! {at(name.span())=>
+                self.#field.as_ref().map(::std::string::ToString::to_string)
+            }
+        } else {
+            quote_spanned! {at(name.span())=>
+                ::core::option::Option::Some(::std::string::ToString::to_string(&self.#field))
+            }
         }
     } else {
         quote!(::core::option::Option::None)
@@ -117,7 +123,13 @@ fn check_shape(input: &DeriveInput) -> Result<()> {
     Ok(())
 }
 
-fn key_field(input: &DeriveInput, name: &LitStr) -> Result<Member> {
+/// A message whose key is `None` has no key.
+fn is_option(r#type: &Type) -> bool {
+    let Type::Path(path) = r#type else { return false };
+    path.path.segments.last().is_some_and(|segment| segment.ident == "Option")
+}
+
+fn key_field<'a>(input: &'a DeriveInput, name: &LitStr) -> Result<(Member, &'a Type)> {
     let Data::Struct(data) = &input.data else {
         return Err(Error::new_spanned(
             name,
@@ -126,8 +138,9 @@ fn key_field(input: &DeriveInput, name: &LitStr) -> Result<Member> {
     };
     let wanted = name.value();
     let members = || data.fields.members();
-    if let Some(member) = members().find(|member| member_name(member) == wanted) {
-        return Ok(member);
+    let mut fields = members().zip(&data.fields);
+    if let Some((member, field)) = fields.find(|(member, _)| member_name(member) == wanted) {
+        return Ok((member, &field.ty));
     }
     let known: Vec<_> = members().map(|member| format!("`{}`", member_name(&member))).collect();
     let known = match (&data.fields, known.is_empty()) {

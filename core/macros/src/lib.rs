@@ -40,7 +40,7 @@ use attributes::Kind;
 /// |---|---|---|
 /// | `type = "order.created"` | the envelope's type: letters, digits, `.`, `-` and `_` | required |
 /// | `version = 2` | version of the schema, from 1 | 1 |
-/// | `key = "order_id"` | the field whose `to_string()` is the ordering key | no key |
+/// | `key = "order_id"` | the field whose `to_string()` is the ordering key; an `Option` that is `None` is no key | no key |
 /// | `previous = OrderCreatedV1` | the message of the next older version; it has the same type, and `From<OrderCreatedV1>` upgrades it | only this version is read |
 /// | `codec = MyCodec` | how the payload is written and read | `Json` |
 /// | `crate = path` | where anybroker is found, when it was renamed | `::anybroker` |

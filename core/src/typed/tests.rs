@@ -104,6 +104,19 @@ fn message_becomes_an_envelope_and_back() {
 }
 
 #[test]
+fn a_key_that_is_none_is_no_key() {
+    #[derive(serde::Serialize, serde::Deserialize, anybroker_macros::Event)]
+    #[event(type = "order.created", key = "customer", crate = crate)]
+    struct Order {
+        customer: Option<u64>,
+    }
+    for (customer, key) in [(Some(7), Some("7")), (None, None)] {
+        let envelope = Order { customer }.to_envelope().unwrap();
+        assert_eq!(envelope.key.as_deref(), key);
+    }
+}
+
+#[test]
 fn enum_and_command_go_to_a_queue_without_key() {
     for command in [PlaceOrder::ByMail { to: "me".into() }, PlaceOrder::AtOnce] {
         let envelope = command.to_envelope().unwrap();
