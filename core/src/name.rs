@@ -27,9 +27,9 @@ pub(crate) fn check(what: &str, name: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    // A group is the library's own, so that there is none outside the rules.
+    // A group and a prefix are the library's own, so that there is none outside the rules.
     let hint = match what {
-        "group" => "",
+        "group" | "prefix" => "",
         _ => "; an existing name outside these rules is reached with `native`",
     };
     Err(Error::new(ErrorKind::Invalid, format!("{what} name {name:?} {problem}{hint}")))

@@ -2,6 +2,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anybroker_core::adapter::Options;
 use anybroker_core::{BrokerUrl, Declare, Error, ErrorKind, Result};
 
 use crate::MemoryBroker;
@@ -25,6 +26,7 @@ pub(crate) struct Config {
 #[derive(Clone, Debug, Default)]
 pub struct MemoryBrokerBuilder {
     name: Option<String>,
+    prefix: Option<String>,
     config: Config,
 }
 
@@ -43,6 +45,13 @@ impl MemoryBrokerBuilder {
     /// Connects to the broker of this name in the process, instead of making a fresh one.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Keeps apart what connections to one name declare and send under different prefixes. On the
+    /// brokers outside of the process a prefix does so too.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = Some(prefix.into());
         self
     }
 
@@ -74,9 +83,10 @@ impl MemoryBrokerBuilder {
 
     /// Makes the broker.
     pub fn build(self) -> Arc<MemoryBroker> {
-        let store = match self.name {
-            Some(name) => Store::named(name),
-            None => Arc::default(),
+        let store = match (self.name, self.prefix) {
+            (Some(name), None) => Store::named(name),
+            (Some(name), Some(prefix)) => Store::named(format!("{name}?prefix={prefix}")),
+            (None, _) => Arc::default(),
         };
         MemoryBroker::open(store, self.config)
     }
@@ -85,16 +95,15 @@ impl MemoryBrokerBuilder {
         if url.scheme() != "memory" {
             return Err(invalid(format!("the scheme is {}: write memory://", url.scheme())));
         }
-        let mut builder = Self { name: name(&url)?, config: Config::default() };
-        let (number, config) = ("a number from 1", &mut builder.config);
-        if let Some(capacity) = url.option::<NonZeroUsize>("capacity", number)? {
+        let mut options = Options::default();
+        options.read(&mut url)?;
+        options.validate().map_err(|error| invalid(error.to_string()))?;
+        let (name, prefix) = (name(&url)?, options.prefix);
+        let mut builder = Self { name, prefix, config: Config::default() };
+        let config = &mut builder.config;
+        (config.publish_timeout, config.declare) = (options.publish_timeout, options.declare);
+        if let Some(capacity) = url.option::<NonZeroUsize>("capacity", "a number from 1")? {
             config.capacity = capacity.get();
-        }
-        if let Some(timeout) = url.duration("publish-timeout")? {
-            config.publish_timeout = timeout;
-        }
-        if let Some(declare) = url.declare()? {
-            config.declare = declare;
         }
         if let Some(bytes) = url.option::<NonZeroUsize>("max-payload", "a number of bytes")? {
             config.max_payload = bytes.get();

@@ -10,6 +10,7 @@
 //! | `capacity` | messages that may wait or be delayed in a group before a send waits | 1000000 |
 //! | `publish-timeout` | how long a send waits for room before it answers `Blocked` | 30s |
 //! | `declare` | `create`, `verify` or `off` | `create` |
+//! | `prefix` | keeps apart what connections to one name see under different prefixes | none |
 //! | `max-payload` | the largest payload, in bytes | 67108864 (64 MiB) |
 //!
 //! ```

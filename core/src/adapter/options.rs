@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::{patiently, pause};
-use crate::{BrokerUrl, Declare, Destination, Result, RetryClass};
+use crate::{BrokerUrl, Declare, Result, RetryClass, name};
 
 /// The options that mean the same on every broker. An adapter keeps them in its settings, beside
 /// its own, and its builder has a [method](crate::adapter::option_methods) for each.
@@ -55,7 +55,7 @@ impl Options {
     /// `Invalid` for one that could not begin a name.
     pub fn validate(&self) -> Result<()> {
         match &self.prefix {
-            Some(prefix) => Destination::queue(prefix.clone()).validate(),
+            Some(prefix) => name::check("prefix", prefix),
             None => Ok(()),
         }
     }

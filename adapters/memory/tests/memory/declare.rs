@@ -98,8 +98,14 @@ async fn name_in_the_url_shares_a_broker_that_stays() {
     let queue = Subscription::queue("q");
     assert_eq!(depth(&*connect("memory://shared?capacity=5").await, &queue).await, [1, 0, 0, 0]);
 
+    let apart = connect("memory://shared?prefix=dev").await;
+    assert_error(&apart.depth(&queue).await.unwrap_err(), ErrorKind::NotFound, &["\"q\""]);
+    publish(&apart, Queue::new("q"), &["b", "c"]).await;
+    assert_eq!(depth(&*connect("memory://shared?prefix=dev").await, &queue).await, [2, 0, 0, 0]);
+    assert_eq!(depth(&*connect("memory://shared").await, &queue).await, [1, 0, 0, 0]);
+
     publish(&*connect("memory://").await, Queue::new("q"), &["a"]).await;
-    let fresh = connect("memory://").await;
+    let fresh = connect("memory://?prefix=dev").await;
     assert_error(&fresh.depth(&queue).await.unwrap_err(), ErrorKind::NotFound, &["\"q\""]);
 }
 
@@ -108,6 +114,7 @@ async fn url_that_is_not_understood_says_what_to_write() {
     for (url, part) in [
         ("memory://name/path", "memory://name"),
         ("memory://a,b", "memory://name"),
+        ("memory://?prefix=a_b", "prefix name \"a_b\" may contain only letters"),
         ("memory://name:7", "memory://name"),
         ("memory://user@name", "memory://name"),
         ("amqp://host", "memory://"),
