@@ -155,6 +155,42 @@ impl Destination {
     }
 }
 
+impl From<&str> for Queue {
+    fn from(name: &str) -> Self {
+        Self::new(name.to_owned())
+    }
+}
+
+impl From<&String> for Queue {
+    fn from(name: &String) -> Self {
+        Self::new(name.clone())
+    }
+}
+
+impl From<String> for Queue {
+    fn from(name: String) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<&str> for Topic {
+    fn from(name: &str) -> Self {
+        Self::new(name.to_owned())
+    }
+}
+
+impl From<&String> for Topic {
+    fn from(name: &String) -> Self {
+        Self::new(name.clone())
+    }
+}
+
+impl From<String> for Topic {
+    fn from(name: String) -> Self {
+        Self::new(name)
+    }
+}
+
 impl From<Queue> for Destination {
     fn from(queue: Queue) -> Self {
         Self::Queue(queue)

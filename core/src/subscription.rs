@@ -259,30 +259,6 @@ fn invalid(context: String) -> Error {
     Error::new(ErrorKind::Invalid, context).operation("subscribe")
 }
 
-impl From<&'static str> for Queue {
-    fn from(name: &'static str) -> Self {
-        Self::new(name)
-    }
-}
-
-impl From<String> for Queue {
-    fn from(name: String) -> Self {
-        Self::new(name)
-    }
-}
-
-impl From<&'static str> for Topic {
-    fn from(name: &'static str) -> Self {
-        Self::new(name)
-    }
-}
-
-impl From<String> for Topic {
-    fn from(name: String) -> Self {
-        Self::new(name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
