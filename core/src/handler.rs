@@ -32,11 +32,14 @@ use crate::{BoxError, Message, Outcome, TypedMessage};
 /// }
 /// let handler = handler_fn(send_mail);
 ///
-/// // A closure clones what each call needs.
-/// let template = String::from("hello");
+/// // A closure clones what each call needs, and says what `?` turns errors into.
+/// let folder = std::path::PathBuf::from("mails");
 /// let handler = handler_fn(move |event: OrderCreated, _| {
-///     let template = template.clone();
-///     async move { println!("{template} {}", event.order_id) }
+///     let file = folder.join(event.order_id.to_string());
+///     async move {
+///         std::fs::write(file, "sent")?;
+///         Ok::<_, BoxError>(())
+///     }
 /// });
 /// # fn is_handler(_: impl anybroker::Handler) {}
 /// # is_handler(handler);
