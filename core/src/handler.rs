@@ -66,7 +66,9 @@ where
     label = "not a handler",
     note = "wrap the function: `handler_fn(|event: OrderCreated, message: Message| async move {{ .. }})`",
     note = "a handler is a `tower::Service<Message, Response = Outcome>` that is `Clone + Send + \
-            'static`, whose error is `Into<BoxError>` and whose future is `Send`"
+            'static`, whose error is `Into<BoxError>` and whose future is `Send`",
+    note = "a layer whose service is no `Clone`, such as tower's `RateLimitLayer`, goes inside of \
+            a `BufferLayer`: `.buffer(64).rate_limit(..)`"
 )]
 pub trait Handler:
     Service<Message, Response = Outcome, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static
