@@ -5,6 +5,7 @@
 //! - [`handle`] runs a handler with its layers on one envelope; no broker is needed.
 //! - The memory broker behaves as the others do. A [`Recorder`] around it, or around any other,
 //!   notes what the code under test publishes.
+//! - [`Log`] keeps what the process logs, for tests of what an operator reads.
 //! - [`history`] writes down what processes did that are killed meanwhile, and finds what was lost,
 //!   reordered or handled twice; a [`Child`] is such a process.
 //! - Under tokio's paused clock (feature `test-util` of tokio), hours pass at once: the memory
@@ -25,6 +26,8 @@ pub mod history;
 #[cfg(feature = "interchange")]
 pub mod interchange;
 #[cfg(feature = "messages")]
+mod log;
+#[cfg(feature = "messages")]
 mod proxy;
 #[cfg(feature = "messages")]
 mod recorder;
@@ -33,6 +36,8 @@ mod recorder;
 pub use child::Child;
 #[cfg(feature = "messages")]
 pub use handling::{handle, handle_attempt, until_handled};
+#[cfg(feature = "messages")]
+pub use log::Log;
 #[cfg(feature = "messages")]
 pub use proxy::Proxy;
 #[cfg(feature = "messages")]

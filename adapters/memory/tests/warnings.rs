@@ -1,45 +1,22 @@
 //! What an operator reads: each at WARN, once, with what it is about.
 
-use std::io;
-use std::sync::{Arc, Mutex, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anybroker_core::{
     BoxError, Broker, Envelope, Message, Outcome, Outgoing, Queue, RunningWorker, Subscription,
     Worker,
 };
+use anybroker_testkit::Log;
 use tower::service_fn;
-use tracing_subscriber::filter::LevelFilter;
 
-/// What has been logged in this process, by all its tests.
-static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-
-struct Log;
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        LOG.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The lines about a subscription that say this.
-fn lines(subscription: &str, text: &str) -> usize {
-    let log = LOG.lock().unwrap();
-    let log = String::from_utf8_lossy(&log);
-    log.lines().filter(|line| line.contains(subscription) && line.contains(text)).count()
+fn count(parts: &[&str]) -> usize {
+    Log::keep().lines(parts).len()
 }
 
 /// A worker whose handler runs `block` on its thread, with a message for it.
 async fn working(queue: &'static str, block: fn()) -> RunningWorker {
-    static START: Once = Once::new();
-    START.call_once(|| {
-        let subscriber = tracing_subscriber::fmt().with_max_level(LevelFilter::WARN);
-        subscriber.with_ansi(false).with_writer(|| Log).init();
-    });
+    Log::keep();
     let broker: Arc<dyn Broker> =
         anybroker_memory::connect("memory://".parse().unwrap()).await.unwrap();
     let handler = service_fn(move |_: Message| async move {
@@ -57,9 +34,9 @@ async fn working(queue: &'static str, block: fn()) -> RunningWorker {
 async fn a_worker_that_is_dropped_is_named() {
     const DROPPED: &str = "a running worker was dropped";
     drop(working("left-alone", || ()).await);
-    assert_eq!(lines("left-alone", DROPPED), 1);
+    assert_eq!(count(&["left-alone", DROPPED]), 1);
     working("waited-for", || ()).await.run_until(async {}).await.unwrap();
-    assert_eq!(lines("waited-for", DROPPED), 0);
+    assert_eq!(count(&["waited-for", DROPPED]), 0);
 }
 
 #[tokio::test]
@@ -67,7 +44,7 @@ async fn a_handler_that_blocks_its_thread_is_named_while_it_does() {
     let running = working("standing", || {
         // Longer than two looks a second apart.
         std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(lines("standing", "blocks its thread for over a second"), 1);
+        assert_eq!(count(&["standing", "blocks its thread for over a second"]), 1);
     });
     let report = running.await.run_until(tokio::time::sleep(Duration::from_millis(50))).await;
     assert_eq!(report.unwrap().handled, 1, "the line was there");
