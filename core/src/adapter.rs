@@ -4,6 +4,7 @@
 mod background;
 mod names;
 mod options;
+mod outage;
 mod patience;
 mod room;
 mod server;
@@ -14,6 +15,7 @@ mod suspects;
 pub use background::Background;
 pub use names::{partition, prefixed, stable_hash};
 pub use options::Options;
+pub use outage::Outage;
 pub use patience::{patiently, pause};
 pub(crate) use room::Place;
 pub use room::Room;

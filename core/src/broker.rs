@@ -74,7 +74,11 @@ pub trait Broker: Any + Send + Sync + fmt::Debug {
     /// As [`dead_letters`](Self::dead_letters).
     async fn purge_dead_letters(&self, subscription: &Subscription) -> Result<u64>;
 
-    /// Answers whether the broker answers.
+    /// Answers whether the broker answers, and would take a publish where that can be asked.
+    ///
+    /// # Errors
+    /// `Unavailable` with the last cause and since when it is away; `Blocked` where a publish would
+    /// be refused for now; `Closed`.
     async fn health(&self) -> Result<()>;
 
     /// Flushes what was accepted, and closes the connection. What its consumers hold comes back at

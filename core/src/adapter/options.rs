@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{patiently, pause};
+use super::{Outage, patiently, pause};
 use crate::{BrokerUrl, Declare, Result, RetryClass, name};
 
 /// The options that mean the same on every broker. An adapter keeps them in its settings, beside
@@ -68,15 +68,18 @@ impl Options {
     where
         F: Future<Output = Result<T>>,
     {
-        let mut failures = 0;
+        let (mut failures, outage) = (0, Outage::new("connect"));
         loop {
             match run().await {
                 Err(error) if self.wait && error.retry_class() != RetryClass::Permanent => {
-                    tracing::warn!(%error, "waiting for the broker");
+                    outage.goes_on(&error);
                     failures += 1;
                     pause(failures).await;
                 }
-                result => return result,
+                result => {
+                    outage.ends();
+                    return result;
+                }
             }
         }
     }
