@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::client::{Clients, WITH_IDS, check};
+use crate::cluster::{Cluster, watch};
 use crate::commands::{Commands, Seat};
 use crate::dead_letters::DeadLetters;
 use crate::depth::depth;
@@ -79,7 +80,7 @@ impl KafkaBroker {
             Arc::clone(&publisher),
             capabilities.clone(),
         ));
-        Ok(Arc::new(Self {
+        let broker = Arc::new(Self {
             capabilities,
             topology,
             publisher,
@@ -89,7 +90,23 @@ impl KafkaBroker {
             court: Court::default(),
             redriving: Mutex::default(),
             closed: AtomicBool::new(false),
-        }))
+        });
+        tokio::spawn(watch(Arc::downgrade(&broker)));
+        Ok(broker)
+    }
+
+    pub(crate) fn cluster(&self) -> &Arc<Cluster> {
+        &self.topology.clients.cluster
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Whether the cluster answers within this time.
+    pub(crate) async fn answers(&self, time: Duration) -> Result<()> {
+        let topology = Arc::clone(&self.topology);
+        blocking(move || check(topology.reader(), time, false)).await
     }
 
     /// What the client's handles are configured with, for what only Kafka can do; credentials
@@ -99,7 +116,7 @@ impl KafkaBroker {
     }
 
     fn check_open(&self, operation: &'static str) -> Result<()> {
-        if self.closed.load(Ordering::SeqCst) { Err(closed(operation)) } else { Ok(()) }
+        if self.is_closed() { Err(closed(operation)) } else { Ok(()) }
     }
 
     /// Runs an operation while the broker is open, for no longer than a publish may take, and
@@ -322,8 +339,13 @@ impl Broker for KafkaBroker {
 
     async fn health(&self) -> Result<()> {
         self.check_open("health")?;
-        let topology = Arc::clone(&self.topology);
-        blocking(move || check(topology.reader(), HEALTH_TIMEOUT, false)).await
+        match self.cluster().outage() {
+            Some(cause) => Err(error_of(ErrorKind::Unavailable, "health", cause)),
+            None => {
+                let answered = self.answers(HEALTH_TIMEOUT).await;
+                answered.inspect_err(|_| self.cluster().suspect())
+            }
+        }
     }
 
     async fn close(&self) -> Result<()> {

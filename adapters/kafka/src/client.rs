@@ -2,10 +2,10 @@
 
 use std::error::Error as StdError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anybroker_core::{ErrorKind, Result};
+use anybroker_core::Result;
 use rdkafka::ClientConfig;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -13,24 +13,25 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
-use crate::error::{code, error_of, failed};
+use crate::cluster::Cluster;
+use crate::error::{code, failed};
 use crate::identity::{LOGGED, TopicIds};
 use crate::isolation::is_of_a_record;
-use crate::options::{GroupProtocol, Sasl, Settings, TokenProvider};
+use crate::options::{GroupProtocol, Sasl, Settings};
 
 /// What every handle shares.
 #[derive(Clone)]
 pub(crate) struct Clients {
     common: ClientConfig,
     pub(crate) settings: Settings,
+    pub(crate) cluster: Arc<Cluster>,
 }
 
-/// What the client calls back; notes the last failure, which its error codes do not tell.
+/// What the client calls back.
 pub(crate) struct Context {
-    token: Option<TokenProvider>,
+    cluster: Arc<Cluster>,
     /// Whether the client has been given its first token, or told that there is none.
     answered: AtomicBool,
-    failure: Mutex<String>,
     /// Why a record of a transaction was not stored: what is wrong with it, where anybody says so.
     refusal: Mutex<Option<KafkaError>>,
     pub(crate) ids: TopicIds,
@@ -99,14 +100,14 @@ impl Clients {
                 .set("ssl.certificate.location", certificate.to_string_lossy())
                 .set("ssl.key.location", key.to_string_lossy());
         }
-        Self { common: config, settings }
+        let cluster = Arc::new(Cluster::new(settings.token.clone()));
+        Self { common: config, settings, cluster }
     }
 
     pub(crate) fn context(&self) -> Context {
         Context {
-            token: self.settings.token.clone(),
+            cluster: Arc::clone(&self.cluster),
             answered: AtomicBool::new(false),
-            failure: Mutex::default(),
             refusal: Mutex::default(),
             ids: TopicIds::default(),
         }
@@ -203,7 +204,11 @@ pub(crate) fn check(reader: &BaseConsumer<Context>, time: Duration, wait: bool) 
     const LOOK: Duration = Duration::from_millis(10);
     let end = Instant::now() + time;
     loop {
-        let Err(error) = reader.fetch_metadata(TOPIC, STEP) else { return Ok(()) };
+        let cluster = &reader.context().cluster;
+        let Err(error) = reader.fetch_metadata(TOPIC, STEP) else {
+            cluster.is_there();
+            return Ok(());
+        };
         // With no time at all, a poll ends at the first line of the client's log.
         let reported = std::iter::from_fn(|| reader.poll(LOOK))
             .filter_map(Result::err)
@@ -211,9 +216,12 @@ pub(crate) fn check(reader: &BaseConsumer<Context>, time: Duration, wait: bool) 
         let given_up = !wait && Instant::now() > end;
         if let Some(error) = reported.or_else(|| given_up.then_some(error)) {
             let hosts = "reaching the cluster";
-            let said = reader.context().failure.lock().unwrap_or_else(PoisonError::into_inner);
+            let said = cluster.failure();
             let what = if said.is_empty() { hosts.to_owned() } else { format!("{hosts}: {said}") };
             return Err(failed("connect", &what, error));
+        }
+        if wait {
+            cluster.is_away("it does not answer");
         }
     }
 }
@@ -236,7 +244,7 @@ impl Context {
     /// for in all else.
     fn give_token(&self, poll: impl Fn()) {
         let end = Instant::now() + TOKEN_TIME;
-        let waits = || self.token.is_some() && !self.answered.load(Ordering::SeqCst);
+        let waits = || self.cluster.has_tokens() && !self.answered.load(Ordering::SeqCst);
         while waits() && Instant::now() < end {
             poll();
         }
@@ -246,36 +254,22 @@ impl Context {
     pub(crate) fn take_refusal(&self) -> Option<KafkaError> {
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
-
-    fn note(&self, text: &str) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        // "[thrd:…]: host:port/bootstrap: what failed (after 0ms in state CONNECT)"
-        let text = text.rsplit_once("]: ").map_or(text, |(_, text)| text);
-        let text = text.split(" (after ").next().unwrap_or(text);
-        text.clone_into(&mut failure);
-    }
 }
 
 impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        if matches!(facility, "FAIL" | "ERROR") {
-            self.note(text);
-        }
         self.ids.note(text);
-        log(level, facility, text);
+        self.cluster.log(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the Kafka client reports an error");
+        self.cluster.error(&error, reason);
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        let token = oauth_token(self.token.as_ref());
-        if let Err(error) = &token {
-            self.note(&format!("no token: {error}"));
-        }
+        let token = self.cluster.token();
         self.answered.store(true, Ordering::SeqCst);
         token
     }
@@ -295,25 +289,5 @@ impl ProducerContext for Context {
                 *refusal = Some(error.clone());
             }
         }
-    }
-}
-
-/// The client reports every lost connection, which it mends itself.
-pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            tracing::warn!(facility, "{text}");
-        }
-        RDKafkaLogLevel::Debug => tracing::trace!(facility, "{text}"),
-        _ => tracing::debug!(facility, "{text}"),
-    }
-}
-
-pub(crate) fn oauth_token(
-    provider: Option<&TokenProvider>,
-) -> Result<OAuthToken, Box<dyn StdError>> {
-    match provider {
-        Some(token) => token().map_err(|error| error as Box<dyn StdError>),
-        None => Err(error_of(ErrorKind::Config, "connect", "no source of OAuth tokens").into()),
     }
 }

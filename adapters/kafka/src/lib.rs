@@ -127,6 +127,7 @@ mod arrivals;
 mod broker;
 mod clerk;
 mod client;
+mod cluster;
 mod commands;
 mod dead_letters;
 mod depth;

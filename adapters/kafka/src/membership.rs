@@ -14,14 +14,14 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::arrivals::Arrival;
-use crate::client::{log, oauth_token};
+use crate::cluster::Cluster;
 use crate::commands::Commands;
 use crate::desk::{Desk, commits};
 use crate::error::{code, error_of, failed};
 use crate::identity::TopicIds;
 use crate::message::read;
 use crate::names::Names;
-use crate::options::{GroupProtocol, TokenProvider};
+use crate::options::GroupProtocol;
 use crate::partition::{Kept, Partition};
 use crate::position::Position;
 use crate::publish::Publisher;
@@ -63,7 +63,7 @@ pub(crate) struct GroupContext {
     assigned: Mutex<Vec<Assigned>>,
     failure: Mutex<Option<Error>>,
     pub(crate) ids: TopicIds,
-    pub(crate) token: Option<TokenProvider>,
+    cluster: Arc<Cluster>,
 }
 
 impl GroupContext {
@@ -71,7 +71,7 @@ impl GroupContext {
         group: GroupSettings,
         desk: Desk,
         commands: Arc<Commands>,
-        token: Option<TokenProvider>,
+        cluster: Arc<Cluster>,
     ) -> Self {
         Self {
             group,
@@ -81,7 +81,7 @@ impl GroupContext {
             assigned: Mutex::default(),
             failure: Mutex::default(),
             ids: TopicIds::default(),
-            token,
+            cluster,
         }
     }
 
@@ -302,18 +302,18 @@ impl ClientContext for GroupContext {
             let error = error_of(ErrorKind::NotFound, "consume", text);
             self.fail(error.class(RetryClass::Permanent));
         }
-        log(level, facility, text);
+        self.cluster.log(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the Kafka client reports an error");
+        self.cluster.error(&error, reason);
     }
 
     fn generate_oauth_token(
         &self,
         _: Option<&str>,
     ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        oauth_token(self.token.as_ref())
+        self.cluster.token()
     }
 }
 

@@ -13,13 +13,13 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::client::{Clients, log, oauth_token};
+use crate::client::Clients;
+use crate::cluster::Cluster;
 use crate::commands::{Commands, Settled};
 use crate::error::{code, error_of, failed};
 use crate::isolation::{Isolation, is_of_a_record};
 use crate::limits::COPIES;
 use crate::message::headers;
-use crate::options::TokenProvider;
 
 /// Stores messages, and tells who waits once every replica in sync has them.
 pub(crate) struct Publisher {
@@ -71,7 +71,7 @@ pub(crate) struct Overflow {
 
 /// What the client calls back.
 pub(crate) struct Reports {
-    token: Option<TokenProvider>,
+    cluster: Arc<Cluster>,
     overflow: Arc<Overflow>,
     /// Where records of refused batches go; none when this is what sends them.
     isolation: Option<Arc<Isolation>>,
@@ -272,7 +272,7 @@ pub(crate) fn create(
         ("topic.metadata.propagation.max.ms", "5000"),
     ];
     let reports = Reports {
-        token: clients.settings.token.clone(),
+        cluster: Arc::clone(&clients.cluster),
         overflow: Arc::clone(overflow),
         isolation: isolation.cloned(),
     };
@@ -292,18 +292,18 @@ impl ClientContext for Reports {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(level, facility, text);
+        self.cluster.log(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the Kafka client reports an error");
+        self.cluster.error(&error, reason);
     }
 
     fn generate_oauth_token(
         &self,
         _: Option<&str>,
     ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
-        oauth_token(self.token.as_ref())
+        self.cluster.token()
     }
 }
 
@@ -326,11 +326,23 @@ impl ProducerContext for Reports {
 
 impl Reports {
     fn failed(&self, error: &KafkaError, message: &BorrowedMessage<'_>) -> Error {
-        let refused = refused(rdkafka::Message::topic(message), error.clone());
+        let topic = rdkafka::Message::topic(message);
+        let refused = refused(topic, error.clone());
         match code(error) {
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
                 self.overflow.missing.fetch_add(1, Ordering::AcqRel);
                 refused
+            }
+            Some(RDKafkaErrorCode::MessageTimedOut) => {
+                self.cluster.suspect();
+                match self.cluster.outage() {
+                    Some(cause) => {
+                        let text =
+                            format!("topic {topic:?}: the publish timeout has passed; {cause}");
+                        error_of(ErrorKind::Timeout, "publish", text).with_source(error.clone())
+                    }
+                    None => refused,
+                }
             }
             // A producer that fails for good may have stored what was on its way.
             Some(RDKafkaErrorCode::Fatal) => refused.class(RetryClass::Ambiguous),

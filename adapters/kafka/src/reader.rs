@@ -38,8 +38,8 @@ pub(crate) fn start(
     let mut desk = Desk::new(group.ordered, group.court.clone());
     desk.seats.push(seat);
     let topics = [group.names.topic.clone(), group.names.retry.clone()];
-    let token = clients.settings.token.clone();
-    let context = GroupContext::new(group, desk, Arc::clone(&commands), token);
+    let cluster = Arc::clone(&clients.cluster);
+    let context = GroupContext::new(group, desk, Arc::clone(&commands), cluster);
     let mut consumer: BaseConsumer<GroupContext> = clients.create(&options, context, "consume")?;
     let bell = Bell::default();
     let reader = bell.clone();
