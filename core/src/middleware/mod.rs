@@ -10,7 +10,7 @@ mod idempotency_memory;
 mod idempotency_store;
 #[cfg(test)]
 mod idempotency_tests;
-mod retry;
+pub(crate) mod retry;
 #[cfg(test)]
 mod tests;
 

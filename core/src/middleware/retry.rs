@@ -1,8 +1,10 @@
+use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tower::retry::budget::Budget;
@@ -10,7 +12,7 @@ use tower::{Layer, Service};
 
 use super::backoff::seed;
 use crate::mark::{self, Mark};
-use crate::{Backoff, BoxError, Message, Outcome, RetryClass};
+use crate::{Backoff, BoxError, Envelope, Message, Outcome, RetryClass};
 
 /// Turns errors into `Ok(Retry { after })` while attempts remain.
 ///
@@ -128,10 +130,12 @@ impl Policy {
         attempt: u32,
         last: u32,
         seed: u64,
+        whose: Option<&Envelope>,
     ) -> Result<Outcome, BoxError> {
         match mark::find(&error) {
             Some(Mark::Overloaded) => {
-                tracing::debug!(attempt, error = &*error as &dyn std::error::Error);
+                let error = &*error as &dyn StdError;
+                tracing::debug!(attempt, error, "an overload gives the message back");
                 return Ok(mark::released());
             }
             // A retry layer further in has given up already, or nothing is to be gained.
@@ -149,9 +153,20 @@ impl Policy {
         } else {
             self.backoff.longest()
         };
-        tracing::debug!(attempt, ?after, within_budget, error = &*error as &dyn std::error::Error);
+        say_retry(whose, attempt, after, &*error);
         Ok(Outcome::Retry { after })
     }
+}
+
+/// Says which message is tried again, after how long, and why.
+pub(crate) fn say_retry(
+    whose: Option<&Envelope>,
+    attempt: u32,
+    after: Duration,
+    error: &(dyn StdError + 'static),
+) {
+    let (id, r#type) = whose.map(|envelope| (&*envelope.id, &*envelope.r#type)).unzip();
+    tracing::debug!(id, r#type, attempt, ?after, error, "a message is tried again");
 }
 
 impl fmt::Debug for Policy {
@@ -189,6 +204,8 @@ where
             attempt: message.attempt(),
             last: message.subscription().last_attempt(self.policy.max_attempts),
             seed: seed(&message.envelope().id),
+            // Kept only to be named in the log: it costs each message otherwise.
+            whose: tracing::enabled!(tracing::Level::DEBUG).then(|| message.clone()),
             policy: self.policy.clone(),
             inner: self.inner.call(message),
         }
@@ -205,6 +222,7 @@ pin_project! {
         attempt: u32,
         last: u32,
         seed: u64,
+        whose: Option<Message>,
     }
 }
 
@@ -219,7 +237,13 @@ where
         let this = self.project();
         Poll::Ready(match ready!(this.inner.poll(cx)) {
             Ok(outcome) => this.policy.on_outcome(outcome, *this.attempt, *this.last),
-            Err(error) => this.policy.on_error(error.into(), *this.attempt, *this.last, *this.seed),
+            Err(error) => this.policy.on_error(
+                error.into(),
+                *this.attempt,
+                *this.last,
+                *this.seed,
+                this.whose.as_ref().map(Message::envelope),
+            ),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Runs handlers over subscriptions, and loses nothing.
 
+mod given_up;
 mod lanes;
 mod leases;
 mod parked;

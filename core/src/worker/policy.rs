@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::settling::Kind;
 use crate::envelope::new_id;
 use crate::middleware::dead_letter::judge;
-use crate::{Backoff, BoxError, Expired, Jitter, Outcome, Reason};
+use crate::middleware::retry::say_retry;
+use crate::{Backoff, BoxError, Envelope, Expired, Jitter, Outcome, Reason};
 
 /// Attempts of a message whose errors no retry layer has judged.
 const DEFAULT_ATTEMPTS: u32 = 5;
@@ -14,14 +15,23 @@ const DEFAULT_ATTEMPTS: u32 = 5;
 /// given up, an overload gives the message back, the rest gets the default retry.
 ///
 /// `limit` is the subscription's: what fails on its last delivery keeps its error.
-pub(super) fn outcome_of(error: BoxError, attempt: u32, limit: Option<u32>, id: &str) -> Outcome {
+pub(super) fn outcome_of(
+    error: BoxError,
+    attempt: u32,
+    limit: Option<u32>,
+    envelope: &Envelope,
+) -> Outcome {
     let last = limit.map_or(DEFAULT_ATTEMPTS, |limit| DEFAULT_ATTEMPTS.min(limit));
     match judge(error) {
         Ok(outcome) => outcome,
         Err(error) if attempt >= last => {
             Outcome::DeadLetter { reason: Reason::from_error(Reason::EXHAUSTED, &*error) }
         }
-        Err(_) => Outcome::Retry { after: default_retry().delay(attempt, id) },
+        Err(error) => {
+            let after = default_retry().delay(attempt, &envelope.id);
+            say_retry(Some(envelope), attempt, after, &*error);
+            Outcome::Retry { after }
+        }
     }
 }
 
@@ -87,14 +97,14 @@ mod tests {
     fn an_error_on_the_last_delivery_of_a_limit_is_kept() {
         for (attempt, limit) in [(5, Some(20)), (5, None), (3, Some(3)), (1, Some(1))] {
             let Outcome::DeadLetter { reason } =
-                outcome_of("no answer".into(), attempt, limit, "1")
+                outcome_of("no answer".into(), attempt, limit, &Envelope::new("t", "{}"))
             else {
                 panic!("attempt {attempt} of {limit:?} was the last")
             };
             assert_eq!((reason.code(), reason.error()), (Reason::EXHAUSTED, "no answer"));
         }
         for (attempt, limit) in [(4, Some(20)), (4, None), (2, Some(3))] {
-            let outcome = outcome_of("no answer".into(), attempt, limit, "1");
+            let outcome = outcome_of("no answer".into(), attempt, limit, &Envelope::new("t", "{}"));
             assert!(matches!(outcome, Outcome::Retry { .. }), "attempt {attempt} of {limit:?}");
         }
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tower::Service;
 
 use self::drain::AT_ONCE;
+use super::given_up::GivenUp;
 use super::lanes::Lanes;
 use super::leases::{LeaseSlot, Leases};
 use super::parked::{Parked, Wait};
@@ -79,6 +80,7 @@ pub(super) struct Shard<S: Service<Message>> {
     /// Whether the broker keeps what is left of a wait that the drain cuts off.
     keeps_waits: bool,
     report: Report,
+    given_up: GivenUp,
     pulse: Arc<Pulse>,
     standstill: &'static Standstill,
 }
@@ -137,6 +139,7 @@ where
             draining: false,
             keeps_waits,
             report: Report::default(),
+            given_up: GivenUp::default(),
             pulse,
             standstill: Standstill::watch(),
         }
@@ -162,6 +165,7 @@ where
             }) => Err(error),
         };
         self.drain(drain_timeout).await;
+        self.given_up.count(&self.subscription);
         (self.report, ended)
     }
 
@@ -178,6 +182,7 @@ where
             let mut progress = self.poll_settling(cx);
             let now = self.now_if_timed();
             self.resume(now);
+            self.count_given_up(now);
             progress |= self.unpark(now);
             progress |= self.set_aside();
             progress |= self.dispatch(cx, &mut budget);
@@ -219,6 +224,12 @@ where
         }
     }
 
+    fn count_given_up(&mut self, now: Option<Instant>) {
+        if self.given_up.next_count().is_some_and(|at| now.is_some_and(|now| now >= at)) {
+            self.given_up.count(&self.subscription);
+        }
+    }
+
     /// Starts nothing new for a while; answers the failures in a row, after each of which it is
     /// longer. What fails together, as with a connection, is one failure.
     fn pause(&mut self, failures: u32) -> u32 {
@@ -236,7 +247,8 @@ where
         let window = [self.window.next_look(), self.narrow_at];
         // A loop that drains receives nothing, and looks at its window no more.
         let window = window.into_iter().flatten().filter(|_| !self.draining);
-        window.chain(self.parked.next_due()).chain(self.paused_until).min()
+        let given_up = self.given_up.next_count();
+        window.chain(self.parked.next_due()).chain(self.paused_until).chain(given_up).min()
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -306,9 +318,9 @@ where
     /// Settles what a handler has answered, or parks it for its next attempt.
     fn finish(&mut self, mut held: Held, answer: Answer<Result<Outcome, S::Error>>) {
         self.window.finish();
-        let (attempt, id) = (held.delivery.attempt(), &held.delivery.envelope().id);
+        let (attempt, envelope) = (held.delivery.attempt(), held.delivery.envelope());
         let limit = self.subscription.delivery_limit();
-        let of_error = |error: BoxError| policy::outcome_of(error, attempt, limit, id);
+        let of_error = |error: BoxError| policy::outcome_of(error, attempt, limit, envelope);
         let outcome = match answer {
             Ok(Ok(Outcome::Retry { .. })) if limit.is_some_and(|limit| attempt >= limit) => {
                 policy::last_retry(attempt)
@@ -361,16 +373,7 @@ where
     /// Settles a delivery and answers the next one of its lane.
     fn settle(&mut self, held: Held, outcome: Outcome, kind: Kind) -> Option<Held> {
         if let Outcome::DeadLetter { reason } = &outcome {
-            let envelope = held.delivery.envelope();
-            tracing::warn!(
-                id = envelope.id,
-                r#type = &*envelope.r#type,
-                subscription = %self.subscription.stored_name(),
-                attempt = held.delivery.attempt(),
-                reason = reason.code(),
-                error = reason.error(),
-                "a message is given up"
-            );
+            self.given_up.say(&self.subscription, &held.delivery, reason);
         }
         let keep = self.lanes.is_some() || self.settling.are_awaited();
         let envelope = keep.then(|| Arc::clone(held.delivery.envelope()));
