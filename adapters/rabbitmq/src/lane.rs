@@ -339,10 +339,14 @@ impl Lane {
     /// No confirm will come, since the channel is gone.
     fn unanswered(&self, target: &Target, error: lapin::Error) -> Error {
         let by_a_message = error.is_amqp_soft_error();
-        let named = format!("'{}'", target.exchange);
+        let named = format!("'{}'", exchange_name(target));
         let error = failed("publish", "waiting for the confirm", error);
         if !by_a_message {
             return error.class(RetryClass::Ambiguous);
+        }
+        if error.kind() == ErrorKind::Denied && error.to_string().contains(&named) {
+            // The right is looked up before anything is stored, and is the same for all messages.
+            return error;
         }
         // Somebody deleted the exchange: the next message shall find it again.
         self.topology.forget();
@@ -397,6 +401,11 @@ impl Lane {
             ambiguous(ErrorKind::Timeout, text)
         }
     }
+}
+
+/// As the server calls it, which has a name for the default exchange too.
+fn exchange_name(target: &Target) -> &str {
+    Some(target.exchange.as_str()).filter(|name| !name.is_empty()).unwrap_or("amq.default")
 }
 
 fn refused(target: &Target) -> Error {

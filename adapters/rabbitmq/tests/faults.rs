@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anybroker_core::{
-    Broker, Envelope, Error, ErrorKind, Outgoing, Queue, RetryClass, Subscription,
+    Broker, Envelope, Error, ErrorKind, Outcome, Outgoing, Queue, RetryClass, Subscription,
 };
 use anybroker_rabbitmq::RabbitmqBroker;
 use anybroker_testkit::brokers::{RabbitMq, RabbitMqVersion, Server};
-use support::{connect, parse};
+use support::{connect, parse, receive};
 use tokio::time::{Instant, timeout};
 
 const VERSIONS: [RabbitMqVersion; 2] = [RabbitMqVersion::V3_10, RabbitMqVersion::V4_3];
@@ -34,6 +34,34 @@ async fn publish(broker: &RabbitmqBroker, queue: &str) -> Result<(), Error> {
 async fn ready(broker: &RabbitmqBroker, queue: &str) -> u64 {
     let subscription = Subscription::queue(Queue::new(queue.to_owned()));
     broker.depth(&subscription).await.unwrap().ready.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_right_to_write_a_publish_is_denied() {
+    for version in VERSIONS {
+        let server = launch(RabbitMq::new(version)).await;
+        let guest = connect(server.url()).await;
+        publish(&guest, "jobs").await.unwrap();
+        for right in [
+            &["rabbitmqctl", "add_user", "reader", "s3cret"][..],
+            &["rabbitmqctl", "set_permissions", "reader", ".*", r"^(?!amq\.default$).*", ".*"],
+        ] {
+            server.exec(right).unwrap();
+        }
+        let reader = connect(&server.url().replace("guest:guest", "reader:s3cret")).await;
+        let denied = |error: Error| {
+            let found = (error.kind(), error.retry_class());
+            assert_eq!(found, (ErrorKind::Denied, RetryClass::Permanent), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("'amq.default'") && text.contains("permissions"), "{text}");
+        };
+        denied(publish(&reader, "jobs").await.expect_err("a refusal"));
+        // A dead letter is a publish too.
+        let mut consumer = reader.consume(&Subscription::queue("jobs"), 1).await.unwrap();
+        let delivery = receive(&mut consumer).await;
+        let given_up = delivery.settle(Outcome::dead_letter("odd", "")).await;
+        denied(given_up.expect_err("a refusal"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
