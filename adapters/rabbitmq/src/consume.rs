@@ -313,11 +313,12 @@ impl Reader {
 
     pub(crate) fn received(&self, message: message::Delivery) -> (Received, u64) {
         let default_type = self.source.subscription.destination().name();
-        let received = read(&message.properties, message.data.into(), default_type);
+        let tag = message.delivery_tag;
+        let received = read(message, default_type);
         if received.counts_apart {
             self.source.nack_is_free.store(true, Ordering::Relaxed);
         }
-        (received, message.delivery_tag)
+        (received, tag)
     }
 
     /// A delivery of an unordered queue.

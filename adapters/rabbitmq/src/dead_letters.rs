@@ -125,7 +125,7 @@ impl DeadLetters {
 
     fn read(&self, message: message::Delivery) -> (Envelope, Hop) {
         let default_type = self.group.destination.name();
-        let received = read(&message.properties, message.data.into(), default_type);
+        let received = read(message, default_type);
         (received.envelope, *received.hop.unwrap_or_default())
     }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anybroker_core::cloudevents::{AttributeReader, bytes_to_json, write_attributes_held};
 use anybroker_core::{Envelope, Hop};
-use bytes::Bytes;
 use lapin::BasicProperties;
+use lapin::message;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value};
 
@@ -76,11 +76,16 @@ pub(crate) fn property(text: &str) -> ShortString {
 }
 
 /// Reads any message, ours or foreign.
-pub(crate) fn read(properties: &BasicProperties, payload: Bytes, default_type: &str) -> Received {
+///
+/// A publisher can write the broker's counters too, and a copy of a message carries those of the
+/// first one. The broker writes over them only where it has something to count: nothing in what it
+/// hands out for the first time, and no more failures than times that it was handed out.
+pub(crate) fn read(message: message::Delivery, default_type: &str) -> Received {
+    let message::Delivery { properties, data, redelivered, .. } = message;
     let mut reader = AttributeReader::new();
     // The broker writes no times.
     reader.stored_earlier();
-    let (mut returned, mut counts_apart) = (0, false);
+    let (mut returned, mut acquired) = (0, None);
     let mut ours = false;
     if let Some(headers) = properties.headers() {
         for (name, value) in headers {
@@ -92,9 +97,9 @@ pub(crate) fn read(properties: &BasicProperties, payload: Bytes, default_type: &
                     None => native(&mut reader, name, value),
                 }
             } else if name == DELIVERY_COUNT {
-                returned = integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
+                returned = count(value).unwrap_or(0);
             } else if name == ACQUIRED_COUNT {
-                counts_apart = true;
+                acquired = count(value);
             } else if !WAY.iter().any(|way| name.starts_with(way)) {
                 native(&mut reader, name, value);
             }
@@ -120,8 +125,10 @@ pub(crate) fn read(properties: &BasicProperties, payload: Bytes, default_type: &
     }
     let message_id = properties.message_id().as_ref().map(ShortString::as_str);
     let content_type = properties.content_type().as_ref().map(ShortString::as_str);
-    let (envelope, hop) = reader.finish(default_type, message_id, content_type, payload);
-    Received { envelope, hop, returned, counts_apart }
+    let (envelope, hop) = reader.finish(default_type, message_id, content_type, data.into());
+    let (returned, acquired) = if redelivered { (returned, acquired) } else { (0, None) };
+    let returned = returned.min(acquired.unwrap_or(u32::MAX));
+    Received { envelope, hop, returned, counts_apart: acquired.is_some() }
 }
 
 /// The text of a CloudEvents attribute, which other libraries also write as numbers.
@@ -132,6 +139,10 @@ fn text(value: &AMQPValue) -> Option<std::borrow::Cow<'_, str>> {
         AMQPValue::Boolean(flag) => Some(flag.to_string().into()),
         number => integer(number).map(|number| number.to_string().into()),
     }
+}
+
+fn count(value: &AMQPValue) -> Option<u32> {
+    integer(value).and_then(|count| u32::try_from(count).ok())
 }
 
 fn integer(value: &AMQPValue) -> Option<i64> {

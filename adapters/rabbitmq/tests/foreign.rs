@@ -160,6 +160,31 @@ async fn a_plain_message_keeps_its_payload_and_headers_through_retry_and_dead_le
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_counter_that_a_publisher_wrote_is_not_believed() {
+    for (server, url) in servers() {
+        let broker = connect(&url).await;
+        let subscription = Subscription::queue(unique("counted"));
+        broker.declare(&subscription).await.expect("a queue");
+        let counters = ["x-delivery-count", "x-acquired-count"];
+        let counters = counters.map(|name| (name, AMQPValue::LongLongInt(25)));
+        let properties = BasicProperties::default().with_headers(table(counters));
+        put(&broker, &subscription.stored_name(), properties, b"{}").await;
+        let mut consumer = broker.consume(&subscription, 1).await.expect("a consumer");
+        for (attempt, outcome) in [
+            (1, Outcome::Release { after: Duration::ZERO }),
+            (1, Outcome::Retry { after: Duration::ZERO }),
+            (2, Outcome::Ack),
+        ] {
+            let delivery = receive(&mut consumer).await;
+            assert_eq!((delivery.attempt(), delivery.unsettled()), (attempt, 0), "{server}");
+            delivery.settle(outcome).await.expect("a settlement");
+        }
+        drop(consumer);
+        delete(&broker, &subscription).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_of_other_libraries_are_read_as_they_are() {
     for (_, url) in servers() {
         let broker = connect(&url).await;
