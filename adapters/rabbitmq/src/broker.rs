@@ -224,8 +224,12 @@ impl Broker for RabbitmqBroker {
         if *self.closing.borrow() {
             return Err(closed("health"));
         }
+        let links = || self.publishing.iter().chain([&self.topology.link]);
+        if let Some(cause) = links().find_map(Link::outage) {
+            return Err(error_of(ErrorKind::Unavailable, "health", cause));
+        }
         let answers = async {
-            for link in self.publishing.iter().chain([&self.topology.link]) {
+            for link in links() {
                 link.channel("health").await?;
             }
             Ok(())
@@ -233,7 +237,12 @@ impl Broker for RabbitmqBroker {
         timeout(HEALTH_TIMEOUT, answers).await.unwrap_or_else(|_| {
             let text = "the broker did not answer within 5 s";
             Err(error_of(ErrorKind::Unavailable, "health", text))
-        })
+        })?;
+        if links().any(Link::is_blocked) {
+            let text = "the broker takes no publishes: it is short of memory or disk";
+            return Err(error_of(ErrorKind::Blocked, "health", text));
+        }
+        Ok(())
     }
 
     async fn close(&self) -> Result<()> {

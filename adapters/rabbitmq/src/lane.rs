@@ -1,5 +1,6 @@
 #![expect(clippy::vec_box, reason = "a job moves through two queues; its box moves cheaper")]
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::future::{Future, ready};
 use std::pin::Pin;
@@ -398,7 +399,10 @@ impl Lane {
             ambiguous(ErrorKind::Blocked, text)
         } else {
             let text = "the broker did not confirm within the publish timeout";
-            ambiguous(ErrorKind::Timeout, text)
+            match self.link.outage() {
+                Some(cause) => ambiguous(ErrorKind::Timeout, format!("{text}; {cause}")),
+                None => ambiguous(ErrorKind::Timeout, text),
+            }
         }
     }
 }
@@ -418,7 +422,7 @@ fn refused(target: &Target) -> Error {
     }
 }
 
-fn ambiguous(kind: ErrorKind, text: &'static str) -> Error {
+fn ambiguous(kind: ErrorKind, text: impl Into<Cow<'static, str>>) -> Error {
     error_of(kind, "publish", text).class(RetryClass::Ambiguous)
 }
 

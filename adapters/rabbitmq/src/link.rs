@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anybroker_core::adapter::{Background, pause};
-use anybroker_core::{ErrorKind, Result};
+use anybroker_core::adapter::{Background, Outage, pause};
+use anybroker_core::{Error, ErrorKind, Result};
 use futures_util::StreamExt;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
@@ -27,7 +27,10 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// A connection that comes back: each new one is an epoch, and what belonged to the former one is
 /// gone.
 #[derive(Clone)]
-pub(crate) struct Link(watch::Receiver<State>);
+pub(crate) struct Link {
+    state: watch::Receiver<State>,
+    outage: Arc<Outage>,
+}
 
 /// Keeps the connection up; ends it when dropped.
 pub(crate) struct Supervisor {
@@ -53,10 +56,12 @@ impl Link {
         name: &'static str,
     ) -> Result<(Self, Supervisor)> {
         let first = settings.options.connect(|| connect(&settings, name)).await?;
-        let (state, link) = watch::channel(State::default());
+        let (sender, state) = watch::channel(State::default());
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(supervise(settings, name, first, state, stopped));
-        Ok((Self(link), Supervisor { stop, task }))
+        let outage = Arc::new(Outage::new(name));
+        let link = Self { state, outage: Arc::clone(&outage) };
+        let task = tokio::spawn(supervise(settings, name, first, outage, sender, stopped));
+        Ok((link, Supervisor { stop, task }))
     }
 
     /// Waits for the connection.
@@ -80,8 +85,8 @@ impl Link {
         operation: &'static str,
         ready: impl Fn(&State) -> bool,
     ) -> Result<Arc<Connection>> {
-        let mut link = self.0.clone();
-        let state = link.wait_for(|state| state.closed || ready(state)).await;
+        let mut state = self.state.clone();
+        let state = state.wait_for(|state| state.closed || ready(state)).await;
         match state.ok().and_then(|state| state.connection.clone()) {
             Some(connection) => Ok(connection),
             None => Err(closed(operation)),
@@ -108,7 +113,7 @@ impl Link {
     async fn open_channel(&self, operation: &'static str) -> Result<Channel> {
         loop {
             let connection = self.connection(operation).await?;
-            let spent = Arc::clone(&self.0.borrow().spent);
+            let spent = Arc::clone(&self.state.borrow().spent);
             let created = async { Ok(connection.create_channel().await) };
             match while_connected(operation, || connection.status().connected(), created).await? {
                 Err(error) if error.is_amqp_soft_error() => spent.store(true, Ordering::Relaxed),
@@ -129,12 +134,17 @@ impl Link {
     }
 
     pub(crate) fn epoch(&self) -> u64 {
-        self.0.borrow().epoch
+        self.state.borrow().epoch
+    }
+
+    /// Why there is no connection, and for how long, when there is none.
+    pub(crate) fn outage(&self) -> Option<String> {
+        self.outage.cause()
     }
 
     /// Whether the broker takes no publishes for now.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.0.borrow().blocked
+        self.state.borrow().blocked
     }
 }
 
@@ -312,6 +322,7 @@ async fn supervise(
     settings: Arc<Settings>,
     name: &'static str,
     first: Connection,
+    outage: Arc<Outage>,
     state: watch::Sender<State>,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -324,12 +335,12 @@ async fn supervise(
                 _ = stopped.changed() => break,
                 connected = connect(&settings, name) => match connected {
                     Ok(connection) => {
-                        tracing::info!(link = name, "connected again");
+                        outage.ends();
                         since = Instant::now();
                         Arc::new(connection)
                     }
                     Err(error) => {
-                        tracing::warn!(%error, link = name, "connecting failed");
+                        outage.goes_on(&error);
                         attempt += 1;
                         tokio::select! {
                             _ = stopped.changed() => break,
@@ -355,7 +366,9 @@ async fn supervise(
                 let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
                 return;
             }
-            () = watch(&connection, |blocked| { state.send_replace(up(blocked)); }) => {}
+            cause = watch(&connection, |blocked| { state.send_replace(up(blocked)); }) => {
+                outage.goes_on(cause);
+            }
         }
         state.send_replace(State { epoch, ..State::default() });
         // A connection that lived for a while may come back at once; one that did not may not.
@@ -368,8 +381,10 @@ async fn supervise(
     state.send_replace(State { closed: true, epoch, ..State::default() });
 }
 
-/// Resolves when the connection is gone.
-async fn watch(connection: &Connection, blocked: impl Fn(bool)) {
+/// Resolves when the connection is gone, with why, where anybody says so.
+async fn watch(connection: &Connection, blocked: impl Fn(bool)) -> Error {
+    const LOST: &str = "the connection was lost";
+    let mut cause = error_of(ErrorKind::Unavailable, "connect", LOST);
     let mut events = connection.events_listener();
     // Not every end of a connection is an event.
     let mut check = interval(Duration::from_secs(1));
@@ -381,13 +396,20 @@ async fn watch(connection: &Connection, blocked: impl Fn(bool)) {
                     tracing::warn!(reason, "the broker takes no publishes for now");
                     blocked(true);
                 }
-                Some(Event::ConnectionUnblocked) => blocked(false),
-                // An error of a channel is its user's concern; of the connection, the loop's.
+                Some(Event::ConnectionUnblocked) => {
+                    tracing::info!("the broker takes publishes again");
+                    blocked(false);
+                }
+                // An error of a channel is its user's concern.
+                Some(Event::Error(error)) if !error.is_amqp_soft_error() => {
+                    cause = failed("connect", LOST, error);
+                }
                 Some(_) => {}
-                None => return,
+                None => break,
             }
         }
     }
+    cause
 }
 
 /// Tries each host once. The connection is served in the background: a handler that blocks its

@@ -55,8 +55,8 @@ impl RedisBroker {
         let settings = Arc::new(settings);
         let clients: Arc<[Client]> = settings.clients()?.into();
         // Apart, so that settlements do not wait behind large messages.
-        let link = Arc::new(Link::in_background(Arc::clone(&clients)));
-        let publishing = Arc::new(Link::new(Arc::clone(&clients)));
+        let link = Arc::new(Link::in_background("settle", Arc::clone(&clients)));
+        let publishing = Arc::new(Link::new("publish", Arc::clone(&clients)));
         settings.options.connect(|| link.get()).await?;
         judge(&Durability::of(&link).await?, settings.require_durability)?;
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
@@ -229,11 +229,24 @@ impl Broker for RedisBroker {
         if *self.closing.borrow() {
             return Err(closed("health"));
         }
+        let links = [&self.topology.link, &self.publishing];
+        if let Some(cause) = links.iter().find_map(|link| link.outage()) {
+            return Err(error_of(ErrorKind::Unavailable, "health", cause));
+        }
+        // Writes nothing, since there is no such stream, and is refused as a publish would be: by a
+        // server that is full, cannot write to its disk or has become a replica.
+        let mut probe = redis::cmd("XADD");
+        let prefix = self.topology.settings.options.prefix.as_deref().unwrap_or("anybroker");
+        probe.arg(format!("{prefix}--health")).arg("NOMKSTREAM").arg("*").arg("health").arg("");
         let answers = async {
-            for link in [&self.topology.link, &self.publishing] {
+            for link in links {
                 link.query::<Value>("health", &redis::cmd("PING")).await?;
             }
-            Ok(())
+            match links[1].query::<Value>("health", &probe).await {
+                // It has the rights for its own keys alone.
+                Err(error) if error.kind() == ErrorKind::Denied => Ok(()),
+                answered => answered.map(drop),
+            }
         };
         timeout(HEALTH_TIMEOUT, answers).await.unwrap_or_else(|_| {
             let text = "the server did not answer within 5 s";

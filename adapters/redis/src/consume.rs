@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anybroker_core::adapter::{Alone, Background, pause};
+use anybroker_core::adapter::{Alone, Background, Outage, pause};
 use anybroker_core::{
     Confirmation, Consumer, Declare, Delivery, ErrorKind, Inbox, InboxSender, Outcome, Reason,
     Result, RetryClass, Settler, Start, Subscription,
@@ -55,6 +55,7 @@ pub(crate) struct Reader {
     pub(crate) settler: Arc<RedisSettler>,
     pub(crate) topology: Arc<Topology>,
     clients: Arc<[Client]>,
+    outage: Outage,
     /// What was read and does not fit the prefetch yet: a read of two streams may answer twice
     /// what it was asked for.
     pub(crate) surplus: VecDeque<Delivery>,
@@ -109,6 +110,7 @@ pub(crate) async fn consume(
         settler: Arc::clone(&settler),
         topology,
         clients,
+        outage: Outage::new("consume"),
         surplus: VecDeque::new(),
         cursors: vec![Cursor::start(); 2 * partitions],
         leaving: vec![None; partitions],
@@ -198,7 +200,11 @@ impl Reader {
                 let _ = inbox.fail(error).await;
                 break;
             }
-            tracing::warn!(%error, group = %group.name, of = %group.layout.name, "consuming failed");
+            if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
+                self.outage.goes_on(&error);
+            } else {
+                tracing::warn!(%error, group = %group.name, of = %group.layout.name, "consuming failed");
+            }
             failures += 1;
             tokio::select! {
                 () = pause(failures) => {}
@@ -289,6 +295,7 @@ impl Reader {
                 }
             }
             *failures = 0;
+            self.outage.ends();
         }
     }
 

@@ -46,7 +46,7 @@ impl RedisIdempotencyStore {
     /// As [`RedisBuilder::connect`].
     pub async fn connect(url: BrokerUrl) -> Result<Self> {
         let settings = RedisBuilder::default().url(url)?.checked()?;
-        let link = Link::new(settings.clients()?.into());
+        let link = Link::new("idempotency", settings.clients()?.into());
         settings.options.connect(|| link.get()).await?;
         Ok(Self::on(Arc::new(link), settings.options.prefix.as_deref()))
     }

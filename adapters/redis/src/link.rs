@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anybroker_core::adapter::{Background, ServerClock, SharedTask, pause};
+use anybroker_core::adapter::{Background, Outage, ServerClock, SharedTask, pause};
 use anybroker_core::{ErrorKind, Result, now};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, Value};
@@ -38,6 +38,7 @@ struct Inner {
     /// Whether its connection is served in the background, which renewals need.
     in_background: bool,
     state: Mutex<State>,
+    outage: Outage,
     closed: AtomicBool,
 }
 
@@ -55,19 +56,20 @@ struct State {
 }
 
 impl Link {
-    pub(crate) fn new(clients: Arc<[Client]>) -> Self {
-        Self::of(clients, false)
+    pub(crate) fn new(name: &'static str, clients: Arc<[Client]>) -> Self {
+        Self::of(name, clients, false)
     }
 
     /// One that is served while handlers block the application's threads. To cross over to another
     /// thread costs a publish more than it is worth.
-    pub(crate) fn in_background(clients: Arc<[Client]>) -> Self {
-        Self::of(clients, true)
+    pub(crate) fn in_background(name: &'static str, clients: Arc<[Client]>) -> Self {
+        Self::of(name, clients, true)
     }
 
-    fn of(clients: Arc<[Client]>, in_background: bool) -> Self {
+    fn of(name: &'static str, clients: Arc<[Client]>, in_background: bool) -> Self {
         let (state, closed) = (Mutex::default(), AtomicBool::new(false));
-        let inner = Inner { clients, in_background, state, closed };
+        let outage = Outage::new(name);
+        let inner = Inner { clients, in_background, state, outage, closed };
         let (connecting, clock) = (SharedTask::default(), ServerClock::default());
         Self { inner: Arc::new(inner), connecting, clock }
     }
@@ -100,6 +102,11 @@ impl Link {
     pub(crate) fn close(&self) {
         self.inner.closed.store(true, Ordering::Relaxed);
         self.inner.state().connection = None;
+    }
+
+    /// Why there is no connection, and for how long, when there is none.
+    pub(crate) fn outage(&self) -> Option<String> {
+        self.inner.outage.cause()
     }
 
     /// Runs a command once.
@@ -220,7 +227,9 @@ impl Inner {
         }
         pause(failures).await;
         self.state().failures += 1;
-        let connection = connect(&self.clients).await?;
+        let connected = connect(&self.clients).await;
+        let connection = connected.inspect_err(|error| self.outage.goes_on(error))?;
+        self.outage.ends();
         let mut state = self.state();
         if self.closed.load(Ordering::Relaxed) {
             return Err(closed("connect"));
