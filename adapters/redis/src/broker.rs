@@ -58,6 +58,9 @@ impl RedisBroker {
         let link = Arc::new(Link::in_background("settle", Arc::clone(&clients)));
         let publishing = Arc::new(Link::new("publish", Arc::clone(&clients)));
         settings.options.connect(|| link.get()).await?;
+        for link in [&link, &publishing] {
+            tokio::spawn(Link::watch(Arc::downgrade(link)));
+        }
         judge(&Durability::of(&link).await?, settings.require_durability)?;
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.leased = true;

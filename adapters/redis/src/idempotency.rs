@@ -46,9 +46,10 @@ impl RedisIdempotencyStore {
     /// As [`RedisBuilder::connect`].
     pub async fn connect(url: BrokerUrl) -> Result<Self> {
         let settings = RedisBuilder::default().url(url)?.checked()?;
-        let link = Link::new("idempotency", settings.clients()?.into());
+        let link = Arc::new(Link::new("idempotency", settings.clients()?.into()));
         settings.options.connect(|| link.get()).await?;
-        Ok(Self::on(Arc::new(link), settings.options.prefix.as_deref()))
+        tokio::spawn(Link::watch(Arc::downgrade(&link)));
+        Ok(Self::on(link, settings.options.prefix.as_deref()))
     }
 
     pub(crate) fn on(link: Arc<Link>, prefix: Option<&str>) -> Self {

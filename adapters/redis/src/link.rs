@@ -1,13 +1,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anybroker_core::adapter::{Background, Outage, ServerClock, SharedTask, pause};
 use anybroker_core::{ErrorKind, Result, now};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, Value};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{closed, error_of, failed, is_answer, is_replica, unanswered};
 use crate::scripts::text;
@@ -46,6 +46,8 @@ struct Inner {
 /// may or may not have arrived.
 const IDLE: Duration = Duration::from_secs(1);
 const TRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it is looked whether there is an outage to end.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct State {
@@ -104,9 +106,25 @@ impl Link {
         self.inner.state().connection = None;
     }
 
-    /// Why there is no connection, and for how long, when there is none.
+    /// Why there is no connection, and for how long, when none could be made.
     pub(crate) fn outage(&self) -> Option<String> {
         self.inner.outage.cause()
+    }
+
+    /// Connects again after an outage, whether or not anybody needs the connection: what is said of
+    /// it, in the log and by [`outage`](Self::outage), shall end with it.
+    pub(crate) async fn watch(link: Weak<Self>) {
+        loop {
+            sleep(LOOK).await;
+            let Some(link) = link.upgrade().filter(|link| !link.is_closed()) else { return };
+            if link.outage().is_some() {
+                let _ = link.get().await;
+            }
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.closed.load(Ordering::Relaxed)
     }
 
     /// Runs a command once.
@@ -228,7 +246,12 @@ impl Inner {
         pause(failures).await;
         self.state().failures += 1;
         let connected = connect(&self.clients).await;
-        let connection = connected.inspect_err(|error| self.outage.goes_on(error))?;
+        let connection = connected.inspect_err(|error| {
+            // Before the first one, whoever connects gets the error.
+            if epoch > 0 {
+                self.outage.goes_on(error);
+            }
+        })?;
         self.outage.ends();
         let mut state = self.state();
         if self.closed.load(Ordering::Relaxed) {

@@ -1,5 +1,6 @@
 //! The task that publishes: in pipelines, several on their way, in the order of the calls.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -160,10 +161,9 @@ impl Writer {
 
     /// Waits for a connection, for as long as the first message may.
     async fn connection(&mut self) -> Option<Numbered> {
-        const UNREACHABLE: &str = "the server cannot be reached; the message was not sent";
         let now = Instant::now();
         if self.lot.front()?.deadline <= now {
-            expire(&mut self.lot, UNREACHABLE);
+            self.expire();
         }
         let first = self.lot.front()?.deadline;
         let deadline = self.held_back.jobs.front().map_or(first, |job| job.deadline.min(first));
@@ -180,9 +180,18 @@ impl Writer {
             }
             Err(_) => {}
         }
-        expire(&mut self.lot, UNREACHABLE);
+        self.expire();
         self.held_back.expire();
         None
+    }
+
+    /// Gives up what no connection came for in time.
+    fn expire(&mut self) {
+        let mut text = Cow::from("the server cannot be reached; the message was not sent");
+        if let Some(cause) = self.link.outage() {
+            text = format!("{text}; {cause}").into();
+        }
+        expire(&mut self.lot, &text);
     }
 
     /// Keeps messages for another attempt, and all that follow to the same destinations.
@@ -295,12 +304,12 @@ fn settle(jobs: Vec<Job>, answer: Result<Vec<Value>, RedisError>) -> Vec<Job> {
 }
 
 /// Answers those whose time is over; nothing of them was sent.
-fn expire(lot: &mut VecDeque<Job>, text: &'static str) {
+fn expire(lot: &mut VecDeque<Job>, text: &str) {
     let now = Instant::now();
     lot.retain_mut(|job| {
         let late = job.deadline <= now;
         if late {
-            let error = error_of(ErrorKind::Timeout, "publish", text);
+            let error = error_of(ErrorKind::Timeout, "publish", text.to_owned());
             job.answer(Err(error.class(RetryClass::Transient)));
         }
         !late
