@@ -15,6 +15,11 @@ pub(crate) fn failed(operation: &'static str, what: &str, error: RedisError) -> 
         (Some(code), Some(detail)) if kind != ErrorKind::Denied => {
             format!("{what}: {code} {detail}{advice}")
         }
+        (None, Some(detail)) if error.kind() == redis::ErrorKind::InvalidClientConfig => {
+            format!("{what}{advice} ({detail})")
+        }
+        // It names the certificate that is wrong, or the host that it is not for.
+        _ if is_of_tls(&error) => format!("{what}: {error}{advice}"),
         _ => format!("{what}{advice}"),
     };
     let mapped = error_of(kind, operation, text);
@@ -68,7 +73,10 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
     const LOGIN: &str = ": the server refused the login; check user and password in the URL";
     match error.kind() {
         Native::AuthenticationFailed => (ErrorKind::Denied, LOGIN),
-        Native::InvalidClientConfig => (ErrorKind::Config, ": the settings cannot work"),
+        Native::InvalidClientConfig => (
+            ErrorKind::Config,
+            ": the settings cannot work; check that cert and key belong together",
+        ),
         Native::Server(kind) => match kind {
             ServerErrorKind::NoPerm => {
                 (ErrorKind::Denied, ": the user lacks the right; see the permissions in the docs")
@@ -92,11 +100,31 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str) {
         Native::Io if error.is_connection_refusal() => {
             (ErrorKind::Unavailable, ": nothing listens there; check host and port")
         }
-        Native::Io if error.to_string().contains("certificate") => {
-            (ErrorKind::Config, ": the TLS handshake failed; check the certificates")
-        }
+        Native::Io if is_of_tls(error) => (ErrorKind::Config, advice_on_tls(error)),
         Native::Io => (ErrorKind::Unavailable, ": the connection is gone"),
         _ => (ErrorKind::Broker, ""),
+    }
+}
+
+/// Whether the two ends do not agree on TLS, by what rustls writes; trying again does not help.
+pub(crate) fn is_of_tls(error: &RedisError) -> bool {
+    const SIGNS: [&str; 3] = ["invalid peer certificate", "fatal alert", "corrupt message"];
+    let text = error.to_string();
+    error.kind() == redis::ErrorKind::Io
+        && SIGNS.iter().any(|sign| text.contains(sign))
+        && !text.contains("InternalError")
+}
+
+fn advice_on_tls(error: &RedisError) -> &'static str {
+    let text = error.to_string();
+    if text.contains("corrupt message") {
+        "; the port speaks no TLS: write redis://"
+    } else if text.contains("CertificateRequired") {
+        "; the server wants a certificate of the client's: set cert and key"
+    } else if text.contains("fatal alert") {
+        "; the server refuses the client's certificate: check the certificates of cert and key"
+    } else {
+        "; check the certificates: the server's, and the authority in ca"
     }
 }
 

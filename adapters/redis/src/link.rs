@@ -1,19 +1,26 @@
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anybroker_core::adapter::{Background, Outage, ServerClock, SharedTask, pause};
-use anybroker_core::{ErrorKind, Result, now};
+use anybroker_core::{Error, ErrorKind, Result, now};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, Value};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, RedisError, Script, Value,
+};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::error::{closed, error_of, failed, is_answer, is_replica, unanswered};
+use crate::error::{closed, error_of, failed, is_answer, is_of_tls, is_replica, unanswered};
+use crate::options::over_tls;
 use crate::scripts::text;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to find out why it failed.
+const WHY: Duration = Duration::from_millis(1500);
 /// How long an answer may take, other than to a read that blocks. The server works on one command
 /// after the other, so that this is how long all others may hold it up.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -308,13 +315,23 @@ pub(crate) async fn connect(clients: &[Client]) -> Result<MultiplexedConnection>
             Ok((connection, replica))
         };
         let address = || format!("cannot connect to {}", client.get_connection_info().addr());
-        match timeout(CONNECT_TIMEOUT, opened).await {
+        let mut opened = pin!(opened);
+        let opened = match timeout(WHY, &mut opened).await {
+            Err(_) if speaks_plainly(client).await => {
+                let text = format!("{}: the port speaks no TLS: write redis://", address());
+                last = Some(error_of(ErrorKind::Config, "connect", text));
+                continue;
+            }
+            Err(_) => timeout(CONNECT_TIMEOUT.saturating_sub(WHY), opened).await,
+            opened => opened,
+        };
+        match opened {
             Ok(Ok((connection, false))) => return Ok(connection),
             Ok(Ok((_, true))) => {
                 let text = format!("{}: it is a replica", address());
                 last = Some(error_of(ErrorKind::Unavailable, "connect", text));
             }
-            Ok(Err(error)) => last = Some(failed("connect", &address(), error)),
+            Ok(Err(error)) => last = Some(why(client, &address(), error).await),
             Err(_) => {
                 let text = format!("{} within {CONNECT_TIMEOUT:?}", address());
                 last = Some(error_of(ErrorKind::Unavailable, "connect", text));
@@ -322,4 +339,51 @@ pub(crate) async fn connect(clients: &[Client]) -> Result<MultiplexedConnection>
         }
     }
     Err(last.unwrap_or_else(|| error_of(ErrorKind::Config, "connect", "the URL names no host")))
+}
+
+/// Whether a server that is to speak TLS answers without. It waits for the end of a line then, and
+/// says nothing to what begins TLS.
+async fn speaks_plainly(client: &Client) -> bool {
+    let ConnectionAddr::TcpTls { host, port, .. } = client.get_connection_info().addr() else {
+        return false;
+    };
+    let Ok(plain) = Client::open(ConnectionAddr::Tcp(host.clone(), *port)) else { return false };
+    let asked = spawn_blocking(move || plain.get_connection_with_timeout(WHY)).await;
+    match asked {
+        Ok(Ok(_)) => true,
+        // It wants a login first.
+        Ok(Err(error)) => {
+            is_answer(&error) || error.kind() == redis::ErrorKind::AuthenticationFailed
+        }
+        Err(_) => false,
+    }
+}
+
+/// Why connecting failed.
+///
+/// A server with TLS says so only after the handshake, or not at all: the connection, which has a
+/// task of its own, then just ends. One that blocks, made for this, is told.
+async fn why(client: &Client, what: &str, error: RedisError) -> Error {
+    let ended = matches!(error.kind(), redis::ErrorKind::Io | redis::ErrorKind::Parse)
+        && !error.is_connection_refusal()
+        && !is_of_tls(&error);
+    let (tls, asked) = match client.get_connection_info().addr() {
+        _ if !ended => (false, None),
+        ConnectionAddr::TcpTls { .. } => (true, Some(client.clone())),
+        ConnectionAddr::Tcp(host, port) => (false, over_tls(host.clone(), *port).ok()),
+        _ => (false, None),
+    };
+    let answer = match asked {
+        Some(asked) => spawn_blocking(move || asked.get_connection_with_timeout(WHY).err()).await,
+        None => Ok(None),
+    };
+    match answer.ok().flatten() {
+        Some(cause) if tls && is_of_tls(&cause) => failed("connect", what, cause),
+        // It had a certificate to show, or asked for one.
+        Some(cause) if is_of_tls(&cause) && !cause.to_string().contains("corrupt message") => {
+            let text = format!("{what}: the port speaks TLS: write rediss://");
+            error_of(ErrorKind::Config, "connect", text)
+        }
+        _ => failed("connect", what, error),
+    }
 }

@@ -5,8 +5,10 @@ use anybroker_core::adapter::{Options, Server, option_methods, server_methods};
 use anybroker_core::{BrokerUrl, Error, ErrorKind, Result};
 use redis::{
     Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    RedisConnectionInfo, TlsCertificates,
+    RedisConnectionInfo, RedisError, TlsCertificates,
 };
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::RedisBroker;
 use crate::error::{error_of, failed};
@@ -139,24 +141,60 @@ impl Settings {
         if !self.server.tls {
             return Ok(None);
         }
-        // The client takes the process's provider; whoever chose one before keeps it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        choose_provider();
         let client_tls = match &self.server.identity {
             Some((certificate, key)) => {
-                Some(ClientTlsConfig { client_cert: pem(certificate)?, client_key: pem(key)? })
+                let (client_cert, _) = certificate_in(certificate)?;
+                Some(ClientTlsConfig { client_cert, client_key: key_in(key)? })
             }
             None => None,
         };
-        Ok(Some(TlsCertificates {
-            client_tls,
-            root_cert: self.server.ca.as_ref().map(pem).transpose()?,
-        }))
+        let root_cert = self.server.ca.as_ref().map(authority_in).transpose()?;
+        Ok(Some(TlsCertificates { client_tls, root_cert }))
     }
 }
 
-fn pem(path: &PathBuf) -> Result<Vec<u8>> {
+/// The client takes the process's provider; whoever chose one before keeps it.
+fn choose_provider() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Who finds out whether a port speaks TLS, and trusts nobody.
+pub(crate) fn over_tls(host: String, port: u16) -> Result<Client, RedisError> {
+    choose_provider();
+    let address = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+    let nobody = TlsCertificates { client_tls: None, root_cert: Some(Vec::new()) };
+    Client::build_with_tls(address.into_connection_info()?, nobody)
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>> {
     std::fs::read(path)
         .map_err(|error| config(format!("cannot read {}", path.display())).with_source(error))
+}
+
+/// What a file holds, and its first certificate.
+fn certificate_in(path: &PathBuf) -> Result<(Vec<u8>, CertificateDer<'static>)> {
+    let text = read(path)?;
+    match CertificateDer::pem_slice_iter(&text).next() {
+        Some(Ok(certificate)) => Ok((text, certificate)),
+        _ => Err(config(format!("{} holds no certificate in PEM", path.display()))),
+    }
+}
+
+fn authority_in(path: &PathBuf) -> Result<Vec<u8>> {
+    let (text, certificate) = certificate_in(path)?;
+    rustls::RootCertStore::empty().add(certificate).map_err(|error| {
+        config(format!("{} is no certificate of an authority", path.display())).with_source(error)
+    })?;
+    Ok(text)
+}
+
+fn key_in(path: &PathBuf) -> Result<Vec<u8>> {
+    let text = read(path)?;
+    match PrivateKeyDer::from_pem_slice(&text) {
+        Ok(_) => Ok(text),
+        Err(_) => Err(config(format!("{} holds no private key in PEM", path.display()))),
+    }
 }
 
 fn config(text: impl Into<std::borrow::Cow<'static, str>>) -> Error {
