@@ -37,6 +37,9 @@ pub struct Capabilities {
     /// Whether [`Consumer::set_prefetch`](crate::Consumer::set_prefetch) works. Where it does not,
     /// but processes share what there is, a worker asks for twice as many deliveries as it has
     /// handlers, and no more retries wait in it than it has handlers; the broker keeps the others.
+    /// In an ordered subscription each of its loops asks for as many as all handlers of the
+    /// subscription can hold, so that the consumers that wait for a partition have the same prefetch
+    /// whatever the threads of their machines.
     pub resizes_prefetch: bool,
     /// Whether a delivery of an ordered group that is given back to wait stays hidden for as long,
     /// before the later ones of its key. Where not, a worker that drains waits for what becomes due

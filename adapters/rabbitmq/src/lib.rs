@@ -45,6 +45,11 @@
 //! stored anew, and later messages of its key pass it. At a drain its channel is closed, so that all
 //! comes back in order.
 //!
+//! What a dead consumer held goes to the next one in line. If that has room for less and dies too,
+//! what it held comes back behind the rest. So the order holds through crashes as long as all
+//! consumers of a group have the same prefetch. A worker asks for one that depends on its concurrency
+//! alone.
+//!
 //! A message that an unordered group releases goes to the end of the queue where RabbitMQ would
 //! count the return as an attempt (before 4), and keeps its place elsewhere.
 //!

@@ -187,17 +187,19 @@ impl Worker {
             let together = broker.capabilities().one_consumer && !subscription.is_ordered();
             let consumers = if together { 1 } else { loops };
             for shares in shares.chunks(loops / consumers) {
+                let capabilities = broker.capabilities();
                 let window =
-                    |share: &usize| Window::new(*share, &subscription, broker.capabilities());
+                    |share: &usize| Window::new(*share, concurrency, &subscription, capabilities);
                 let wanted: Vec<_> = shares.iter().map(|share| window(share).wanted()).collect();
                 let sources = Source::open(&broker, &subscription, &wanted).await?;
-                for (source, concurrency) in sources.into_iter().zip(shares.iter().copied()) {
+                for (source, share) in sources.into_iter().zip(shares) {
                     let pulse = Pulse::start(subscription.stored_name());
                     let run = mount.run(Setup {
                         // A copy of its own, so that the loops do not share a reference count.
                         subscription: Arc::new(Subscription::clone(&subscription)),
                         source,
-                        concurrency,
+                        concurrency: *share,
+                        window: window(share),
                         drain_timeout,
                         shutdown: watch.clone(),
                         pulse: Arc::clone(&pulse),
@@ -344,6 +346,7 @@ struct Setup {
     subscription: Arc<Subscription>,
     source: Source,
     concurrency: usize,
+    window: Window,
     drain_timeout: Duration,
     shutdown: watch::Receiver<bool>,
     pulse: Arc<Pulse>,
@@ -364,8 +367,10 @@ struct Mounted<S>(S);
 
 impl<S: Handler> Mount for Mounted<S> {
     fn run(&self, setup: Setup) -> Loop {
-        let Setup { subscription, source, concurrency, drain_timeout, mut shutdown, pulse } = setup;
-        let shard = Shard::new(self.0.clone(), subscription, source, concurrency, pulse);
+        let Setup { subscription, source, concurrency, window, pulse, .. } = setup;
+        let Setup { drain_timeout, mut shutdown, .. } = setup;
+        let service = self.0.clone();
+        let shard = Shard::new(service, subscription, source, concurrency, window, pulse);
         Box::pin(shard.run(
             async move {
                 // An error means that the running worker was dropped: stop too.

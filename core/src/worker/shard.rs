@@ -104,9 +104,9 @@ where
         subscription: Arc<Subscription>,
         source: Source,
         concurrency: usize,
+        window: Window,
         pulse: Arc<Pulse>,
     ) -> Self {
-        let window = Window::new(concurrency, &subscription, source.capabilities());
         // Twice what it holds: what is being settled keeps its lease until the broker has answered.
         let leases = Leases::start(source.lease(), 2 * window.most_held());
         let capabilities = source.capabilities();

@@ -27,6 +27,12 @@ const BYTES: usize = 16 * 1024 * 1024;
 /// the most: whatever it leaves goes to nobody else meanwhile, and behind a key that is held back it
 /// must find other keys. Where a consumer cannot change its prefetch, a loop asks for twice as many
 /// deliveries as it has handlers, waiting retries included.
+///
+/// In an ordered subscription where a consumer cannot change its prefetch (RabbitMQ), a loop asks for
+/// as many as if it had all handlers of the subscription. What a dead consumer held goes to the next
+/// one in line. A smaller one would leave some of it, and if that one dies too, what it held comes
+/// back behind what it left. So all that wait in line must ask for the same number, and how many
+/// loops share the handlers depends on the threads of each machine.
 pub(super) struct Window {
     concurrency: usize,
     kind: Kind,
@@ -51,18 +57,22 @@ enum Kind {
     Elastic,
     /// The consumer keeps the prefetch that it began with.
     Fixed,
-    /// Nobody else could handle what is left.
-    Whole,
+    /// Nobody else could handle what is left: it asks for as many as so many handlers can hold.
+    Whole(usize),
 }
 
 impl Window {
+    /// The window of a loop with so many of the subscription's handlers.
     pub(super) fn new(
         concurrency: usize,
+        handlers: usize,
         subscription: &Subscription,
         capabilities: &Capabilities,
     ) -> Self {
-        let kind = if subscription.is_ordered() || !capabilities.shares_partitions {
-            Kind::Whole
+        let kind = if !capabilities.shares_partitions {
+            Kind::Whole(concurrency)
+        } else if subscription.is_ordered() {
+            Kind::Whole(if capabilities.resizes_prefetch { concurrency } else { handlers })
         } else if capabilities.resizes_prefetch {
             Kind::Elastic
         } else {
@@ -88,7 +98,7 @@ impl Window {
 
     /// How many retries may wait beside the handlers.
     pub(super) fn most_parked(&self) -> usize {
-        if self.kind == Kind::Fixed { self.concurrency } else { (4 * self.concurrency).min(256) }
+        if self.kind == Kind::Fixed { self.concurrency } else { parked_beside(self.concurrency) }
     }
 
     /// How many deliveries may be held at once: running, queued, in lanes and parked.
@@ -102,7 +112,7 @@ impl Window {
         match self.kind {
             Kind::Elastic => (self.concurrency + self.parked + self.ahead).min(most),
             Kind::Fixed => self.most_held(),
-            Kind::Whole => most,
+            Kind::Whole(handlers) => 2 * handlers + parked_beside(handlers),
         }
     }
 
@@ -190,9 +200,15 @@ impl Window {
     }
 }
 
+/// How many retries may wait beside so many handlers.
+fn parked_beside(handlers: usize) -> usize {
+    (4 * handlers).min(256)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Queue;
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -269,5 +285,19 @@ mod tests {
             window.set_parked(parked);
             assert_eq!((window.wanted(), window.most_parked()), (6, 3), "{parked} wait");
         }
+    }
+
+    #[test]
+    fn consumers_in_line_for_a_partition_ask_for_the_same_number() {
+        let wanted = |share: usize, handlers: usize, resizes: bool| {
+            let queue = Queue::new("q").ordered().partitions(4);
+            let mut capabilities = Capabilities::new("test", 1);
+            capabilities.resizes_prefetch = resizes;
+            Window::new(share, handlers, &Subscription::queue(queue), &capabilities).wanted()
+        };
+        for share in [21, 22, 32, 64] {
+            assert_eq!(wanted(share, 64, false), 64 + 64 + 256, "a loop with {share} handlers");
+        }
+        assert_eq!(wanted(16, 64, true), 16 + 16 + 64);
     }
 }
