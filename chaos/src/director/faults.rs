@@ -59,7 +59,7 @@ impl Stage {
             Fault::Latency => Harm::None,
             _ => Harm::Interrupts,
         };
-        let number = self.disturb(what, on, harm)?;
+        let mut number = self.disturb(what.clone(), on.clone(), harm)?;
         match fault {
             Fault::KillBroker => {
                 self.with_server(Server::kill).await?;
@@ -77,9 +77,13 @@ impl Stage {
                 self.with_server(|server| server.resume()).await?;
             }
             Fault::Cut => {
-                for _ in 0..rng.u32(1..=3) {
-                    self.with_ways(seat, Proxy::cut).await;
+                self.with_ways(seat, Proxy::cut).await;
+                for _ in 0..rng.u32(0..=2) {
                     sleep(Duration::from_millis(rng.u64(0..300))).await;
+                    // Each cut takes deliveries away, and so each is one more in the history.
+                    self.heal_one(number)?;
+                    number = self.disturb(what.clone(), on.clone(), harm)?;
+                    self.with_ways(seat, Proxy::cut).await;
                 }
             }
             Fault::Latency => {
