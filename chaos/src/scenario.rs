@@ -68,10 +68,12 @@ impl Part {
     }
 }
 
-/// A checker that knows the groups of these parts.
-pub(crate) fn checker(parts: &[Part]) -> Checker {
+/// A checker that knows the groups of these parts, and of how many consumers of each the broker
+/// counts what ends all of them at once.
+pub(crate) fn checker(parts: &[Part], counting: usize) -> Checker {
     let subscriptions = parts.iter().flat_map(|part| part.subscriptions());
-    subscriptions.fold(Checker::new(AFTERMATH), |checker, subscription| {
+    let checker = Checker::new(AFTERMATH).counts_each_of(counting);
+    subscriptions.fold(checker, |checker, subscription| {
         let destination = subscription.destination().name();
         checker.group(subscription.group_name(), destination, subscription.is_ordered())
     })

@@ -37,6 +37,8 @@ pub(crate) struct Site {
     pub(crate) server: Server,
     /// The longest latency, in each direction, with which nothing may fail.
     pub(crate) latency: Duration,
+    /// Whether what ends all consumers of a group without order counts once for each of them.
+    pub(crate) counts_each_consumer: bool,
     /// The only way there is, where the server tells its clients where to connect.
     shared: Option<Proxy>,
     options: String,
@@ -124,6 +126,8 @@ impl Broker {
             url,
             server,
             latency: Duration::from_millis(latency),
+            // See docs/brokers.md: a process has one consumer of each group without order.
+            counts_each_consumer: self == Self::Rabbitmq,
             shared,
             options,
         })

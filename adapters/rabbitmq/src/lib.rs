@@ -24,7 +24,9 @@
 //! They are what earlier copies used up, and the runs of a copy that came back.
 //!
 //! For an unordered group those are RabbitMQ's own count, `x-delivery-count`: a crash of a process
-//! counts for all that it had prefetched, and a crash of the server may count once for each consumer.
+//! counts for all that it had prefetched. A crash of the server, or of the network to all consumers
+//! at once, may count once for each consumer: until the server has noticed that one is gone, it hands
+//! it what another held.
 //!
 //! An ordered group has many consumers in line for its messages, and the server returns a message
 //! once for each dead one. So the runs of what came back are counted in a queue `…--runs` beside the

@@ -20,6 +20,8 @@ pub struct Checker {
     groups: Vec<Group>,
     aftermath: Duration,
     tolerance: Duration,
+    /// How many consumers of an unordered group count what interrupts all of them.
+    counting: usize,
 }
 
 /// A group that handles what is sent to a queue or topic.
@@ -117,7 +119,15 @@ impl Checker {
     /// `aftermath` after it was healed: leases, sessions and timeouts that run out.
     pub fn new(aftermath: Duration) -> Self {
         // The clocks of brokers count in milliseconds.
-        Self { groups: Vec::new(), aftermath, tolerance: Duration::from_millis(20) }
+        Self { groups: Vec::new(), aftermath, tolerance: Duration::from_millis(20), counting: 1 }
+    }
+
+    /// So many consumers share each group, and what ends all of them at once may count as an attempt
+    /// once for each in a group without order: a broker that has not noticed yet hands what one of
+    /// them held to the next (RabbitMQ).
+    pub fn counts_each_of(mut self, consumers: usize) -> Self {
+        self.counting = consumers.max(1);
+        self
     }
 
     /// Adds a group of a queue or topic.

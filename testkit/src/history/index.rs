@@ -200,6 +200,14 @@ impl History {
         self.disturbances.values().chain(&self.stalls).filter(interrupts).count()
     }
 
+    /// How many of them met all processes at once.
+    pub(super) fn outages(&self, (from, to): (Duration, Duration), aftermath: Duration) -> usize {
+        let is_outage = |one: &&Disturbance| {
+            one.harm != Harm::None && one.on.is_empty() && one.reaches(from, to, aftermath)
+        };
+        self.disturbances.values().filter(is_outage).count()
+    }
+
     /// Whether the broker may have forgotten what was sent at this time: before it lost its data, or
     /// so soon afterwards that the groups of a topic were not there again.
     pub(super) fn is_forgotten(&self, sent: Duration, grace: Duration) -> bool {

@@ -8,6 +8,7 @@ use super::*;
 /// A message that is sent at one second, and handled by the group at the next.
 const ONE: &str = "m1";
 const GROUP: &str = "g";
+const AFTERMATH: Duration = Duration::from_secs(5);
 
 type Line = (u64, &'static str, Event);
 
@@ -70,10 +71,13 @@ fn given_up() -> Vec<Line> {
 }
 
 fn judge(lines: Vec<Line>) -> (Vec<Wrong>, Counts) {
+    judge_by(&Checker::new(AFTERMATH).group(GROUP, "q", true), lines)
+}
+
+fn judge_by(checker: &Checker, lines: Vec<Line>) -> (Vec<Wrong>, Counts) {
     let record =
         |(at, by, event): Line| Record { at: Duration::from_millis(at), by: by.to_owned(), event };
     let history = History::new(lines.into_iter().map(record).collect());
-    let checker = Checker::new(Duration::from_secs(5)).group(GROUP, "q", true);
     let findings = checker.check(&history);
     let wrong = findings.violations.iter().map(|violation| violation.wrong).collect();
     for violation in &findings.violations {
@@ -373,6 +377,31 @@ fn an_attempt_is_the_number_of_runs() {
         vec![(2_600, "c", started(ONE, 1, 2))],
     );
     assert_eq!(wrong(low), [Wrong::Attempts]);
+}
+
+#[test]
+fn an_end_of_all_consumers_counts_once_for_each_where_the_broker_counts_so() {
+    let attempt = |attempt, on: &[&str]| {
+        let lines = changed(
+            sound(),
+            |event| matches!(event, Event::Started { .. }),
+            vec![(2_000, "c", started(ONE, attempt, 1))],
+        );
+        let fault = vec![
+            (1_500, "director", disturbed(1, on, Harm::Interrupts)),
+            (1_510, "director", Event::Healed { number: 1 }),
+        ];
+        with(lines, fault)
+    };
+    let judged = |is_ordered, lines| {
+        let checker = Checker::new(AFTERMATH).group(GROUP, "q", is_ordered);
+        judge_by(&checker.counts_each_of(3), lines).0
+    };
+    assert!(judged(false, attempt(4, &[])).is_empty(), "three consumers were in line");
+    assert_eq!(judged(false, attempt(5, &[])), [Wrong::Attempts], "and not a fourth");
+    assert_eq!(judged(false, attempt(3, &["c"])), [Wrong::Attempts], "one of them alone");
+    assert_eq!(judged(true, attempt(3, &[])), [Wrong::Attempts], "runs are counted in order");
+    assert_eq!(wrong(attempt(3, &[])), [Wrong::Attempts], "other brokers count one");
 }
 
 fn refused(class: &str) -> Vec<Line> {

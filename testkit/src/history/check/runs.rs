@@ -87,7 +87,11 @@ impl Checker {
         let attempt = run.attempt as usize;
         // A settlement that was interrupted need not have counted, and a hand-out that was
         // interrupted may have.
-        let interruptions = history.interruptions(None, (message.sent, run.start), self.aftermath);
+        let time = (message.sent, run.start);
+        let interruptions = history.interruptions(None, time, self.aftermath);
+        let is_ordered = self.groups.iter().any(|one| one.name == group && one.is_ordered);
+        let others = if is_ordered { 0 } else { self.counting - 1 };
+        let counted = interruptions + others * history.outages(time, self.aftermath);
         let is_failure =
             |one: &&Run| matches!(&one.end, Some((_, RunEnd::Retry(_) | RunEnd::Error(_))));
         let failures = before.iter().filter(is_failure).count();
@@ -99,7 +103,7 @@ impl Checker {
                 before.len()
             )
         };
-        if attempt > before.len() + 1 + interruptions {
+        if attempt > before.len() + 1 + counted {
             findings.add(Wrong::Attempts, id, text("too high"));
         } else if attempt > before.len() + 1 {
             findings.counts.overcounted += 1;
