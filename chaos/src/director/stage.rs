@@ -136,7 +136,7 @@ impl Stage {
         // A Ctrl-C is for the director, which then ends the others itself.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         place.child = Some(Child::spawn(&mut command)?);
-        self.note(&Event::Born { process: name })
+        self.note(&Event::Born { process: name, handles: seat.starts_with(CONSUMER) })
     }
 
     /// Does something to the process in a place, if there is one.

@@ -151,7 +151,12 @@ impl History {
                 self.stalls.push(Disturbance { what, on, harm, from, to: Some(at) });
             }
             Event::Due => self.due = Some(at),
-            Event::Failed { .. } | Event::Born { .. } | Event::Quiet => {}
+            Event::Born { process, handles } => {
+                if handles {
+                    self.handlers.insert(process);
+                }
+            }
+            Event::Failed { .. } | Event::Quiet => {}
         }
     }
 
@@ -229,7 +234,7 @@ impl History {
     pub fn about(&self, subject: &str) -> String {
         let is_about = |record: &&Record| {
             record.event.id() == Some(subject)
-                || matches!(&record.event, Event::Gone { process, .. } | Event::Born { process }
+                || matches!(&record.event, Event::Gone { process, .. } | Event::Born { process, .. }
                     if process == subject)
         };
         let own: Vec<_> = self.records.iter().filter(is_about).collect();

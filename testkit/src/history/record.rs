@@ -84,6 +84,8 @@ pub enum Event {
     Born {
         /// Its name, which no other one has.
         process: String,
+        /// Whether it handles messages: one that is killed before its first run writes nothing.
+        handles: bool,
     },
     /// A process has ended.
     Gone {
@@ -234,7 +236,7 @@ impl fmt::Display for Event {
                 write!(f, "{group}: {id} is a dead letter: {reason}, {text}")
             }
             Self::Failed { doing, error } => write!(f, "{doing} failed: {error}"),
-            Self::Born { process } => write!(f, "{process} is started"),
+            Self::Born { process, .. } => write!(f, "{process} is started"),
             Self::Gone { process, how } => write!(f, "{process} is gone: {how:?}"),
             Self::Disturbed { number, what, on, .. } => {
                 write!(f, "#{number} {what}")?;

@@ -371,6 +371,17 @@ fn an_attempt_is_the_number_of_runs() {
     let (none, counts) = judge(with(attempt(2), fault(1_500)));
     assert_eq!((none, counts.overcounted), (vec![], 1));
     assert_eq!(wrong(with(attempt(3), fault(1_500))), [Wrong::Attempts], "one counts once");
+    // The second was killed before its first run, while it held the message that the first had held.
+    let two = with(
+        fault(1_500),
+        vec![
+            (1_600, "director", disturbed(2, &["d"], Harm::Interrupts)),
+            (1_610, "director", Event::Healed { number: 2 }),
+        ],
+    );
+    let born = |handles| vec![(1, "director", Event::Born { process: "d".to_owned(), handles })];
+    assert!(wrong(with(with(attempt(3), two.clone()), born(true))).is_empty());
+    assert_eq!(wrong(with(with(attempt(3), two), born(false))), [Wrong::Attempts]);
     let low = changed(
         given_up(),
         |event| matches!(event, Event::Started { run: 2, .. }),
@@ -464,7 +475,7 @@ fn a_process_that_ends_by_itself_or_not_at_all_is_found() {
 fn a_step_that_fails_without_a_cause_is_found() {
     let failed = || {
         let (doing, error) = ("start".to_owned(), "denied".to_owned());
-        let born = (1, "director", Event::Born { process: "c".to_owned() });
+        let born = (1, "director", Event::Born { process: "c".to_owned(), handles: true });
         with(sound(), vec![born, (3_000, "c", Event::Failed { doing, error })])
     };
     assert_eq!(wrong(failed()), [Wrong::Failed]);
