@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::client::{Clients, WITH_IDS, check};
+use crate::client::{Clients, WITH_METADATA, check};
 use crate::cluster::{Cluster, watch};
 use crate::commands::{Commands, Seat};
 use crate::dead_letters::DeadLetters;
@@ -70,7 +70,7 @@ impl KafkaBroker {
         capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
         let clients = Clients::new(settings);
-        let reader = clients.reader(&[WITH_IDS])?;
+        let reader = clients.reader(&[WITH_METADATA])?;
         let reader =
             blocking(move || check(&reader, CONNECT_TIMEOUT, wait).map(|()| reader)).await?;
         let publisher = Arc::new(Publisher::new(&clients)?);
@@ -106,7 +106,7 @@ impl KafkaBroker {
     /// Whether the cluster answers within this time.
     pub(crate) async fn answers(&self, time: Duration) -> Result<()> {
         let topology = Arc::clone(&self.topology);
-        blocking(move || check(topology.reader(), time, false)).await
+        blocking(move || check(&topology.reader(), time, false)).await
     }
 
     /// What the client's handles are configured with, for what only Kafka can do; credentials

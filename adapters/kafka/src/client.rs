@@ -15,6 +15,7 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext}
 
 use crate::cluster::Cluster;
 use crate::error::{code, failed};
+use crate::handle::Brokers;
 use crate::identity::{LOGGED, TopicIds};
 use crate::isolation::is_of_a_record;
 use crate::options::{GroupProtocol, Sasl, Settings};
@@ -35,14 +36,15 @@ pub(crate) struct Context {
     /// Why a record of a transaction was not stored: what is wrong with it, where anybody says so.
     refusal: Mutex<Option<KafkaError>>,
     pub(crate) ids: TopicIds,
+    pub(crate) brokers: Brokers,
 }
 
 /// How long a handle waits for its first token, and how long at once.
 const TOKEN_TIME: Duration = Duration::from_secs(5);
 const TOKEN_STEP: Duration = Duration::from_millis(20);
 
-/// Lets a handle tell the ids of topics, in its log.
-pub(crate) const WITH_IDS: (&str, &str) = ("debug", LOGGED);
+/// Lets a handle say in its log what it learns of the cluster: its brokers, and the ids of topics.
+pub(crate) const WITH_METADATA: (&str, &str) = ("debug", LOGGED);
 
 impl Clients {
     pub(crate) fn new(settings: Settings) -> Self {
@@ -110,6 +112,7 @@ impl Clients {
             answered: AtomicBool::new(false),
             refusal: Mutex::default(),
             ids: TopicIds::default(),
+            brokers: Brokers::default(),
         }
     }
 
@@ -127,7 +130,7 @@ impl Clients {
         for (name, value) in &self.settings.native {
             config.set(name, value);
         }
-        if options.contains(&WITH_IDS) {
+        if options.contains(&WITH_METADATA) {
             let theirs = self.settings.native.get("debug");
             let debug = theirs.map_or(LOGGED.to_owned(), |theirs| format!("{LOGGED},{theirs}"));
             config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
@@ -174,7 +177,7 @@ impl Clients {
             ("queued.max.messages.kbytes", "8192".to_owned()),
             ("fetch.queue.backoff.ms", "2".to_owned()),
             ("fetch.error.backoff.ms", "100".to_owned()),
-            (WITH_IDS.0, WITH_IDS.1.to_owned()),
+            (WITH_METADATA.0, WITH_METADATA.1.to_owned()),
         ];
         match self.settings.protocol {
             GroupProtocol::Classic => options.extend([
@@ -261,6 +264,7 @@ impl ClientContext for Context {
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         self.ids.note(text);
+        self.brokers.note(text);
         self.cluster.log(level, facility, text);
     }
 

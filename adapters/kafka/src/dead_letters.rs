@@ -321,7 +321,8 @@ impl DeadLetters {
         let options = AdminOptions::new().request_timeout(Some(ANSWER));
         let admin = self.topology.admin("purge")?;
         let deleted = self.runtime.block_on(admin.delete_records(&list, &options));
-        let deleted = deleted.map_err(failed)?;
+        let given_up = |error: &KafkaError| self.topology.give_up(&admin, error);
+        let deleted = deleted.inspect_err(given_up).map_err(failed)?;
         deleted.elements().iter().try_for_each(TopicPartitionListElem::error).map_err(failed)
     }
 }

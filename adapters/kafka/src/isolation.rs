@@ -37,8 +37,8 @@ impl Isolation {
     fn producer(&self) -> anybroker_core::Result<Arc<ThreadedProducer<Reports>>> {
         let mut producer = self.lock();
         match &*producer {
-            Some(producer) => Ok(Arc::clone(producer)),
-            None => {
+            Some(producer) if !producer.context().brokers.are_lost() => Ok(Arc::clone(producer)),
+            _ => {
                 let alone = ("batch.num.messages", "1");
                 let made = Arc::new(create(&self.clients, &self.overflow, None, &[alone])?);
                 Ok(Arc::clone(producer.insert(made)))

@@ -133,6 +133,7 @@ mod dead_letters;
 mod depth;
 mod desk;
 mod error;
+mod handle;
 mod identity;
 mod isolation;
 mod limits;

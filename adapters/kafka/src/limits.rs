@@ -82,7 +82,9 @@ pub(crate) async fn taken(topology: &Topology, topic: &str) -> Option<usize> {
     let time = GLANCE.min(settings.publish_timeout / 3);
     let options = AdminOptions::new().request_timeout(Some(time));
     let asked = [&ResourceSpecifier::Topic(topic)];
-    let answered = topology.admin("declare").ok()?.describe_configs(asked, &options).await;
+    let admin = topology.admin("declare").ok()?;
+    let answered = admin.describe_configs(asked, &options).await;
+    let answered = answered.inspect_err(|error| topology.give_up(&admin, error));
     let config = answered.ok()?.pop()?.ok()?;
     config.get(LARGEST)?.value.as_deref()?.parse().ok()
 }

@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anybroker_core::{Confirmer, Envelope, Error, ErrorKind, Hop, Result, RetryClass};
@@ -9,27 +9,27 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
-use tokio::runtime::Handle;
+use tokio::runtime;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::client::Clients;
+use crate::client::{Clients, WITH_METADATA};
 use crate::cluster::Cluster;
 use crate::commands::{Commands, Settled};
 use crate::error::{code, error_of, failed};
+use crate::handle::{Brokers, Handle, WITHOUT_BROKERS};
 use crate::isolation::{Isolation, is_of_a_record};
 use crate::limits::COPIES;
 use crate::message::headers;
 
 /// Stores messages, and tells who waits once every replica in sync has them.
 pub(crate) struct Publisher {
-    clients: Clients,
-    /// Replaced when it says that it will never store anything again.
-    producer: RwLock<Arc<ThreadedProducer<Reports>>>,
+    /// Replaced when it will never store anything again.
+    producer: Handle<ThreadedProducer<Reports>>,
     overflow: Arc<Overflow>,
     isolation: Arc<Isolation>,
     pub(crate) timeout: Duration,
-    runtime: Handle,
+    runtime: runtime::Handle,
 }
 
 /// A message to be stored.
@@ -75,6 +75,7 @@ pub(crate) struct Reports {
     overflow: Arc<Overflow>,
     /// Where records of refused batches go; none when this is what sends them.
     isolation: Option<Arc<Isolation>>,
+    pub(crate) brokers: Brokers,
 }
 
 impl Record {
@@ -111,38 +112,14 @@ impl Publisher {
     pub(crate) fn new(clients: &Clients) -> Result<Self> {
         let overflow = Arc::new(Overflow::default());
         let isolation = Arc::new(Isolation::new(clients, &overflow));
-        let producer = create(clients, &overflow, Some(&isolation), &[])?;
-        let producer = RwLock::new(Arc::new(producer));
         let timeout = clients.settings.options.publish_timeout;
-        let runtime = Handle::current();
-        Ok(Self { clients: clients.clone(), producer, overflow, isolation, timeout, runtime })
-    }
-
-    fn producer(&self) -> Arc<ThreadedProducer<Reports>> {
-        Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Puts another producer in the place of one that is broken for good.
-    fn replace(&self, broken: &Arc<ThreadedProducer<Reports>>) {
-        let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&producer, broken) {
-            return;
-        }
-        match create(&self.clients, &self.overflow, Some(&self.isolation), &[]) {
-            Ok(other) => {
-                tracing::warn!("the Kafka client's producer failed for good: another takes over");
-                let broken = std::mem::replace(&mut *producer, Arc::new(other));
-                // It waits for its own thread, which may be the one that is here.
-                self.runtime.spawn_blocking(move || {
-                    while Arc::strong_count(&broken) > 1 {
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the producer failed for good, and so did another");
-            }
-        }
+        let producer = {
+            let (clients, overflow) = (clients.clone(), Arc::clone(&overflow));
+            let isolation = Arc::clone(&isolation);
+            Handle::new(move || create(&clients, &overflow, Some(&isolation), &[]))?
+        };
+        let runtime = runtime::Handle::current();
+        Ok(Self { producer, overflow, isolation, timeout, runtime })
     }
 
     /// How often a topic was found missing that had been declared: somebody may have deleted any.
@@ -174,12 +151,12 @@ impl Publisher {
             Some(key) => native.key(&**key),
             None => native,
         };
-        let producer = self.producer();
+        let producer = in_use(&self.producer);
         let (error, native) = producer.send(native).err()?;
         let waiting = *native.delivery_opaque;
         let code = code(&error);
         if code == Some(RDKafkaErrorCode::Fatal) {
-            self.replace(&producer);
+            self.producer.replace(&producer, BROKEN);
         }
         if matches!(code, Some(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal)) {
             return Some(Record { topic, envelope, hop, waiting, since });
@@ -235,11 +212,25 @@ impl Publisher {
             std::thread::sleep(Duration::from_millis(5));
         }
         let left = end.saturating_duration_since(Instant::now());
-        self.producer()
+        self.producer
+            .get()
             .flush(left)
             .and_then(|()| self.isolation.flush(end.saturating_duration_since(Instant::now())))
             .map_err(|error| failed("close", "storing what was accepted", error))
     }
+}
+
+/// Why a producer is replaced: the client has given it up.
+const BROKEN: &str = "the producer failed for good";
+
+/// The producer to send with.
+fn in_use(handle: &Handle<ThreadedProducer<Reports>>) -> Arc<ThreadedProducer<Reports>> {
+    let producer = handle.get();
+    if producer.context().brokers.are_lost() {
+        // What waits in it fails at once: it was never sent, or its answer is lost.
+        return handle.replace(&producer, WITHOUT_BROKERS);
+    }
+    producer
 }
 
 impl Overflow {
@@ -270,11 +261,13 @@ pub(crate) fn create(
         ("queue.buffering.max.kbytes", "262144"),
         // Not every broker knows at once of a topic that was just created.
         ("topic.metadata.propagation.max.ms", "5000"),
+        WITH_METADATA,
     ];
     let reports = Reports {
         cluster: Arc::clone(&clients.cluster),
         overflow: Arc::clone(overflow),
         isolation: isolation.cloned(),
+        brokers: Brokers::default(),
     };
     clients.create(&[&options, more].concat(), reports, "connect")
 }
@@ -292,6 +285,7 @@ impl ClientContext for Reports {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.brokers.note(text);
         self.cluster.log(level, facility, text);
     }
 

@@ -11,8 +11,9 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
-use crate::client::{Clients, Context};
+use crate::client::{Clients, Context, WITH_METADATA};
 use crate::error::{code, error_of, failed};
+use crate::handle::{Handle, WITHOUT_BROKERS};
 use crate::limits::{self, LARGEST, MAX_PAYLOAD};
 use crate::names::{self, Names};
 use crate::position::Position;
@@ -20,8 +21,8 @@ use crate::position::Position;
 /// Creates topics and positions groups.
 pub(crate) struct Topology {
     pub(crate) clients: Clients,
-    reader: BaseConsumer<Context>,
-    admin: Option<AdminClient<Context>>,
+    reader: Handle<BaseConsumer<Context>>,
+    admin: Option<Handle<AdminClient<Context>>>,
     declared: Mutex<HashSet<String>>,
 }
 
@@ -39,27 +40,53 @@ struct Wanted<'a> {
 
 impl Topology {
     pub(crate) fn new(clients: Clients, reader: BaseConsumer<Context>) -> Result<Self> {
-        let create = || clients.create(&[], clients.context(), "connect");
-        let admin = clients.settings.token.is_none().then(create).transpose()?;
+        let other = clients.clone();
+        let reader = Handle::begun(reader, move || other.reader(&[WITH_METADATA]));
+        let other = clients.clone();
+        let create = move || other.create(&[], other.context(), "connect");
+        let admin = clients.settings.token.is_none().then(|| Handle::new(create)).transpose()?;
         Ok(Self { clients, reader, admin, declared: Mutex::default() })
     }
 
-    /// To ask questions with.
-    pub(crate) fn reader(&self) -> &BaseConsumer<Context> {
+    /// To ask questions with; blocks for a moment.
+    pub(crate) fn reader(&self) -> Arc<BaseConsumer<Context>> {
+        let reader = self.reader.get();
         // Gives the client the token that it may be waiting for.
-        drop(self.reader.poll(Duration::ZERO));
-        &self.reader
+        read_log(&reader);
+        if reader.context().brokers.are_lost() {
+            return self.reader.replace(&reader, WITHOUT_BROKERS);
+        }
+        reader
     }
 
     /// To create topics and delete records with.
     ///
     /// # Errors
     /// `Unsupported` with OAUTHBEARER: the client never asks for a token for this handle.
-    pub(crate) fn admin(&self, operation: &'static str) -> Result<&AdminClient<Context>> {
-        self.admin.as_ref().ok_or_else(|| {
+    pub(crate) fn admin(&self, operation: &'static str) -> Result<Arc<AdminClient<Context>>> {
+        let admin = self.admin.as_ref().map(Handle::get);
+        admin.ok_or_else(|| {
             let text = "with OAUTHBEARER the client can neither create topics nor delete records: do it by other means, or connect as a user with a password";
             error_of(ErrorKind::Unsupported, operation, text)
         })
+    }
+
+    /// Lets another handle do what this one could not, where it reaches nobody: nobody reads its log,
+    /// which would say whether it has let its brokers go.
+    pub(crate) fn give_up(&self, admin: &Arc<AdminClient<Context>>, error: &KafkaError) {
+        let unanswered = matches!(
+            code(error),
+            Some(
+                RDKafkaErrorCode::BrokerTransportFailure
+                    | RDKafkaErrorCode::AllBrokersDown
+                    | RDKafkaErrorCode::OperationTimedOut
+                    | RDKafkaErrorCode::RequestTimedOut
+                    | RDKafkaErrorCode::WaitingForCoordinator
+            )
+        );
+        if let (true, Some(handle)) = (unanswered, &self.admin) {
+            handle.replace(admin, "no broker answered what it asked for");
+        }
     }
 
     pub(crate) fn prefix(&self) -> Option<&str> {
@@ -193,7 +220,8 @@ impl Topology {
             AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER));
         let refused = |error| failed("declare", &format!("creating topic {name:?}"), error);
         let admin = self.admin("declare")?;
-        let created = admin.create_topics([&topic], &options).await.map_err(refused)?;
+        let created = admin.create_topics([&topic], &options).await;
+        let created = created.inspect_err(|error| self.give_up(&admin, error)).map_err(refused)?;
         for result in created {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -256,16 +284,11 @@ impl Topology {
     ///
     /// Unknown where the topic cannot be looked at now, or where the client does not say it.
     pub(crate) fn topic_id(&self, name: &str) -> Option<Arc<str>> {
-        let metadata = self.reader().fetch_metadata(Some(name), ANSWER).ok()?;
+        let reader = self.reader();
+        let metadata = reader.fetch_metadata(Some(name), ANSWER).ok()?;
         metadata.topics().first().filter(|topic| topic.error().is_none())?;
-        // What the client has logged meanwhile waits to be polled, line by line.
-        let ids = &self.reader.context().ids;
-        loop {
-            let lines = ids.lines();
-            if self.reader.poll(Duration::ZERO).is_none() && ids.lines() == lines {
-                return ids.of(name);
-            }
-        }
+        read_log(&reader);
+        reader.context().ids.of(name)
     }
 
     /// Deletes what the group has finished from its own retry topic.
@@ -290,7 +313,9 @@ impl Topology {
             .await?;
             if list.count() > 0 {
                 let options = AdminOptions::new().request_timeout(Some(ANSWER));
-                self.admin("trim")?.delete_records(&list, &options).await.map_err(asked)?;
+                let admin = self.admin("trim")?;
+                let deleted = admin.delete_records(&list, &options).await;
+                deleted.inspect_err(|error| self.give_up(&admin, error)).map_err(asked)?;
             }
             Ok::<_, anybroker_core::Error>(())
         };
@@ -344,6 +369,17 @@ impl Topology {
             }
         })
         .await
+    }
+}
+
+/// Takes in what the client has logged, which waits to be polled, line by line.
+fn read_log(reader: &BaseConsumer<Context>) {
+    let ids = &reader.context().ids;
+    loop {
+        let lines = ids.lines();
+        if reader.poll(Duration::ZERO).is_none() && ids.lines() == lines {
+            return;
+        }
     }
 }
 
