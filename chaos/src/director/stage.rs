@@ -193,10 +193,11 @@ impl Stage {
         for seat in self.names("") {
             let status = {
                 let mut seats = lock(&self.seats);
-                match seats.get_mut(&seat) {
-                    Some(Seat { child: Some(child), is_held: false, .. }) => child.ended()?,
-                    _ => None,
-                }
+                let place = seats.get_mut(&seat).filter(|place| !place.is_held);
+                let Some(place) = place else { continue };
+                let status = place.child.as_mut().map(Child::ended).transpose()?.flatten();
+                place.child.take_if(|_| status.is_some());
+                status
             };
             let Some(status) = status else { continue };
             let how = Gone::ByItself(status.to_string());
