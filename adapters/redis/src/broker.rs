@@ -57,11 +57,15 @@ impl RedisBroker {
         // Apart, so that settlements do not wait behind large messages.
         let link = Arc::new(Link::in_background("settle", Arc::clone(&clients)));
         let publishing = Arc::new(Link::new("publish", Arc::clone(&clients)));
-        settings.options.connect(|| link.get()).await?;
+        let connected = async || {
+            link.get().await?;
+            Durability::of(&link).await
+        };
+        let durability = settings.options.connect(connected).await?;
+        judge(&durability, settings.require_durability)?;
         for link in [&link, &publishing] {
             tokio::spawn(Link::watch(Arc::downgrade(link)));
         }
-        judge(&Durability::of(&link).await?, settings.require_durability)?;
         let mut capabilities = Capabilities::new(BROKER, settings.server.largest_payload());
         capabilities.leased = true;
         capabilities.ordered_delays = false;

@@ -6,9 +6,10 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anybroker_core::{Broker, Queue, Subscription, Topic};
+use anybroker_core::{Broker, BrokerUrl, Queue, Subscription, Topic};
 use anybroker_core::{Destination, Outgoing};
 use anybroker_redis::redis::cmd;
+use anybroker_testkit::Proxy;
 use anybroker_testkit::brokers::{Redis, RedisVersion, Server};
 use support::{ack_all, connect, message, run, send, servers, unique};
 use tokio::task::JoinSet;
@@ -151,5 +152,26 @@ async fn closing_at_once_flushes_all_that_was_accepted() {
             }
         }
         other.close().await.expect("a close");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_the_broker_outlasts_any_cut() {
+    for server in servers() {
+        let proxy = Proxy::start(&server).await.expect("a proxy");
+        proxy.slow(Duration::from_millis(10));
+        let url: BrokerUrl = format!("{}?connect=wait", proxy.url()).parse().expect("a URL");
+        let mut connects = JoinSet::new();
+        for _ in 0..10 {
+            let url = url.clone();
+            connects.spawn(async move { anybroker_redis::connect(url).await.map(drop) });
+        }
+        for _ in 0..20 {
+            sleep(Duration::from_millis(70)).await;
+            proxy.cut();
+        }
+        while let Some(connected) = connects.join_next().await {
+            connected.expect("no panic").expect("a connection at last");
+        }
     }
 }
