@@ -26,6 +26,10 @@ const KEPT_BACK: usize = 64 * 1024;
 /// which is cut to what is left.
 const ADDED: usize = 1024;
 
+/// How much longer a body may be when it is written again: it may tell the time of that, to the
+/// nanosecond, and no zeros at its end.
+const TIME: usize = ".123456789".len();
+
 /// The largest body of a message that is published: its copies must fit too.
 pub(crate) const fn largest_published(bytes: usize) -> usize {
     bytes - ADDED
@@ -56,11 +60,12 @@ pub(crate) fn body(envelope: &Envelope, hop: &Hop) -> Result<String> {
 /// would not fit otherwise: what was accepted can be given up, whatever the error says.
 pub(crate) fn copy(envelope: &Envelope, hop: &Hop, limit: usize) -> Result<String> {
     let whole = body(envelope, hop)?;
-    let (Some(over), Some(failure)) = (whole.len().checked_sub(limit), &hop.failure) else {
+    let over = whole.len().saturating_sub(limit);
+    let Some(failure) = hop.failure.as_ref().filter(|_| over > 0) else {
         return Ok(whole);
     };
     // JSON takes at least a byte for each byte that is cut.
-    let end = failure.error.len().saturating_sub(over);
+    let end = failure.error.len().saturating_sub(over + TIME);
     let mut hop = hop.clone();
     if let Some(failure) = &mut hop.failure {
         failure.error.truncate(failure.error.floor_char_boundary(end));
@@ -223,6 +228,7 @@ mod tests {
                 continue;
             };
             accepted += 1;
+            let free = free.saturating_sub(TIME);
             envelope.payload = vec![0xff; envelope.payload.len() + free / 4 * 3].into();
             let size = body_len(&envelope, &published).expect("a body");
             assert!(size <= largest_published(SQS_BYTES), "{size}");
