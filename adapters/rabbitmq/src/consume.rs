@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::{error_of, failed};
 use crate::link::{apart, while_open};
-use crate::message::{Received, read};
+use crate::message::{Received, property, read};
 use crate::publish::Publishers;
 use crate::runs::Runs;
 use crate::settle::{AT_ONCE, ChannelSettler, Released, Source};
@@ -174,8 +174,11 @@ impl Reader {
         let mut consumers = Vec::with_capacity(group.queues.len());
         for queue in &group.queues {
             let options = BasicConsumeOptions::default();
+            // It names the queue in what the log and the broker say of a consumer. The number comes
+            // first, since the end of a long name is cut off.
+            let tag = property(&format!("{:08x}.{queue}", fastrand::u32(..)));
             let consumer =
-                channel.basic_consume(short(queue)?, "".into(), options, FieldTable::default());
+                channel.basic_consume(short(queue)?, tag, options, FieldTable::default());
             consumers.push(consumer.await.map_err(lost)?);
         }
         Ok(consumers)

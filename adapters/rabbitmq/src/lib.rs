@@ -92,7 +92,9 @@ mod broker;
 mod consume;
 mod dead_letters;
 mod error;
+mod frames;
 mod group;
+mod guard;
 mod lane;
 mod link;
 mod message;
@@ -105,6 +107,7 @@ mod shape;
 mod stop;
 mod suspicion;
 mod topology;
+mod transport;
 
 use std::sync::Arc;
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, interval, timeout};
 
 use crate::error::{closed, error_of, failed};
 use crate::options::Settings;
+use crate::transport;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -434,9 +435,7 @@ async fn try_hosts(settings: &Settings, name: &str) -> Result<Connection> {
         };
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("anybroker {name}").into());
-        let runtime = lapin::runtime::default_runtime()
-            .map_err(|error| failed("connect", "finding the runtime", error))?;
-        let connected = Connection::connect_uri_with_config(uri, properties, tls.clone(), runtime);
+        let connected = transport::connect(uri, properties, tls.clone());
         result = match timeout(CONNECT_TIMEOUT, connected).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => {
