@@ -361,6 +361,7 @@ impl Broker for KafkaBroker {
         for group in &groups {
             group.close();
         }
+        self.cluster().end();
         let left = timeout(LEAVE_TIMEOUT, async {
             for group in &groups {
                 group.ended().await;

@@ -28,12 +28,24 @@ pub(crate) struct Cluster {
     /// when the last of its connections was closed: the cluster is asked before anybody is told.
     suspected: AtomicBool,
     outage: Outage,
+    /// Whether nobody waits for an answer any more.
+    ended: AtomicBool,
 }
 
 impl Cluster {
     pub(crate) fn new(token: Option<TokenProvider>) -> Self {
         let (failure, suspected) = (Mutex::default(), AtomicBool::new(false));
-        Self { token, failure, suspected, outage: Outage::new("cluster") }
+        let (outage, ended) = (Outage::new("cluster"), AtomicBool::new(false));
+        Self { token, failure, suspected, outage, ended }
+    }
+
+    /// Has no question asked again: the runtime ends only when the last of them has.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn failure(&self) -> String {

@@ -63,7 +63,8 @@ impl DeadLetters {
     fn whole(&self) -> Result<Range> {
         let topic = self.names.dead_letters.clone();
         let ask = || self.topology.reader().fetch_watermarks(&topic, 0, ANSWER);
-        let (from, end) = patiently(ask).map_err(|error| self.failed("looking at", error))?;
+        let asked = patiently(&self.topology.clients.cluster, ask);
+        let (from, end) = asked.map_err(|error| self.failed("looking at", error))?;
         Ok(Range { topic, partition: 0, from, end })
     }
 

@@ -57,7 +57,7 @@ fn count(
     let mut small = Vec::new();
     for (partition, position) in (0..).zip(&positions) {
         let ask = || topology.reader().fetch_watermarks(topic, partition, ANSWER);
-        let (low, end) = patiently(ask).map_err(asked)?;
+        let (low, end) = patiently(&topology.clients.cluster, ask).map_err(asked)?;
         let from = position.as_ref().map_or(low, |position| position.offset.max(low));
         total.out += position.as_ref().map_or(0, |position| position.out);
         let ahead = position.as_ref().map_or(0, Position::finished_ahead);

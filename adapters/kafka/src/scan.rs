@@ -72,7 +72,7 @@ pub(crate) fn scan(
                 }
                 let Range { topic, from, end, .. } = &ranges[index];
                 let ask = || reader.fetch_watermarks(topic, partition, ANSWER);
-                if patiently(ask).map_err(failure)?.1 >= *end {
+                if patiently(&clients.cluster, ask).map_err(failure)?.1 >= *end {
                     asked.insert(partition);
                 }
                 let from = Offset::Offset(*from);

@@ -12,6 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 use crate::client::{Clients, Context, WITH_METADATA};
+use crate::cluster::Cluster;
 use crate::error::{code, error_of, failed};
 use crate::handle::{Handle, WITHOUT_BROKERS};
 use crate::limits::{self, LARGEST, MAX_PAYLOAD};
@@ -342,7 +343,7 @@ impl Topology {
             let mut watermarks = Vec::new();
             for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
                 let ask = || this.reader().fetch_watermarks(&topic, partition, ANSWER);
-                watermarks.push((partition, patiently(ask).map_err(asked)?));
+                watermarks.push((partition, patiently(&this.clients.cluster, ask).map_err(asked)?));
             }
             let topic_id = this.topic_id(&topic);
             let committed = committed(&this, &group, &topic, partitions)?;
@@ -362,7 +363,8 @@ impl Topology {
                 return Ok(());
             }
             let observer = this.clients.observer(&group)?;
-            match patiently(|| observer.commit(&missing, CommitMode::Sync)) {
+            let commit = || observer.commit(&missing, CommitMode::Sync);
+            match patiently(&this.clients.cluster, commit) {
                 // It has members, who were not there a moment ago, and whose position counts.
                 Err(error) if is_live(&error) => Ok(()),
                 result => result.map_err(asked),
@@ -415,7 +417,8 @@ pub(crate) fn committed(
     let observer = topology.clients.observer(group)?;
     let mut list = TopicPartitionList::new();
     list.add_partition_range(topic, 0, i32::try_from(partitions).unwrap_or(i32::MAX) - 1);
-    let committed = patiently(|| offsets(&observer, &list)).map_err(asked)?;
+    let ask = || offsets(&observer, &list);
+    let committed = patiently(&topology.clients.cluster, ask).map_err(asked)?;
     let positions = committed.elements();
     let positions = positions.iter().map(|element| match element.offset() {
         Offset::Offset(offset) => Some(Position::read(offset, element.metadata()))
@@ -426,12 +429,16 @@ pub(crate) fn committed(
 }
 
 /// Asks again while the broker has yet to learn of what was just created.
-pub(crate) fn patiently<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+pub(crate) fn patiently<T>(
+    cluster: &Cluster,
+    ask: impl Fn() -> Result<T, KafkaError>,
+) -> Result<T, KafkaError> {
     let end = Instant::now() + ANSWER;
     loop {
         match ask() {
             Err(error)
                 if Instant::now() < end
+                    && !cluster.has_ended()
                     && matches!(
                         code(&error),
                         Some(
