@@ -3,8 +3,7 @@
 //! A broker that the cluster has fenced, since it stood still or has only just started, answers that
 //! there are topics but no brokers. The client then lets go of every broker that it knows, the ones it
 //! was configured with included, and never reaches one again, though the broker is back a moment
-//! later. It says so nowhere but in its log. A member of a group is not hurt: it keeps its connection
-//! to the coordinator, and learns of the brokers there.
+//! later. It says so nowhere but in its log.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -26,17 +25,17 @@ const SOME: u8 = 1;
 const LOST: u8 = 2;
 
 impl Brokers {
-    /// Notes what a line of the client's log says.
-    pub(crate) fn note(&self, line: &str) {
+    /// Notes what a line of the client's log says. Returns whether it says that all were let go.
+    pub(crate) fn note(&self, line: &str) -> bool {
         let (from, to) = match counted(line) {
             Some((1.., _)) => (NONE_YET, SOME),
             // Who has learned of none yet keeps those of its configuration. An answer without topics
             // is none to the client, which asks again.
             Some((0, 1..)) => (SOME, LOST),
-            _ => return,
+            _ => return false,
         };
-        // Otherwise there is nothing new.
-        let _ = self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        let changed = self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        changed.is_ok() && to == LOST
     }
 
     pub(crate) fn are_lost(&self) -> bool {
@@ -109,13 +108,12 @@ mod tests {
     fn an_answer_without_brokers_loses_those_that_were_known() {
         let brokers = Brokers::default();
         let line = |text: &str| format!("[thrd:main]: 127.0.0.1:9092/1: {text}");
-        brokers.note(&line("0 brokers, 2 topics"));
-        assert!(!brokers.are_lost(), "it has learned of none yet");
-        brokers.note(&line("3 brokers, 0 topics"));
-        brokers.note(&line("0 brokers, 0 topics"));
-        brokers.note(&line("  Topic brokers with 2 partitions"));
-        assert!(!brokers.are_lost(), "the client asks again");
-        brokers.note(&line("0 brokers, 2 topics"));
+        assert!(!brokers.note(&line("0 brokers, 2 topics")), "it has learned of none yet");
+        assert!(!brokers.note(&line("3 brokers, 0 topics")));
+        assert!(!brokers.note(&line("0 brokers, 0 topics")), "the client asks again");
+        assert!(!brokers.note(&line("  Topic brokers with 2 partitions")));
+        assert!(!brokers.are_lost());
+        assert!(brokers.note(&line("0 brokers, 2 topics")));
         assert!(brokers.are_lost());
     }
 }

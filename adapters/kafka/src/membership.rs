@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::commands::Commands;
 use crate::desk::{Desk, commits};
 use crate::error::{code, error_of, failed};
+use crate::handle::{Brokers, WITHOUT_BROKERS};
 use crate::identity::TopicIds;
 use crate::message::read;
 use crate::names::Names;
@@ -63,6 +64,7 @@ pub(crate) struct GroupContext {
     assigned: Mutex<Vec<Assigned>>,
     failure: Mutex<Option<Error>>,
     pub(crate) ids: TopicIds,
+    brokers: Brokers,
     cluster: Arc<Cluster>,
 }
 
@@ -81,6 +83,7 @@ impl GroupContext {
             assigned: Mutex::default(),
             failure: Mutex::default(),
             ids: TopicIds::default(),
+            brokers: Brokers::default(),
             cluster,
         }
     }
@@ -301,6 +304,11 @@ impl ClientContext for GroupContext {
             let text = format!("topic {topic:?} was deleted and made again");
             let error = error_of(ErrorKind::NotFound, "consume", text);
             self.fail(error.class(RetryClass::Permanent));
+        }
+        // It may keep its connection to the coordinator, and find the brokers there; or read nothing
+        // any more, and keep its partitions for ever.
+        if self.brokers.note(text) {
+            self.fail(error_of(ErrorKind::Unavailable, "consume", WITHOUT_BROKERS));
         }
         self.cluster.log(level, facility, text);
     }
