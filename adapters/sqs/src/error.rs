@@ -40,9 +40,13 @@ where
 {
     let mapped = match &error {
         SdkError::ServiceError(service) => {
-            let (code, text) = (error.code().unwrap_or_default(), error.message());
-            let senders = service.raw().status().as_u16() < 500;
-            of_code(operation, what, code, text, senders)
+            let status = service.raw().status().as_u16();
+            match (error.code(), error.message()) {
+                (None, None) => unknown(operation, what, status),
+                (code, text) => {
+                    of_code(operation, what, code.unwrap_or_default(), text, status < 500)
+                }
+            }
         }
         SdkError::TimeoutError(_) => timed_out(operation, what),
         SdkError::DispatchFailure(failure) if failure.is_timeout() && !not_sent(&error) => {
@@ -65,6 +69,18 @@ where
     };
     // A refusal may repeat what was signed, a session's token among it.
     if mapped.kind() == ErrorKind::Denied { mapped } else { mapped.with_source(error) }
+}
+
+/// What no server of this protocol answers, but a page that says nothing, or a gateway before it.
+fn unknown(operation: &'static str, what: &str, status: u16) -> Error {
+    let text = format!(
+        "{what}: the peer answered with HTTP status {status} and no error code, so it is not SQS or SNS; check the endpoint, and what stands before it"
+    );
+    if status < 500 {
+        error_of(ErrorKind::Config, operation, text)
+    } else {
+        error_of(ErrorKind::Unavailable, operation, text).class(RetryClass::Ambiguous)
+    }
 }
 
 fn timed_out(operation: &'static str, what: &str) -> Error {

@@ -94,10 +94,18 @@ async fn a_wrong_address_says_so() {
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert_eq!(error.retry_class(), RetryClass::Transient);
     assert!(error.to_string().contains("check endpoint and region"), "{error}");
+}
 
-    let other = server(|_| Answer::Json(404, "<html>not here</html>")).await;
-    let error = refusal(&format!("sqs+http://key:s3cret@{other}")).await;
-    assert!(error.to_string().starts_with("sqs: connect: SQS: "), "{error}");
+#[tokio::test]
+async fn a_peer_that_is_not_sqs_is_told_with_its_status() {
+    for (status, class) in [(404, RetryClass::Permanent), (502, RetryClass::Ambiguous)] {
+        let other = server(move |_| Answer::Json(status, "<html>not here</html>")).await;
+        let error = refusal(&format!("sqs+http://key:s3cret@{other}")).await;
+        let text = error.to_string();
+        assert!(text.contains(&status.to_string()), "{text}");
+        assert!(text.contains("not SQS or SNS") && text.contains("check the endpoint"), "{text}");
+        assert_eq!(error.retry_class(), class, "{text}");
+    }
 }
 
 #[tokio::test]
