@@ -9,6 +9,7 @@ mod clock;
 mod director;
 mod fault;
 mod plan;
+mod pressure;
 mod report;
 mod scenario;
 mod server;
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use crate::director::Run;
 use crate::fault::{Fault, Place};
 use crate::plan::Wish;
+use crate::pressure::Pressure;
 use crate::scenario::Part;
 use crate::server::Broker;
 
@@ -139,7 +141,11 @@ async fn run(arguments: &Arguments) -> Result<ExitCode, BoxError> {
         quiet: Duration::from_secs(arguments.quiet),
         folder: folder.clone(),
     };
+    let pressure = Pressure::start();
     let ended = run.perform(plans, stop).await?;
+    if let Some(told) = pressure.told() {
+        println!("{told}");
+    }
     report::print(&name, &wish, &ended, &folder)?;
     let is_sound = ended.findings.violations.is_empty();
     if is_sound && !arguments.keep {
