@@ -60,6 +60,7 @@ impl Run {
         mut stop: watch::Receiver<bool>,
     ) -> Result<Ended, BoxError> {
         let counting = if self.site.counts_each_consumer { self.consumers } else { 1 };
+        let by_process = self.site.counts_by_process;
         let (quiet, parts, folder) = (self.quiet, self.parts.clone(), self.folder.clone());
         let time = self.wish.time;
         let stage = Arc::new(Stage::build(self).await?);
@@ -100,7 +101,7 @@ impl Run {
         stage.close()?;
 
         let history = History::new(Reader::new(&folder).news()?);
-        let findings = scenario::checker(&parts, counting).check(&history);
+        let findings = scenario::checker(&parts, counting, by_process).check(&history);
         Ok(Ended { history, findings, settled })
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Site {
     pub(crate) latency: Duration,
     /// Whether what ends all consumers of a group without order counts once for each of them.
     pub(crate) counts_each_consumer: bool,
+    /// Whether attempts begin anew in another process in a group with order.
+    pub(crate) counts_by_process: bool,
     /// The only way there is, where the server tells its clients where to connect.
     shared: Option<Proxy>,
     options: String,
@@ -128,6 +130,7 @@ impl Broker {
             latency: Duration::from_millis(latency),
             // See docs/brokers.md: a process has one consumer of each group without order.
             counts_each_consumer: self == Self::Rabbitmq,
+            counts_by_process: self == Self::Sqs,
             shared,
             options,
         })

@@ -22,6 +22,8 @@ pub struct Checker {
     tolerance: Duration,
     /// How many consumers of an unordered group count what interrupts all of them.
     counting: usize,
+    /// Whether each process counts the attempts of an ordered group for itself.
+    by_process: bool,
 }
 
 /// A group that handles what is sent to a queue or topic.
@@ -119,7 +121,8 @@ impl Checker {
     /// `aftermath` after it was healed: leases, sessions and timeouts that run out.
     pub fn new(aftermath: Duration) -> Self {
         // The clocks of brokers count in milliseconds.
-        Self { groups: Vec::new(), aftermath, tolerance: Duration::from_millis(20), counting: 1 }
+        let tolerance = Duration::from_millis(20);
+        Self { groups: Vec::new(), aftermath, tolerance, counting: 1, by_process: false }
     }
 
     /// So many consumers share each group, and what ends all of them at once may count as an attempt
@@ -127,6 +130,13 @@ impl Checker {
     /// them held to the next (RabbitMQ).
     pub fn counts_each_of(mut self, consumers: usize) -> Self {
         self.counting = consumers.max(1);
+        self
+    }
+
+    /// In a group with order the attempts of a message begin anew in another process, however the one
+    /// before it ended: a broker that keeps a message's place keeps no count of ours (FIFO of SQS).
+    pub fn counts_by_process(mut self) -> Self {
+        self.by_process = true;
         self
     }
 

@@ -415,6 +415,28 @@ fn an_end_of_all_consumers_counts_once_for_each_where_the_broker_counts_so() {
     assert_eq!(wrong(attempt(3, &[])), [Wrong::Attempts], "other brokers count one");
 }
 
+#[test]
+fn attempts_begin_anew_in_another_process_where_the_broker_keeps_no_count() {
+    let attempt = |process, attempt| {
+        let runs = vec![
+            (2_000, "c", started(ONE, 1, 1)),
+            (2_100, "c", ended(ONE, 1, RunEnd::Retry(100))),
+            (2_200, process, started(ONE, attempt, 2)),
+            (2_300, process, ended(ONE, 2, RunEnd::Ack)),
+        ];
+        changed(sound(), is_run, runs)
+    };
+    let judged = |is_ordered, lines| {
+        let checker = Checker::new(AFTERMATH).group(GROUP, "q", is_ordered);
+        judge_by(&checker.counts_by_process(), lines).0
+    };
+    assert!(judged(true, attempt("d", 1)).is_empty(), "another process");
+    assert!(judged(true, attempt("d", 2)).is_empty(), "it may have kept the count");
+    assert_eq!(judged(true, attempt("c", 1)), [Wrong::Attempts], "the same process");
+    assert_eq!(judged(false, attempt("d", 1)), [Wrong::Attempts], "a group without order");
+    assert_eq!(wrong(attempt("d", 1)), [Wrong::Attempts], "other brokers keep it");
+}
+
 fn refused(class: &str) -> Vec<Line> {
     let (id, class, error) = (ONE.to_owned(), class.to_owned(), "no".to_owned());
     vec![

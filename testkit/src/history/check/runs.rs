@@ -94,7 +94,9 @@ impl Checker {
         let counted = interruptions + others * history.outages(time, self.aftermath);
         let is_failure =
             |one: &&Run| matches!(&one.end, Some((_, RunEnd::Retry(_) | RunEnd::Error(_))));
-        let failures = before.iter().filter(is_failure).count();
+        let anew = self.by_process && is_ordered;
+        let own = before.iter().rev().take_while(|one| !anew || one.by == run.by);
+        let failures = own.filter(|one| is_failure(one)).count();
         let text = |found: &str| {
             format!(
                 "{group}: run {} of {} is attempt {attempt} after {} runs, {failures} of them failed: {found}",
