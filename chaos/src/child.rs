@@ -72,8 +72,12 @@ pub(crate) fn perform(role: &str) -> ExitCode {
 }
 
 async fn work(role: Role, notes: Arc<Writer>) -> Result<(), BoxError> {
-    let broker = anybroker::connect(&role.url).await?;
-    let end = end_of_input();
+    let mut end = end_of_input();
+    let broker = tokio::select! {
+        broker = anybroker::connect(&role.url) => broker?,
+        // Told to end before the broker was there.
+        _ = end.wait_for(|end| *end) => return Ok(()),
+    };
     match role.work {
         Work::Consume { loops } => consumer::run(&broker, &role.parts, loops, &notes, end).await?,
         Work::Publish { seed, per_second } => {

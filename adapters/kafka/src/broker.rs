@@ -71,8 +71,12 @@ impl KafkaBroker {
         capabilities.settlement = SettlementProof::Recorded;
         let clients = Clients::new(settings);
         let reader = clients.reader(&[WITH_METADATA])?;
+        let waiting = Arc::new(());
+        let waits = wait.then(|| Arc::downgrade(&waiting));
         let reader =
-            blocking(move || check(&reader, CONNECT_TIMEOUT, wait).map(|()| reader)).await?;
+            blocking(move || check(&reader, CONNECT_TIMEOUT, waits.as_ref()).map(|()| reader))
+                .await?;
+        drop(waiting);
         let publisher = Arc::new(Publisher::new(&clients)?);
         let topology = Arc::new(Topology::new(clients, reader)?);
         let producer = Arc::new(KafkaProducer::new(
@@ -106,7 +110,7 @@ impl KafkaBroker {
     /// Whether the cluster answers within this time.
     pub(crate) async fn answers(&self, time: Duration) -> Result<()> {
         let topology = Arc::clone(&self.topology);
-        blocking(move || check(&topology.reader(), time, false)).await
+        blocking(move || check(&topology.reader(), time, None)).await
     }
 
     /// What the client's handles are configured with, for what only Kafka can do; credentials

@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anybroker_core::Result;
@@ -196,17 +196,23 @@ impl Clients {
     }
 }
 
-/// Waits for a first answer; blocks.
+/// Waits for a first answer; blocks: for so long, or with `waiting` as long as anybody holds it.
 ///
 /// # Errors
 /// The first failure that the client reports, unless it is to wait.
-pub(crate) fn check(reader: &BaseConsumer<Context>, time: Duration, wait: bool) -> Result<()> {
+pub(crate) fn check(
+    reader: &BaseConsumer<Context>,
+    time: Duration,
+    waiting: Option<&Weak<()>>,
+) -> Result<()> {
     /// Whatever topic: it is the answer that counts.
     const TOPIC: Option<&str> = Some("__consumer_offsets");
     const STEP: Duration = Duration::from_millis(250);
     const LOOK: Duration = Duration::from_millis(10);
     let end = Instant::now() + time;
     loop {
+        // Whoever no longer waits would have the runtime wait for this when it ends.
+        let wait = waiting.is_some_and(|waiting| waiting.strong_count() > 0);
         let cluster = &reader.context().cluster;
         let Err(error) = reader.fetch_metadata(TOPIC, STEP) else {
             cluster.is_there();

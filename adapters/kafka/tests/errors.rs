@@ -189,3 +189,20 @@ async fn a_flood_to_a_broker_that_takes_nothing_is_refused_before_memory_is_full
     let group = Subscription::queue(queue.clone());
     support::depth(&broker, &group, |depth| depth.ready == Some(stored + 1)).await;
 }
+
+#[test]
+fn who_no_longer_waits_for_the_cluster_can_end() {
+    let (ended, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let url: BrokerUrl = "kafka://127.0.0.1:1?connect=wait".parse().expect("a URL");
+        let connect = anybroker_kafka::connect(url);
+        runtime
+            .block_on(async { tokio::time::timeout(Duration::from_secs(1), connect).await })
+            .expect_err("nobody is there");
+        // Waits for all that blocks.
+        drop(runtime);
+        ended.send(()).expect("somebody who waits");
+    });
+    told.recv_timeout(TIMEOUT).expect("the end of the runtime");
+}
