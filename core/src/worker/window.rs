@@ -28,7 +28,7 @@ const BYTES: usize = 16 * 1024 * 1024;
 /// must find other keys. Where a consumer cannot change its prefetch, a loop asks for twice as many
 /// deliveries as it has handlers, waiting retries included.
 ///
-/// In an ordered subscription where a consumer cannot change its prefetch (RabbitMQ), a loop asks for
+/// In an ordered subscription where a consumer cannot change its prefetch, a loop asks for
 /// as many as if it had all handlers of the subscription. What a dead consumer held goes to the next
 /// one in line. A smaller one would leave some of it, and if that one dies too, what it held comes
 /// back behind what it left. So all that wait in line must ask for the same number, and how many
