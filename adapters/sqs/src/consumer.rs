@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::held::Held;
 use crate::message;
@@ -36,9 +36,6 @@ fn alone_from(subscription: &Subscription) -> u32 {
     let of = |limit: u32| suspicious(subscription, (limit / 4).max(2));
     subscription.delivery_limit().map_or(u32::MAX, of)
 }
-
-/// How long it waits at most until it looks again for leases that are to be renewed.
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// After how many polls' time the consumer of a topic's group looks whether it is still subscribed:
 /// a minute unless the option `poll` says otherwise.
@@ -351,12 +348,6 @@ impl Reader {
             let next = self.delivery(&message, place, began);
             self.waiting.push_back(next);
         }
-        // What was on its way for long may not last until its worker renews it.
-        let late = self.held.to_renew();
-        if !late.is_empty() {
-            let held = Arc::clone(&self.held);
-            Background::spawn(async move { held.renew_early(&late).await });
-        }
         Ok(())
     }
 
@@ -415,12 +406,14 @@ impl Reader {
     }
 }
 
-/// Renews what waits, and looks for it so often that a worker gets everything with more than half of
-/// its lease left: it renews by thirds of a lease, from when its consumer was opened.
+/// Renews what waits, as the worker renews what it has.
 async fn renew_waiting(held: Arc<Held>) {
+    let every = held.visibility / 3;
+    let mut tick = interval_at(Instant::now() + every, every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        sleep((held.visibility / 10).min(LONGEST_LOOK)).await;
-        held.renew_early(&held.to_renew()).await;
+        tick.tick().await;
+        held.renew_waiting().await;
     }
 }
 

@@ -167,13 +167,6 @@ impl Held {
         drop(lost);
     }
 
-    /// What no handler can have yet, and has less than two thirds of its lease left.
-    pub(crate) fn to_renew(&self) -> Vec<u64> {
-        let (table, soon) = (self.table(), Instant::now() + self.visibility * 2 / 3);
-        let waits = |entry: &Entry| entry.state == State::Waiting && entry.deadline < soon;
-        table.entries.iter().filter_map(|(tag, entry)| waits(entry).then_some(*tag)).collect()
-    }
-
     /// Begins to settle; the place is held until [`end`](Self::end).
     pub(crate) fn begin(&self, tag: u64) -> Result<(), Stale> {
         let mut table = self.table();

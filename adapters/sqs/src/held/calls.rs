@@ -8,7 +8,7 @@ use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, DeleteMessageBatchResul
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::{Delete, GiveBack, Held, Receipt, SETTLE, State, Then, ran_out};
+use super::{Delete, Entry, GiveBack, Held, Receipt, SETTLE, State, Then, ran_out};
 use crate::answers::{Answers, hide, may_be_of_an_entry};
 use crate::clients::CALL;
 use crate::error::{error_of, failed};
@@ -21,10 +21,16 @@ const SLOWED_DOWN: Duration = Duration::from_millis(500);
 const CALLS: usize = 8;
 
 impl Held {
-    /// Renews what no worker may have had yet when it was looked for.
-    pub(crate) async fn renew_early(&self, tags: &[u64]) {
-        if let Err(error) = self.renew(tags).await {
-            tracing::warn!(%error, waiting = tags.len(), "leases were not renewed");
+    /// Renews what no handler can have yet.
+    pub(crate) async fn renew_waiting(&self) {
+        let waiting: Vec<_> = {
+            let table = self.table();
+            let waiting =
+                |(tag, entry): (&u64, &Entry)| (entry.state == State::Waiting).then_some(*tag);
+            table.entries.iter().filter_map(waiting).collect()
+        };
+        if let Err(error) = self.renew(&waiting).await {
+            tracing::warn!(%error, waiting = waiting.len(), "leases were not renewed");
         }
     }
 
