@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use crate::ask::blocking;
 use crate::client::{Clients, WITH_METADATA, check};
 use crate::cluster::{Cluster, watch};
 use crate::commands::{Commands, Seat};
@@ -28,7 +29,7 @@ use crate::publish::Publisher;
 use crate::reader;
 use crate::route::KafkaProducer;
 use crate::settle::GroupSettler;
-use crate::topology::{Topology, blocking};
+use crate::topology::Topology;
 use crate::trial::Court;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

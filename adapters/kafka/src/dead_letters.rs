@@ -21,6 +21,7 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
+use crate::ask::{ANSWER, patiently};
 use crate::client::Context;
 use crate::error::{code, error_of, failed};
 use crate::isolation::is_of_a_record;
@@ -29,7 +30,7 @@ use crate::message::{headers, read};
 use crate::names::Names;
 use crate::publish::batch_size;
 use crate::scan::{Range, scan};
-use crate::topology::{ANSWER, Topology, patiently};
+use crate::topology::Topology;
 
 /// The header of a mark: the offsets of letters that were sent back, joined by commas.
 const MARK: &str = "abremoved";

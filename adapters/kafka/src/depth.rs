@@ -6,12 +6,13 @@ use anybroker_core::{Depth, ErrorKind, Result, now};
 use rdkafka::Message;
 use rdkafka::consumer::Consumer;
 
+use crate::ask::{ANSWER, patiently};
 use crate::error::{error_of, failed};
 use crate::message::read;
 use crate::names::Names;
 use crate::position::Position;
 use crate::scan::{Range, scan};
-use crate::topology::{ANSWER, Topology, committed, patiently};
+use crate::topology::{Topology, committed};
 
 /// Up to so many offsets are looked at one by one: transactions leave offsets that are no message.
 const COUNTED: i64 = 1_000;

@@ -124,6 +124,7 @@
 //! topics to trim them; the transactional id `…--dlq` to redrive.
 
 mod arrivals;
+mod ask;
 mod broker;
 mod clerk;
 mod client;

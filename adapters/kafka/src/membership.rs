@@ -14,6 +14,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::arrivals::Arrival;
+use crate::ask::ANSWER;
 use crate::cluster::Cluster;
 use crate::commands::Commands;
 use crate::desk::{Desk, commits};
@@ -26,7 +27,7 @@ use crate::options::GroupProtocol;
 use crate::partition::{Kept, Partition};
 use crate::position::Position;
 use crate::publish::Publisher;
-use crate::topology::{ANSWER, Topology, offsets};
+use crate::topology::{Topology, offsets};
 use crate::trial::Court;
 
 /// How long handlers may take to finish what they run when a partition goes to another process.

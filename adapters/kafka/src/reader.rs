@@ -7,6 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::arrivals::{Arrival, Arrivals, Bell, End};
+use crate::ask::ANSWER;
 use crate::clerk::Clerk;
 use crate::client::Clients;
 use crate::commands::{Commands, Seat};
@@ -14,7 +15,6 @@ use crate::desk::Desk;
 use crate::error::{code, error_of, failed};
 use crate::membership::{GroupContext, GroupSettings};
 use crate::options::GroupProtocol;
-use crate::topology::ANSWER;
 
 /// How long the client is not asked while there is no room: it may have a rebalance to tell.
 const GLANCE: Duration = Duration::from_millis(100);

@@ -9,9 +9,9 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
+use crate::ask::{ANSWER, patiently};
 use crate::client::{Clients, Context};
 use crate::error::{error_of, failed};
-use crate::topology::{ANSWER, patiently};
 
 /// What is to be read of one partition: from an offset to before another.
 #[derive(Clone, Debug)]
