@@ -35,8 +35,6 @@ pub(crate) struct Site {
     /// Where it is reached undisturbed, but by Kafka's clients.
     pub(crate) url: String,
     pub(crate) server: Server,
-    /// The longest latency, in each direction, with which nothing may fail.
-    pub(crate) latency: Duration,
     /// Whether what ends all consumers of a group without order counts once for each of them.
     pub(crate) counts_each_consumer: bool,
     /// Whether attempts begin anew in another process in a group with order.
@@ -120,14 +118,10 @@ impl Broker {
             _ => String::new(),
         };
         let options = format!("?connect=wait{own}");
-        // Its client has five requests on their way at once, and needs one for each partition: with
-        // the ten of the scenario a publish takes as long as some of them in turn.
-        let latency = if self == Self::Kafka { 100 } else { 300 };
         Ok(Site {
             name: format!("{self:?} {version}").to_lowercase(),
             url,
             server,
-            latency: Duration::from_millis(latency),
             // See docs/brokers.md: a process has one consumer of each group without order.
             counts_each_consumer: self == Self::Rabbitmq,
             counts_by_process: self == Self::Sqs,

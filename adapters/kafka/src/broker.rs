@@ -29,6 +29,7 @@ use crate::publish::Publisher;
 use crate::reader;
 use crate::route::KafkaProducer;
 use crate::settle::GroupSettler;
+use crate::tls::check_files;
 use crate::topology::Topology;
 use crate::trial::Court;
 
@@ -70,6 +71,7 @@ impl KafkaBroker {
         capabilities.resizes_prefetch = false;
         capabilities.ordered_delays = false;
         capabilities.settlement = SettlementProof::Recorded;
+        check_files(&settings.server)?;
         let clients = Clients::new(settings);
         let reader = clients.reader(&[WITH_METADATA])?;
         let waiting = Arc::new(());

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use anybroker_core::Result;
+use anybroker_core::{ErrorKind, Result};
 use rdkafka::ClientConfig;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -14,11 +14,12 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
 use crate::cluster::Cluster;
-use crate::error::{code, failed};
+use crate::error::{code, error_of, failed};
 use crate::handle::Brokers;
 use crate::identity::{LOGGED, TopicIds};
 use crate::isolation::is_of_a_record;
 use crate::options::{GroupProtocol, Sasl, Settings};
+use crate::tls::setting_up;
 
 /// What every handle shares.
 #[derive(Clone)]
@@ -102,7 +103,8 @@ impl Clients {
                 .set("ssl.certificate.location", certificate.to_string_lossy())
                 .set("ssl.key.location", key.to_string_lossy());
         }
-        let cluster = Arc::new(Cluster::new(settings.token.clone()));
+        let cluster =
+            Arc::new(Cluster::new(settings.token.clone(), settings.server.identity.is_some()));
         Self { common: config, settings, cluster }
     }
 
@@ -137,7 +139,7 @@ impl Clients {
         }
         config
             .create_with_context(context)
-            .map_err(|error| failed(operation, "setting up the client", error))
+            .map_err(|error| failed(operation, &setting_up(&self.settings.server, &error), error))
     }
 
     /// A handle that belongs to no group, for questions and for reading topics.
@@ -222,6 +224,10 @@ pub(crate) fn check(
         let reported = std::iter::from_fn(|| reader.poll(LOOK))
             .filter_map(Result::err)
             .find(|error| is_final(error, wait));
+        if let Some(text) = cluster.refusal() {
+            let text = format!("reaching the cluster: {text}");
+            return Err(error_of(ErrorKind::Config, "connect", text).with_source(error));
+        }
         let given_up = !wait && Instant::now() > end;
         if let Some(error) = reported.or_else(|| given_up.then_some(error)) {
             let hosts = "reaching the cluster";

@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::broker::KafkaBroker;
 use crate::error::{code, error_of};
 use crate::options::TokenProvider;
+use crate::tls;
 
 /// How often a cluster that may be away is asked, and for how long.
 const LOOK: Duration = Duration::from_secs(1);
@@ -22,6 +23,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Shared by all handles of a broker.
 pub(crate) struct Cluster {
     token: Option<TokenProvider>,
+    /// Whether this client has a certificate to show.
+    has_certificate: bool,
     /// What failed last, which the client's error codes do not tell.
     failure: Mutex<String>,
     /// Whether a handle reports that it reaches no broker. A handle that was idle reports so too,
@@ -33,10 +36,10 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn new(token: Option<TokenProvider>) -> Self {
+    pub(crate) fn new(token: Option<TokenProvider>, has_certificate: bool) -> Self {
         let (failure, suspected) = (Mutex::default(), AtomicBool::new(false));
         let (outage, ended) = (Outage::new("cluster"), AtomicBool::new(false));
-        Self { token, failure, suspected, outage, ended }
+        Self { token, has_certificate, failure, suspected, outage, ended }
     }
 
     /// Has no question asked again: the runtime ends only when the last of them has.
@@ -50,6 +53,13 @@ impl Cluster {
 
     pub(crate) fn failure(&self) -> String {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why one side did not accept the other's certificate, and what to do, where that failed last.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let failure = self.failure();
+        let advice = tls::refusal(&failure, self.has_certificate)?;
+        Some(format!("{failure}; {advice}"))
     }
 
     fn note(&self, text: &str) {

@@ -149,6 +149,7 @@ mod reader;
 mod route;
 mod scan;
 mod settle;
+mod tls;
 mod topology;
 mod trial;
 

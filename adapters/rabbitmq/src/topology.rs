@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anybroker_core::adapter::prefixed;
 use anybroker_core::{Declare, Destination, ErrorKind, Result, Subscription};
-use futures_util::TryFutureExt;
+use futures_util::{TryFutureExt, TryStreamExt, stream};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
@@ -23,6 +23,9 @@ use crate::shape::shape_of;
 /// killed: the names of its members are written every 500 ms only (measured on 3.10 and 4.3).
 /// Nothing counts as stored before.
 const NEW: Duration = Duration::from_secs(1);
+
+/// How many queues of a group are declared at once.
+const AT_ONCE: usize = 16;
 
 /// Knows what is stored, and declares it, once for each epoch.
 pub(crate) struct Topology {
@@ -279,10 +282,12 @@ impl Topology {
         } else {
             self.agree(&group.destination, &group.stored).await?;
         }
-        for queue in &group.queues {
-            self.declare_queue(queue, Shape::Work { ordered: group.ordered }).await?;
-        }
-        self.declare_queue(&group.dead_letters(), Shape::DeadLetters).await?;
+        let (work, dead_letters) = (Shape::Work { ordered: group.ordered }, group.dead_letters());
+        let queues = group.queues.iter().map(|queue| (queue.as_str(), work));
+        let queues = queues.chain([(dead_letters.as_str(), Shape::DeadLetters)]).map(Ok);
+        // Several at once: where the broker is far away, each takes four times the way there and back.
+        let declare = |(queue, shape)| self.declare_queue(queue, shape);
+        stream::iter(queues).try_for_each_concurrent(AT_ONCE, declare).await?;
         // Bound last: no message comes that could not be dead-lettered.
         if topic && self.settings.options.declare == Declare::Create {
             // RabbitMQ 4 may not see for a moment, on another channel, the exchange just declared.

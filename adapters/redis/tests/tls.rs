@@ -2,42 +2,13 @@
 
 mod support;
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anybroker_core::{Broker, ErrorKind, Queue, RetryClass};
-use anybroker_testkit::brokers::{Redis, RedisVersion};
+use anybroker_testkit::brokers::{ClientCertificate, Redis, RedisVersion};
 use support::{connect, message, parse, send};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-
-/// Certificates of clients: one that has expired, one of an authority that nobody knows, and one to
-/// connect with.
-const SCRIPT: &str = r#"
-set -e
-cd "$1"
-for name in expired good stranger; do
-    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:prime256v1 -out $name.key
-    openssl req -new -key $name.key -subj /CN=$name -out $name.csr
-done
-echo 'basicConstraints = CA:FALSE' >client.conf
-sign() {
-    openssl x509 -req -CA authority.pem -CAkey authority.key -CAcreateserial -sha256 \
-        -extfile client.conf "$@"
-}
-sign -in expired.csr -days -1 -out expired.pem
-sign -in good.csr -days 7 -out good.pem
-openssl x509 -req -in stranger.csr -signkey stranger.key -days 7 -extfile client.conf \
-    -out stranger.pem
-echo rubbish >rubbish.pem
-printf '%s\n' '-----BEGIN CERTIFICATE-----' 'cnViYmlzaA==' '-----END CERTIFICATE-----' >odd.pem
-"#;
-
-fn make_certificates(folder: &Path) {
-    let made = Command::new("sh").args(["-c", SCRIPT, "sh"]).arg(folder).output().expect("a shell");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_tls_does_not_allow_is_refused_at_once() {
@@ -45,38 +16,51 @@ async fn a_connection_that_tls_does_not_allow_is_refused_at_once() {
     let server = spawn_blocking(move || redis.launch()).await.expect("no panic").expect("a server");
     let tls = server.tls().expect("a listener with TLS");
     let folder = tls.authority.parent().expect("a folder").to_owned();
-    make_certificates(&folder);
-    let file = |name: &str| folder.join(name).display().to_string();
-    let trusting = format!("{}?connect=wait&ca={}", tls.url, tls.authority.display());
-    let with = |name: &str| {
-        format!(
-            "{trusting}&cert={}&key={}",
-            file(&format!("{name}.pem")),
-            file(&format!("{name}.key"))
-        )
+    let write = |name: &str, text: &str| {
+        let file = folder.join(name);
+        std::fs::write(&file, text).expect("a file");
+        file.display().to_string()
     };
-    let broker = connect(&with("good")).await;
+    let rubbish = write("rubbish.pem", "rubbish");
+    let odd = "-----BEGIN CERTIFICATE-----\ncnViYmlzaA==\n-----END CERTIFICATE-----\n";
+    let odd = write("odd.pem", odd);
+    let trusting = format!("{}?connect=wait&ca={}", tls.url, tls.authority.display());
+    let with = |certificate, key: Option<&str>| {
+        let (certificate, its) = tls.client(certificate).expect("a certificate");
+        let key = key.map_or_else(|| its.display().to_string(), str::to_owned);
+        format!("{trusting}&cert={}&key={key}", certificate.display())
+    };
+    let (_, anothers) = tls.client(ClientCertificate::Expired).expect("a certificate");
+    let broker = connect(&with(ClientCertificate::Valid, None)).await;
     send(&broker, Queue::new("secret"), message("m")).await;
     broker.close().await.expect("a close");
     let waiting = |url: &str| format!("{url}?connect=wait");
     let cases = [
         ("no certificate", trusting.clone(), "set cert and key".to_owned()),
-        ("a stranger's", with("stranger"), "check the certificates of cert and key".to_owned()),
-        ("an expired one", with("expired"), "check the certificates of cert and key".to_owned()),
+        (
+            "a stranger's",
+            with(ClientCertificate::SelfSigned, None),
+            "check the certificates of cert and key".to_owned(),
+        ),
+        (
+            "an expired one",
+            with(ClientCertificate::Expired, None),
+            "check the certificates of cert and key".to_owned(),
+        ),
         ("an authority it has not", waiting(&tls.url), "the authority in ca".to_owned()),
         (
             "another's key",
-            with("good").replace("good.key", "expired.key"),
+            with(ClientCertificate::Valid, Some(&anothers.display().to_string())),
             "cert and key belong together".to_owned(),
         ),
+        ("rubbish as ca", format!("{}&ca={rubbish}", waiting(&tls.url)), rubbish.clone()),
+        ("an odd ca", format!("{}&ca={odd}", waiting(&tls.url)), odd.clone()),
         (
-            "rubbish as ca",
-            format!("{}&ca={}", waiting(&tls.url), file("rubbish.pem")),
-            file("rubbish.pem"),
+            "rubbish as cert",
+            with(ClientCertificate::Valid, None).replace("valid.pem", "rubbish.pem"),
+            rubbish.clone(),
         ),
-        ("an odd ca", format!("{}&ca={}", waiting(&tls.url), file("odd.pem")), file("odd.pem")),
-        ("rubbish as cert", with("good").replace("good.pem", "rubbish.pem"), file("rubbish.pem")),
-        ("rubbish as key", with("good").replace("good.key", "rubbish.pem"), file("rubbish.pem")),
+        ("rubbish as key", with(ClientCertificate::Valid, Some(&rubbish)), rubbish.clone()),
         (
             "plain on TLS",
             waiting(&tls.url.replacen("rediss", "redis", 1)),

@@ -248,8 +248,11 @@ impl Recipe for Kafka {
             let _ = write!(
                 config,
                 "listener.name.tls.ssl.keystore.type=PEM\n\
-                 listener.name.tls.ssl.keystore.location={}\n",
-                keys.display()
+                 listener.name.tls.ssl.keystore.location={}\n\
+                 listener.name.tls.ssl.truststore.type=PEM\n\
+                 listener.name.tls.ssl.truststore.location={}\n",
+                keys.display(),
+                files.authority.display()
             );
             config.push_str(&self.logins("tls"));
         }

@@ -49,6 +49,7 @@ mod sns;
 #[cfg(test)]
 mod tests;
 
+pub use self::certificates::ClientCertificate;
 pub use self::container::docker_answers;
 pub use self::detached::Detached;
 pub use self::elasticmq::ElasticMq;
