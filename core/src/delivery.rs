@@ -68,6 +68,15 @@ pub trait Settler: Send + Sync + fmt::Debug {
         let _ = tag;
         false
     }
+
+    /// By which of its consumer's streams the delivery came, where one takes the place of another
+    /// and the worker is not told: with a new channel after a reconnect, or when a partition comes
+    /// back. In order, what came by the former is lost as a whole and comes again by the new one,
+    /// which must not be given back with it.
+    fn stream(&self, tag: u64) -> u64 {
+        let _ = tag;
+        0
+    }
 }
 
 impl Delivery {
@@ -137,6 +146,11 @@ impl Delivery {
     /// [`Settler::is_lost`].
     pub fn is_lost(&self) -> bool {
         self.settler.as_ref().is_some_and(|settler| settler.is_lost(self.tag))
+    }
+
+    /// By which stream it came; see [`Settler::stream`].
+    pub(crate) fn stream(&self) -> u64 {
+        self.settler.as_ref().map_or(0, |settler| settler.stream(self.tag))
     }
 
     /// Lets another one settle it, made of the one that would have.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anybroker_core::{Confirmation, Delivery, Hop, Outcome, Settler, Subscription, now};
 
-use crate::commands::{Commands, Settled};
+use crate::commands::{Commands, Settled, place};
 use crate::error::stale;
 use crate::names::Names;
 use crate::publish::{Publisher, Record, Settlement, Waiting};
@@ -90,6 +90,10 @@ impl Settler for GroupSettler {
 
     fn is_lost(&self, tag: u64) -> bool {
         !self.commands.is_kept(tag)
+    }
+
+    fn stream(&self, tag: u64) -> u64 {
+        place(tag).0.into()
     }
 }
 

@@ -1,7 +1,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -45,6 +45,7 @@ pub(crate) async fn consume(
             subscription: subscription.clone(),
             group,
             publishers,
+            epochs: AtomicU64::new(0),
             nack_is_free: AtomicBool::new(false),
             closing: Arc::downgrade(closing),
         }),

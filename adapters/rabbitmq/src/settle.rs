@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ use crate::topology::Helper;
 /// former finds its channel gone.
 pub(crate) struct ChannelSettler {
     channel: Channel,
+    /// Its number among those of its consumer.
+    epoch: u64,
     commands: mpsc::UnboundedSender<Command>,
     given_back: mpsc::UnboundedSender<Released>,
     pub(crate) source: Arc<Source>,
@@ -45,6 +47,8 @@ pub(crate) struct Source {
     pub(crate) subscription: Subscription,
     pub(crate) group: Arc<Group>,
     pub(crate) publishers: Arc<Publishers>,
+    /// How many there were.
+    pub(crate) epochs: AtomicU64,
     /// Whether `basic.nack` is known not to count as a failure. Until then a copy is stored, which
     /// counts on no version.
     pub(crate) nack_is_free: AtomicBool,
@@ -138,7 +142,9 @@ impl ChannelSettler {
             runs: runs.clone(),
         };
         tokio::spawn(writer.run(receiver));
-        (Arc::new(Self { channel, commands, given_back, source, gate, runs }), released)
+        let epoch = source.epochs.fetch_add(1, Ordering::Relaxed);
+        let settler = Self { channel, epoch, commands, given_back, source, gate, runs };
+        (Arc::new(settler), released)
     }
 
     /// A delivery of this channel that came back so often, from this of the group's queues.
@@ -353,6 +359,10 @@ impl Settler for ChannelSettler {
 
     fn is_lost(&self, _: u64) -> bool {
         !self.channel.status().connected()
+    }
+
+    fn stream(&self, _: u64) -> u64 {
+        self.epoch
     }
 
     fn abandon(&self, tag: u64) {

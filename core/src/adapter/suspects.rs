@@ -119,6 +119,10 @@ impl Settler for Guarded {
     fn is_lost(&self, tag: u64) -> bool {
         self.settler.is_lost(tag)
     }
+
+    fn stream(&self, tag: u64) -> u64 {
+        self.settler.stream(tag)
+    }
 }
 
 #[cfg(test)]

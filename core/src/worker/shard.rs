@@ -390,11 +390,12 @@ where
     /// partition is about to leave, that keeps its attempts. Mostly it is too late.
     ///
     /// What follows it in its lane goes back with it, lost or not: handled now, it would pass those
-    /// that come again. Where that begins with what a new consumer handed out, those have come.
+    /// that come again. Where what follows came by a new consumer or stream, those have come.
     fn give_up(&mut self, held: Held) {
-        let consumer = held.consumer;
+        let came_by = |held: &Held| (held.consumer, held.delivery.stream());
+        let lost = came_by(&held);
         let mut next = self.settle(held, AT_ONCE, Kind::Released);
-        while let Some(held) = next.take_if(|next| next.consumer == consumer) {
+        while let Some(held) = next.take_if(|next| came_by(next) == lost) {
             next = self.settle(held, AT_ONCE, Kind::Released);
         }
         self.admit(next);

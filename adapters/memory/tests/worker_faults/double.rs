@@ -101,12 +101,20 @@ pub(crate) struct Recorder {
     pub(crate) renewed: Mutex<Vec<u64>>,
     /// Whether the connection of its deliveries is gone.
     pub(crate) lost: AtomicBool,
+    pub(crate) stream: u64,
     settle: Box<Settle>,
 }
 
 impl Recorder {
     pub(crate) fn new() -> Arc<Self> {
         Self::with(|_, _| Ok(()))
+    }
+
+    /// One whose deliveries come by another stream of the same consumer.
+    pub(crate) fn of_stream(stream: u64) -> Arc<Self> {
+        let mut recorder = Self::new();
+        Arc::get_mut(&mut recorder).expect("it is new").stream = stream;
+        recorder
     }
 
     pub(crate) fn with(
@@ -117,6 +125,7 @@ impl Recorder {
             abandoned: Mutex::default(),
             renewed: Mutex::default(),
             lost: AtomicBool::new(false),
+            stream: 0,
             settle: Box::new(settle),
         })
     }
@@ -156,6 +165,10 @@ impl Settler for Recorder {
 
     fn is_lost(&self, _: u64) -> bool {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    fn stream(&self, _: u64) -> u64 {
+        self.stream
     }
 }
 

@@ -211,6 +211,43 @@ async fn what_follows_a_lost_one_of_its_key_goes_back_with_it() {
     assert_eq!(held.tags(), [4, 3], "the third went back");
 }
 
+/// A consumer that has reconnected hands out again what was lost, while a retry of the first waits
+/// yet. Given back with that, what has come would be passed by what is still on its way.
+#[tokio::test(start_paused = true)]
+async fn what_came_again_is_not_given_back_with_what_was_lost() {
+    let (lost, again) = (Recorder::new(), Recorder::of_stream(1));
+    let keyed = || envelope().with_key("a");
+    let (sender, inbox) = Inbox::channel(16);
+    sender.deliver(lost.deliver(1, keyed())).await.unwrap();
+    sender.deliver(lost.deliver(2, keyed())).await.unwrap();
+    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let handler = service_fn(move |message: Message| {
+        let mut log = log.lock().unwrap();
+        log.push(message.envelope().id.clone());
+        let is_first = log.len() == 1;
+        let after = Duration::from_secs(4);
+        async move { Answer::Ok(if is_first { Outcome::Retry { after } } else { Outcome::Ack }) }
+    });
+    let subscription = Subscription::queue(Queue::new("keyed").ordered());
+    let worker =
+        Worker::new(Double::broker(vec![Box::new(inbox)])).subscribe(subscription, handler);
+    let (stop, report) = stop_with(worker).await;
+    pass(Duration::from_secs(1)).await;
+    lost.lost.store(true, Ordering::Relaxed);
+    sender.deliver(again.deliver(1, keyed())).await.unwrap();
+    sender.deliver(again.deliver(2, keyed())).await.unwrap();
+    pass(Duration::from_secs(10)).await;
+    sender.deliver(again.deliver(3, keyed())).await.unwrap();
+    pass(Duration::from_secs(1)).await;
+    drop(sender);
+    stop.send(()).unwrap();
+    report.await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), ["1", "1", "2", "3"]);
+    assert_eq!(*lost.abandoned.lock().unwrap(), [1, 2]);
+    assert_eq!(again.settled.lock().unwrap().iter().filter(|one| one.1 == Outcome::Ack).count(), 3);
+}
+
 /// A lease does not end with the consumer that got it: what runs would run twice, and a retry that
 /// waits would forget its attempts.
 #[tokio::test(start_paused = true)]
