@@ -141,6 +141,7 @@ mod held;
 mod lane;
 mod message;
 mod names;
+mod notification;
 mod options;
 mod places;
 mod senders;

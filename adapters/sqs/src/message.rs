@@ -9,6 +9,7 @@ use aws_sdk_sqs::types::{Message, MessageSystemAttributeName as Name};
 
 use crate::error::error_of;
 use crate::names;
+use crate::notification::Notification;
 
 const STRUCTURED: &str = "application/cloudevents+json";
 
@@ -73,6 +74,22 @@ pub(crate) fn copy(envelope: &Envelope, hop: &Hop, limit: usize) -> Result<Strin
     body(envelope, &hop)
 }
 
+/// Writes the body of a copy that is given up, or sent back, and has no room for what else is known of
+/// it: without that, or, where it is somebody else's message, as it came.
+///
+/// # Errors
+/// `TooLarge`.
+pub(crate) fn bare(envelope: &Envelope, limit: usize) -> Result<String> {
+    let event = body(envelope, &Hop::default())?;
+    if event.len() <= limit {
+        return Ok(event);
+    }
+    match std::str::from_utf8(&envelope.payload) {
+        Ok(text) if text.len() <= limit => Ok(text.to_owned()),
+        _ => Err(too_large("the message as JSON", event.len(), limit)),
+    }
+}
+
 /// Refuses a body that is larger than a message may be.
 pub(crate) fn too_large(what: &str, size: usize, limit: usize) -> Error {
     let text = format!(
@@ -94,9 +111,19 @@ pub(crate) fn read(
     let body = message.body().unwrap_or_default();
     let own = message.message_attributes().filter(|attributes| !attributes.is_empty());
     let event = cloudevents::from_json_stored_at(body.as_bytes(), stored_at);
-    let (mut envelope, hop) = match (event, own) {
-        (Ok(event), None) => event,
-        (event, own) => {
+    let wrapped = event.is_err().then(|| Notification::read(body)).flatten();
+    let (body, event) = match &wrapped {
+        Some(wrapped) => {
+            let body = &*wrapped.message;
+            (body, cloudevents::from_json_stored_at(body.as_bytes(), stored_at))
+        }
+        None => (body, event),
+    };
+    let wrapped_attributes = wrapped.as_ref().map(|wrapped| &wrapped.message_attributes);
+    let wrapped_attributes = wrapped_attributes.filter(|attributes| !attributes.is_empty());
+    let (mut envelope, hop) = match event {
+        Ok(event) if own.is_none() && wrapped_attributes.is_none() => event,
+        event => {
             let mut reader = cloudevents::AttributeReader::new();
             if let Some(time) = stored_at {
                 reader.stored_at(time);
@@ -109,6 +136,9 @@ pub(crate) fn read(
                     _ => reader.native(name, value.string_value().into()),
                 }
             }
+            for (name, attribute) in wrapped_attributes.into_iter().flatten() {
+                reader.native(name, (&*attribute.value).into());
+            }
             let content_type = match event {
                 Ok(_) => STRUCTURED,
                 Err(_) if serde_json::from_str::<&serde_json::value::RawValue>(body).is_ok() => {
@@ -116,7 +146,7 @@ pub(crate) fn read(
                 }
                 Err(_) => "text/plain",
             };
-            let id = message.message_id();
+            let id = wrapped.as_ref().map(|wrapped| &*wrapped.message_id).or(message.message_id());
             reader.finish(default_type, id, Some(content_type), body.to_owned().into())
         }
     };

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anybroker_core::adapter::Room;
-use anybroker_core::{Confirmation, Confirmer, Destination, Envelope, Hop, Result, Subscription};
+use anybroker_core::{
+    Confirmation, Confirmer, Destination, Envelope, ErrorKind, Hop, Result, Subscription,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -106,8 +108,23 @@ impl Senders {
         delay: Duration,
     ) -> Confirmation {
         let (confirmer, confirmation) = Confirmation::channel();
-        let pushed = message::copy(envelope, hop, target.limit())
-            .and_then(|body| fitting(body, target.limit()))
+        let limit = target.limit();
+        let pushed = message::copy(envelope, hop, limit)
+            .and_then(|body| fitting(body, limit))
+            .or_else(|error| match target {
+                Target::DeadLetters(_) | Target::Found(..)
+                    if error.kind() == ErrorKind::TooLarge =>
+                {
+                    let (id, size) = (&envelope.id, envelope.payload.len());
+                    tracing::warn!(
+                        id,
+                        size,
+                        "a message has no room for its attempts and for why it was given up: it is stored without"
+                    );
+                    message::bare(envelope, limit)
+                }
+                _ => Err(error),
+            })
             .and_then(|body| self.push(target, body, (envelope, hop), delay, confirmer));
         pushed.map_or_else(|error| Confirmation::ready(Err(error)), |()| confirmation)
     }

@@ -149,18 +149,69 @@ async fn consuming_goes_on_when_the_queue_was_deleted_under_a_consumer() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_to_be_stored_anew_goes_back_as_it_is() {
+async fn what_is_too_large_to_be_stored_anew_goes_back_and_is_given_up_as_it_is() {
     for broker in both().await {
         let subscription = Subscription::queue(unique("largest"));
         let url = broker.queue_url(&subscription).await.expect("a URL");
         let body = "a".repeat(1024 * 1024);
         broker.sqs().send_message().queue_url(url).message_body(body).send().await.expect("sent");
         let mut consumer = consume(&broker, &subscription).await;
-        for attempt in 1..=2 {
+        let given_up = Outcome::dead_letter("test", "it is too large");
+        for (attempt, outcome) in
+            [(1, Outcome::Retry { after: Duration::ZERO }), (2, given_up), (1, Outcome::Ack)]
+        {
+            if attempt == 1 {
+                // What was given up before.
+                let _ = broker.redrive(&subscription, &Redrive::all()).await.expect("a redrive");
+            }
             let delivery = receive(&mut consumer).await;
             assert_eq!((delivery.envelope().payload.len(), delivery.attempt()), (1 << 20, attempt));
-            let again = Outcome::Retry { after: Duration::ZERO };
-            settle(delivery, if attempt < 2 { again } else { Outcome::Ack }).await;
+            settle(delivery, outcome).await;
         }
+        let depth = broker.depth(&subscription).await.expect("a depth");
+        assert_eq!(
+            (depth.ready, depth.in_flight, depth.dead_lettered),
+            (Some(0), Some(0), Some(0))
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_a_topic_has_wrapped_is_delivered_as_it_was_published() {
+    let event =
+        r#"{"specversion":"1.0","id":"e1","source":"/python","type":"order.created","data":7}"#;
+    let wrapped = |message: &str, attributes: serde_json::Value| {
+        serde_json::json!({
+            "Type": "Notification",
+            "MessageId": "n1",
+            "TopicArn": "arn:aws:sns:us-east-1:000000000000:orders",
+            "Message": message,
+            "Timestamp": "2026-11-30T00:00:00.000Z",
+            "MessageAttributes": attributes,
+        })
+        .to_string()
+    };
+    let tenant = serde_json::json!({"Tenant": {"Type": "String", "Value": "acme"}});
+    for broker in both().await {
+        let subscription = Subscription::queue(unique("wrapped"));
+        let url = broker.queue_url(&subscription).await.expect("a URL");
+        let mut consumer = consume(&broker, &subscription).await;
+        let mut passed = async |body: String| {
+            let send = broker.sqs().send_message().queue_url(&*url).message_body(body);
+            send.send().await.expect("sent");
+            let delivery = receive(&mut consumer).await;
+            let envelope = delivery.envelope().clone();
+            settle(delivery, Outcome::Ack).await;
+            envelope
+        };
+        let own = passed(wrapped(event, serde_json::json!({}))).await;
+        assert_eq!((&*own.id, &*own.r#type, &own.payload[..]), ("e1", "order.created", &b"7"[..]));
+        let plain = passed(wrapped("hello", tenant.clone())).await;
+        assert_eq!((&*plain.id, &*plain.content_type), ("n1", "text/plain"));
+        assert_eq!(plain.payload, &b"hello"[..]);
+        assert_eq!(plain.headers.get("nativeheaders"), Some(r#"{"Tenant":"acme"}"#));
+        // Almost one, and so somebody's own.
+        let other = wrapped("hello", tenant.clone()).replace("Notification", "Reminder");
+        assert_eq!(passed(other.clone()).await.payload, other.as_bytes());
     }
 }
