@@ -59,8 +59,7 @@ impl Run {
         plans: [Vec<Step>; 2],
         mut stop: watch::Receiver<bool>,
     ) -> Result<Ended, BoxError> {
-        let counting = if self.site.counts_each_consumer { self.consumers } else { 1 };
-        let by_process = self.site.counts_by_process;
+        let checker = self.site.counted(scenario::checker(&self.parts), self.consumers);
         let (quiet, parts, folder) = (self.quiet, self.parts.clone(), self.folder.clone());
         let time = self.wish.time;
         let stage = Arc::new(Stage::build(self).await?);
@@ -101,7 +100,7 @@ impl Run {
         stage.close()?;
 
         let history = History::new(Reader::new(&folder).news()?);
-        let findings = scenario::checker(&parts, counting, by_process).check(&history);
+        let findings = checker.check(&history);
         Ok(Ended { history, findings, settled })
     }
 }

@@ -72,15 +72,10 @@ impl Part {
     }
 }
 
-/// A checker that knows the groups of these parts, and of how many consumers of each the broker
-/// counts what ends all of them at once, and whether each process counts for itself in order.
-pub(crate) fn checker(parts: &[Part], counting: usize, by_process: bool) -> Checker {
+/// A checker that knows the groups of these parts.
+pub(crate) fn checker(parts: &[Part]) -> Checker {
     let subscriptions = parts.iter().flat_map(|part| part.subscriptions());
-    let mut checker = Checker::new(AFTERMATH).counts_each_of(counting);
-    if by_process {
-        checker = checker.counts_by_process();
-    }
-    subscriptions.fold(checker, |checker, subscription| {
+    subscriptions.fold(Checker::new(AFTERMATH), |checker, subscription| {
         let destination = subscription.destination().name();
         checker.group(subscription.group_name(), destination, subscription.is_ordered())
     })

@@ -5,13 +5,14 @@ use anybroker_testkit::Proxy;
 use anybroker_testkit::brokers::{
     ElasticMq, Kafka, KafkaVersion, RabbitMq, RabbitMqVersion, Redis, RedisVersion, Server, Sns,
 };
+use anybroker_testkit::history::Checker;
 use clap::ValueEnum;
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 
 use crate::clock;
 use crate::fault::Fault;
-use crate::scenario::{PUBLISH_TIMEOUT, Part, SESSION};
+use crate::scenario::{LEASE, PUBLISH_TIMEOUT, Part, SESSION};
 
 /// What is disturbed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,10 +36,7 @@ pub(crate) struct Site {
     /// Where it is reached undisturbed, but by Kafka's clients.
     pub(crate) url: String,
     pub(crate) server: Server,
-    /// Whether what ends all consumers of a group without order counts once for each of them.
-    pub(crate) counts_each_consumer: bool,
-    /// Whether attempts begin anew in another process in a group with order.
-    pub(crate) counts_by_process: bool,
+    broker: Broker,
     /// The only way there is, where the server tells its clients where to connect.
     shared: Option<Proxy>,
     options: String,
@@ -122,9 +120,7 @@ impl Broker {
             name: format!("{self:?} {version}").to_lowercase(),
             url,
             server,
-            // See docs/brokers.md: a process has one consumer of each group without order.
-            counts_each_consumer: self == Self::Rabbitmq,
-            counts_by_process: self == Self::Sqs,
+            broker: self,
             shared,
             options,
         })
@@ -146,6 +142,17 @@ impl Site {
     /// slow machine needs it.
     fn hasty(&self, url: &str) -> String {
         format!("{}&publish-timeout={}ms", self.with_options(url), PUBLISH_TIMEOUT.as_millis())
+    }
+
+    /// Lets a checker judge attempts as the broker counts them, of so many processes; see
+    /// docs/brokers.md.
+    pub(crate) fn counted(&self, checker: Checker, processes: usize) -> Checker {
+        match self.broker {
+            // A process has one consumer of each group without order.
+            Broker::Rabbitmq => checker.counts_each_of(processes),
+            Broker::Sqs => checker.counts_by_process().counts_each_lease(LEASE),
+            _ => checker,
+        }
     }
 
     pub(crate) fn shared(&self) -> Option<&Proxy> {

@@ -24,6 +24,8 @@ pub struct Checker {
     counting: usize,
     /// Whether each process counts the attempts of an ordered group for itself.
     by_process: bool,
+    /// How long a hand-out whose answer was lost hides its message.
+    lease: Option<Duration>,
 }
 
 /// A group that handles what is sent to a queue or topic.
@@ -122,7 +124,8 @@ impl Checker {
     pub fn new(aftermath: Duration) -> Self {
         // The clocks of brokers count in milliseconds.
         let tolerance = Duration::from_millis(20);
-        Self { groups: Vec::new(), aftermath, tolerance, counting: 1, by_process: false }
+        let (groups, counting, by_process, lease) = (Vec::new(), 1, false, None);
+        Self { groups, aftermath, tolerance, counting, by_process, lease }
     }
 
     /// So many consumers share each group, and what ends all of them at once may count as an attempt
@@ -137,6 +140,13 @@ impl Checker {
     /// before it ended: a broker that keeps a message's place keeps no count of ours (FIFO of SQS).
     pub fn counts_by_process(mut self) -> Self {
         self.by_process = true;
+        self
+    }
+
+    /// A hand-out counts where its answer was lost too, and hides its message for this long: what
+    /// lasts longer than that counts again (SQS).
+    pub fn counts_each_lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
         self
     }
 

@@ -213,6 +213,16 @@ impl History {
         self.disturbances.values().filter(is_outage).count()
     }
 
+    /// How many leases ran out one after the other, within this time, while something was wrong.
+    pub(super) fn leases(&self, (from, to): (Duration, Duration), lease: Duration) -> usize {
+        let interrupting = self.disturbances.values().filter(|one| one.harm != Harm::None);
+        let fitting = |one: &Disturbance| {
+            let end = one.to.map_or(to, |healed| healed.min(to));
+            end.saturating_sub(one.from.max(from)).as_nanos() / lease.as_nanos().max(1)
+        };
+        interrupting.map(|one| usize::try_from(fitting(one)).unwrap_or(usize::MAX)).sum()
+    }
+
     /// Whether the broker may have forgotten what was sent at this time: before it lost its data, or
     /// so soon afterwards that the groups of a topic were not there again.
     pub(super) fn is_forgotten(&self, sent: Duration, grace: Duration) -> bool {

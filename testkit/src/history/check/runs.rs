@@ -91,7 +91,8 @@ impl Checker {
         let interruptions = history.interruptions(None, time, self.aftermath);
         let is_ordered = self.groups.iter().any(|one| one.name == group && one.is_ordered);
         let others = if is_ordered { 0 } else { self.counting - 1 };
-        let counted = interruptions + others * history.outages(time, self.aftermath);
+        let leases = self.lease.map_or(0, |lease| history.leases(time, lease));
+        let counted = interruptions + leases + others * history.outages(time, self.aftermath);
         let is_failure =
             |one: &&Run| matches!(&one.end, Some((_, RunEnd::Retry(_) | RunEnd::Error(_))));
         let anew = self.by_process && is_ordered;
