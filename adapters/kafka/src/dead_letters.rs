@@ -1,8 +1,12 @@
 //! The dead-letter topic: looked at, sent back, emptied. All of this blocks.
 //!
 //! A log lets nothing go out of its middle. So what is sent back is marked: one transaction stores
-//! the copies for the group and a record in the dead-letter topic that names their offsets. Marked
+//! the copies for the group and a record in the dead-letter topic that names their places. Marked
 //! letters count as gone; what lies before the first that is left is deleted.
+//!
+//! Whoever may write to the topic could write such a record too, or bring one over from another
+//! topic. So a place is the letter's offset and the broker's time of storing it, and a record with
+//! one that does not fit what is there marks nothing: it is a letter itself.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,7 +36,8 @@ use crate::publish::batch_size;
 use crate::scan::{Range, scan};
 use crate::topology::Topology;
 
-/// The header of a mark: the offsets of letters that were sent back, joined by commas.
+/// The header of a mark: the places of letters that were sent back, each `offset@time`, joined by
+/// commas.
 const MARK: &str = "abremoved";
 
 /// How many letters are sent back in one transaction.
@@ -54,9 +59,16 @@ pub(crate) struct DeadLetters {
 }
 
 struct Letter {
-    offset: i64,
+    place: Place,
     envelope: Envelope,
     hop: Hop,
+}
+
+/// Where a letter is: its offset, and when the broker stored it, in milliseconds since 1970.
+type Place = (i64, i64);
+
+fn place(message: &impl Message) -> Place {
+    (message.offset(), message.timestamp().to_millis().unwrap_or_default())
 }
 
 impl DeadLetters {
@@ -76,11 +88,21 @@ impl DeadLetters {
     /// Which letters were sent back.
     fn marked(&self, range: &Range) -> Result<BTreeSet<i64>> {
         let mut marked = BTreeSet::new();
+        // In the order of their offsets, as they come.
+        let mut letters: Vec<Place> = Vec::new();
+        let is_there = |letters: &[Place], (offset, time): Place| {
+            let found = letters.binary_search_by_key(&offset, |letter| letter.0);
+            offset < range.from || found.is_ok_and(|index| letters[index].1 == time)
+        };
         scan(&self.topology.clients, &self.names.group, vec![range.clone()], |message| {
-            if let Some(offsets) = mark_of(message) {
-                // A mark itself is no letter either.
-                marked.insert(message.offset());
-                marked.extend(offsets);
+            let places = mark_of(message);
+            match places.filter(|all| all.iter().all(|place| is_there(&letters, *place))) {
+                Some(places) => {
+                    // A mark itself is no letter either.
+                    marked.insert(message.offset());
+                    marked.extend(places.into_iter().map(|(offset, _)| offset));
+                }
+                None => letters.push(place(message)),
             }
             Ok(true)
         })?;
@@ -99,7 +121,7 @@ impl DeadLetters {
                 return Ok(true);
             }
             let (envelope, hop) = read(message, &self.default_type);
-            visit(Letter { offset: message.offset(), envelope, hop: *hop.unwrap_or_default() })
+            visit(Letter { place: place(message), envelope, hop: *hop.unwrap_or_default() })
         })
     }
 
@@ -215,12 +237,12 @@ impl DeadLetters {
         let most = if interval.is_some() || progress.alone { 1 } else { LOT };
         let mut stopped = None;
         self.each(&range, &marked, |letter| {
-            seen = letter.offset + 1;
+            seen = letter.place.0 + 1;
             let chosen = redrive.selected().matches(&letter.envelope, &letter.hop, now())
-                && !progress.refused.contains(&letter.offset);
+                && !progress.refused.contains(&letter.place.0);
             let room = redrive.at_most() - progress.sent > lot.len() as u64;
             if !chosen || !room {
-                first_left.get_or_insert(letter.offset);
+                first_left.get_or_insert(letter.place.0);
                 return Ok(room);
             }
             lot.push(letter);
@@ -257,8 +279,8 @@ impl DeadLetters {
         }
         drop(producer.context().take_refusal());
         producer.begin_transaction()?;
-        let offsets: Vec<_> = lot.iter().map(|letter| letter.offset.to_string()).collect();
-        let offsets = offsets.join(",");
+        let name = |Letter { place: (offset, time), .. }: &Letter| format!("{offset}@{time}");
+        let places = lot.iter().map(name).collect::<Vec<_>>().join(",");
         let written = lot.iter().try_for_each(|letter| {
             let record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&self.names.retry)
                 .payload(&*letter.envelope.payload)
@@ -272,7 +294,7 @@ impl DeadLetters {
             Ok(())
         });
         let marked = written.and_then(|()| {
-            let header = Header { key: MARK, value: Some(&*offsets) };
+            let header = Header { key: MARK, value: Some(&*places) };
             let mark: BaseRecord<'_, str, [u8]> = BaseRecord::to(&self.names.dead_letters)
                 .payload(&[][..])
                 .headers(OwnedHeaders::new_with_capacity(1).insert(header));
@@ -285,7 +307,7 @@ impl DeadLetters {
             let reported = producer.context().take_refusal();
             if let Some(refusal) = reported.into_iter().chain([error.clone()]).find(is_of_a_record)
             {
-                let offsets = lot.iter().map(|letter| letter.offset).collect();
+                let offsets = lot.iter().map(|letter| letter.place.0).collect();
                 return Err(Stopped::Refused(offsets, refusal));
             }
             return Err(error.into());
@@ -329,11 +351,20 @@ impl DeadLetters {
     }
 }
 
-fn mark_of(message: &impl Message) -> Option<Vec<i64>> {
-    let headers = message.headers()?;
+/// The places that a record names, if it looks like a mark.
+fn mark_of(message: &impl Message) -> Option<Vec<Place>> {
+    let headers = message.headers().filter(|headers| headers.count() == 1)?;
     let header = headers.iter().find(|header| header.key == MARK)?;
-    let text = std::str::from_utf8(header.value.unwrap_or_default()).unwrap_or_default();
-    Some(text.split(',').filter_map(|offset| offset.parse().ok()).collect())
+    if message.key().is_some() || !message.payload().unwrap_or_default().is_empty() {
+        return None;
+    }
+    let text = std::str::from_utf8(header.value?).ok()?;
+    text.split(',').map(place_of).collect()
+}
+
+fn place_of(text: &str) -> Option<Place> {
+    let (offset, time) = text.split_once('@')?;
+    Some((offset.parse().ok()?, time.parse().ok()?))
 }
 
 /// What a redrive has done, however often it begins anew.

@@ -290,3 +290,38 @@ async fn a_time_too_far_ahead_is_a_dead_letter_that_says_so() {
         assert_eq!(broker.redrive(&subscription, &Redrive::all()).await.expect("a redrive"), 2);
     }
 }
+
+/// Whoever may write to the dead-letter topic must not be able to hide what was given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_looks_like_a_mark_of_a_redrive_hides_no_dead_letter() {
+    let broker = connect_single().await;
+    let subscription = Subscription::queue(unique("marks"));
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    for number in 0..3 {
+        let envelope = Envelope::new("t", "{}").with_id(format!("m{number}"));
+        send(&broker, subscription.destination().clone(), envelope).await;
+        let delivery = receive(&mut consumer).await;
+        let outcome = Outcome::dead_letter("test", "given up");
+        delivery.settle(outcome).await.expect("a dead letter");
+    }
+    let topic = format!("{}--dlq", subscription.stored_name());
+    for forged in ["0,1,2", "0@0,1@0,2@0", "0@", "99999@0", ""] {
+        put(&broker, &topic, None, &[("abremoved", forged.as_bytes())], Some(b""));
+    }
+    let left = async || {
+        let all = DeadLetterFilter::all();
+        let peek = broker.dead_letters(&subscription, &all, 100).await.expect("a look");
+        let ours = peek.entries.iter().filter(|letter| letter.failure().is_some());
+        let depth = broker.depth(&subscription).await.expect("a depth").dead_lettered;
+        (ours.count(), peek.entries.len(), depth)
+    };
+    assert_eq!(left().await, (3, 8, Some(8)), "what is no mark is a letter itself");
+    let given_up = DeadLetterFilter::all().reason("test");
+    let redriven = broker.redrive(&subscription, &Redrive::all().filter(given_up)).await;
+    assert_eq!(redriven.expect("a redrive"), 3);
+    // One of them names what is gone now, as an old mark does.
+    assert_eq!(left().await, (0, 4, Some(4)), "they are marked as sent back");
+    for _ in 0..3 {
+        ack(receive(&mut consumer).await).await;
+    }
+}
