@@ -70,7 +70,8 @@ fn count(
         // What waits in the retry topic is mostly there for its time.
         *(if delays { &mut total.delayed } else { &mut total.ready }) += lag;
     }
-    scan(&topology.clients, group, small, |message| {
+    let mut looked = Count::default();
+    let seen = scan(&topology.clients, group, small.clone(), |message| {
         let index = usize::try_from(message.partition()).unwrap_or(usize::MAX);
         let position = positions.get(index).and_then(Option::as_ref);
         if position.is_some_and(|position| position.is_done(message.offset())) {
@@ -78,7 +79,20 @@ fn count(
         }
         let due = || read(message, "").1.and_then(|hop| hop.not_before);
         let waits = delays && due().is_some_and(|time| time > now());
-        *(if waits { &mut total.delayed } else { &mut total.ready }) += 1;
+        *(if waits { &mut looked.delayed } else { &mut looked.ready }) += 1;
         Ok(true)
-    })
+    });
+    match seen {
+        // What cannot be unpacked waits too.
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            let lag: i64 = small.iter().map(|range| (range.end - range.from).max(0)).sum();
+            *(if delays { &mut total.delayed } else { &mut total.ready }) += lag;
+        }
+        seen => {
+            seen?;
+            total.ready += looked.ready;
+            total.delayed += looked.delayed;
+        }
+    }
+    Ok(())
 }

@@ -135,6 +135,10 @@ fn meaning(code: Code) -> (ErrorKind, &'static str) {
             ErrorKind::Mismatch,
             "; all members of a group use one group-protocol, and cooperative-sticky with classic",
         ),
+        Code::BadCompression => (
+            ErrorKind::Unsupported,
+            "; a batch is broken, or larger than receive.message.max.bytes once it is unpacked",
+        ),
         Code::UnsupportedVersion | Code::UnsupportedFeature | Code::UnsupportedCompressionType => {
             (ErrorKind::Unsupported, "")
         }
@@ -171,6 +175,7 @@ mod tests {
             (Code::InvalidSessionTimeout, ErrorKind::Config, Permanent),
             (Code::InconsistentGroupProtocol, ErrorKind::Mismatch, Permanent),
             (Code::UnsupportedVersion, ErrorKind::Unsupported, Permanent),
+            (Code::BadCompression, ErrorKind::Unsupported, Permanent),
             (Code::KafkaStorageError, ErrorKind::Broker, Transient),
         ] {
             let error = failed("test", "testing", KafkaError::MessageProduction(code));

@@ -152,6 +152,7 @@ mod settle;
 mod tls;
 mod topology;
 mod trial;
+mod unreadable;
 
 use std::sync::Arc;
 

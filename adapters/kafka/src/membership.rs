@@ -29,6 +29,7 @@ use crate::position::Position;
 use crate::publish::Publisher;
 use crate::topology::{Topology, offsets};
 use crate::trial::Court;
+use crate::unreadable::{self, Unreadable};
 
 /// How long handlers may take to finish what they run when a partition goes to another process.
 const HANDOVER: Duration = Duration::from_secs(10);
@@ -66,6 +67,7 @@ pub(crate) struct GroupContext {
     failure: Mutex<Option<Error>>,
     pub(crate) ids: TopicIds,
     brokers: Brokers,
+    unreadable: Unreadable,
     cluster: Arc<Cluster>,
 }
 
@@ -85,6 +87,7 @@ impl GroupContext {
             failure: Mutex::default(),
             ids: TopicIds::default(),
             brokers: Brokers::default(),
+            unreadable: Unreadable::default(),
             cluster,
         }
     }
@@ -206,6 +209,28 @@ impl GroupContext {
         Ok(())
     }
 
+    /// Says which partition stands before a batch that cannot be unpacked. The client tries it again
+    /// and again, and reads the others meanwhile.
+    fn stands_before(&self, offset: i64, reason: &str) {
+        if !self.unreadable.is_news(offset) {
+            return;
+        }
+        let desk = self.desk();
+        // The client does not say which; mostly one has read so far.
+        let nearest = desk.partitions.iter().filter(|one| one.next_read() <= offset);
+        let nearest = nearest.max_by_key(|one| one.next_read()).map(|one| one.next_read());
+        let stands = desk.partitions.iter().filter(|one| Some(one.next_read()) == nearest);
+        let partitions: Vec<_> =
+            stands.map(|one| format!("{}[{}]", one.topic, one.number)).collect();
+        tracing::error!(
+            group = self.group.names.group,
+            partition = partitions.join(" or "),
+            offset,
+            cause = reason,
+            "a batch cannot be unpacked, and its partition stands before it; the others go on. Read past it by setting the group's offset behind it (kafka-consumer-groups --reset-offsets), or let the client take more (receive.message.max.bytes)"
+        );
+    }
+
     /// Asks until there is an answer, for as long as the broker would wait for it.
     fn patiently<T>(&self, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
         let end = Instant::now() + Duration::from_mins(1);
@@ -315,6 +340,9 @@ impl ClientContext for GroupContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if let Some(offset) = unreadable::offset_of(reason) {
+            self.stands_before(offset, reason);
+        }
         self.cluster.error(&error, reason);
     }
 

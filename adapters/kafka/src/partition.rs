@@ -122,6 +122,11 @@ impl Partition {
         }
     }
 
+    /// The offset behind the last that was read.
+    pub(crate) fn next_read(&self) -> i64 {
+        self.next
+    }
+
     /// Takes a message in that was read.
     pub(crate) fn read(&mut self, offset: i64, (envelope, hop): Kept) {
         if offset < self.next {

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anybroker_core::{ErrorKind, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::ask::{ANSWER, patiently};
 use crate::client::{Clients, Context};
-use crate::error::{error_of, failed};
+use crate::error::{code, error_of, failed};
 
 /// What is to be read of one partition: from an offset to before another.
 #[derive(Clone, Debug)]
@@ -26,6 +26,9 @@ pub(crate) struct Range {
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Reads the ranges, of one topic, in no particular order of partitions, until `visit` answers false.
+///
+/// # Errors
+/// `Unsupported` for a batch that cannot be unpacked.
 pub(crate) fn scan(
     clients: &Clients,
     group: &str,
@@ -77,6 +80,9 @@ pub(crate) fn scan(
                 }
                 let from = Offset::Offset(*from);
                 reader.seek(topic, partition, from, ANSWER).map_err(failure)?;
+            }
+            Some(Err(error)) if code(&error) == Some(RDKafkaErrorCode::BadCompression) => {
+                return Err(failure(error));
             }
             // The client mends what it can, and the patience ends the rest.
             Some(Err(error)) => tracing::debug!(%error, "reading failed; the client tries again"),

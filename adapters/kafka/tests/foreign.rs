@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anybroker_core::cloudevents::write_attributes;
 use anybroker_core::{
@@ -14,9 +14,10 @@ use anybroker_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
 use anybroker_kafka::rdkafka::message::{Header, Headers, OwnedHeaders};
 use anybroker_kafka::rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use anybroker_kafka::rdkafka::{Message, Offset, TopicPartitionList};
-use support::{ack, connect_single, receive, send, unique};
+use anybroker_testkit::Log;
+use support::{ack, connect, connect_single, receive, send, unique};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tower::service_fn;
 
 const SECONDS: Duration = Duration::from_secs(20);
@@ -324,4 +325,46 @@ async fn a_record_that_looks_like_a_mark_of_a_redrive_hides_no_dead_letter() {
     for _ in 0..3 {
         ack(receive(&mut consumer).await).await;
     }
+}
+
+/// 90 MiB of zeros take 3 KB on the wire, and no client unpacks them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_cannot_be_unpacked_stops_its_partition_alone_and_is_named() {
+    let log = Log::keep();
+    let broker = connect().await;
+    let name = unique("bomb");
+    let subscription = Subscription::queue(name.clone());
+    broker.declare(&subscription).await.expect("a queue");
+    let mut config = broker.client_config();
+    config.set("compression.type", "zstd").set("message.max.bytes", "100000000");
+    let producer: BaseProducer = config.create().expect("a producer");
+    let to = |partition, payload: &[u8]| {
+        let record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&name).payload(payload);
+        producer.send(record.partition(partition)).expect("a queued message");
+        producer.flush(SECONDS).expect("stored");
+    };
+    to(0, b"before");
+    to(0, &vec![0; 90 << 20]);
+    to(0, b"behind");
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    to(1, b"beside");
+    let mut received = Vec::new();
+    for _ in 0..2 {
+        let delivery = receive(&mut consumer).await;
+        received.push(delivery.envelope().payload.clone());
+        ack(delivery).await;
+    }
+    received.sort();
+    assert_eq!(received, [&b"before"[..], b"beside"]);
+    let place = format!("{name}[0]");
+    let parts = ["ERROR", "cannot be unpacked", &place, "offset=1"];
+    let end = Instant::now() + SECONDS;
+    while log.lines(&parts).is_empty() && Instant::now() < end {
+        sleep(Duration::from_millis(50)).await;
+    }
+    to(1, b"still");
+    assert_eq!(receive(&mut consumer).await.envelope().payload, &b"still"[..]);
+    let depth = broker.depth(&subscription).await.expect("a depth");
+    assert!(depth.ready.is_some_and(|ready| ready >= 2), "{depth:?}");
+    assert_eq!(log.lines(&parts).len(), 1, "once, not at each attempt");
 }
