@@ -14,11 +14,16 @@ pub(crate) struct Arrivals<M> {
     reader: Bell,
 }
 
-/// A message that was read, and the assignment that it was read for: no later one takes it for its
-/// own.
+/// What was read, and the assignment that it was read for: no later one takes it for its own.
 pub(crate) struct Arrival<'a> {
     pub(crate) assignment: u16,
-    pub(crate) message: BorrowedMessage<'a>,
+    pub(crate) what: What<'a>,
+}
+
+pub(crate) enum What<'a> {
+    Message(BorrowedMessage<'a>),
+    /// No message before this offset: what is there was passed over.
+    Gap(i64),
 }
 
 /// Wakes the thread that has taken it.

@@ -239,6 +239,7 @@ impl KafkaBroker {
                         ordered: subscription.is_ordered(),
                         limit: subscription.delivery_limit(),
                         protocol: self.topology.clients.settings.protocol,
+                        unreadable: self.topology.clients.settings.unreadable,
                         publisher: Arc::clone(&self.publisher),
                         topology: Arc::clone(&self.topology),
                         court: self.court.clone(),

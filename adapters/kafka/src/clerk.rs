@@ -7,7 +7,7 @@ use anybroker_core::{Confirmation, Error, Hop, now};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Message, TopicPartitionList};
 
-use crate::arrivals::{Arrival, Arrivals};
+use crate::arrivals::{Arrival, Arrivals, What};
 use crate::commands::{Commands, tag};
 use crate::desk::{Desk, commits};
 use crate::membership::GroupContext;
@@ -45,9 +45,15 @@ impl Clerk<'_> {
         let mut committed = Instant::now();
         loop {
             self.arrivals.take(&mut arrived);
-            for Arrival { assignment, message } in arrived.drain(..LOT.min(arrived.len())) {
-                read.push((assignment, message.offset(), context.read(&message)));
-                spent.push(message);
+            for Arrival { assignment, what } in arrived.drain(..LOT.min(arrived.len())) {
+                match what {
+                    What::Message(message) => {
+                        let kept = Some(context.read(&message));
+                        read.push((assignment, message.offset(), kept));
+                        spent.push(message);
+                    }
+                    What::Gap(end) => read.push((assignment, end, None)),
+                }
             }
             // Together: each takes a lock that the client's thread needs for what it reads.
             spent.clear();

@@ -20,6 +20,7 @@ use crate::identity::{LOGGED, TopicIds};
 use crate::isolation::is_of_a_record;
 use crate::options::{GroupProtocol, Sasl, Settings};
 use crate::tls::setting_up;
+use crate::unreadable::Unreadable;
 
 /// What every handle shares.
 #[derive(Clone)]
@@ -38,6 +39,8 @@ pub(crate) struct Context {
     refusal: Mutex<Option<KafkaError>>,
     pub(crate) ids: TopicIds,
     pub(crate) brokers: Brokers,
+    /// The batch that could not be unpacked last.
+    pub(crate) unreadable: Unreadable,
 }
 
 /// How long a handle waits for its first token, and how long at once.
@@ -115,6 +118,7 @@ impl Clients {
             refusal: Mutex::default(),
             ids: TopicIds::default(),
             brokers: Brokers::default(),
+            unreadable: Unreadable::default(),
         }
     }
 
@@ -281,6 +285,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.unreadable.note(reason);
         self.cluster.error(&error, reason);
     }
 

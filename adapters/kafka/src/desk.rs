@@ -66,10 +66,12 @@ impl Desk {
     }
 
     /// Takes in what was read; what was read for an assignment that ended is let go.
-    pub(crate) fn read(&mut self, read: impl Iterator<Item = (u16, i64, Kept)>) {
+    pub(crate) fn read(&mut self, read: impl Iterator<Item = (u16, i64, Option<Kept>)>) {
         for (assignment, offset, message) in read {
-            if let Some(partition) = self.partition(assignment) {
-                partition.read(offset, message);
+            match (self.partition(assignment), message) {
+                (Some(partition), Some(message)) => partition.read(offset, message),
+                (Some(partition), None) => partition.pass_to(offset),
+                (None, _) => {}
             }
         }
     }

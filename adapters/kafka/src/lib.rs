@@ -112,6 +112,7 @@
 //! | `max-payload=1048576` | `max_payload` | the topics' `max.message.bytes`, which those that are created get where it is more than the default |
 //! | `group-protocol=classic` | `group_protocol` | or `consumer` (KIP-848; an older broker than Kafka 4 gives it nothing, with a warning) |
 //! | `session-timeout=10s` | `session_timeout` | how long a killed process's messages wait; 6 s or more |
+//! | `unreadable=stop` | `unreadable` | what becomes of a batch that cannot be unpacked: `stop` or `skip` |
 //! | | `native_option` | any option of librdkafka |
 //!
 //! A session of the `consumer` protocol is the broker's (`group.consumer.session.timeout.ms`, 45 s).
@@ -159,7 +160,7 @@ use std::sync::Arc;
 use anybroker_core::{BrokerUrl, Result};
 
 pub use broker::KafkaBroker;
-pub use options::{GroupProtocol, KafkaBuilder, Sasl};
+pub use options::{GroupProtocol, KafkaBuilder, Sasl, UnreadableBatches};
 pub use rdkafka;
 
 /// Connects to `kafka://user:password@host:port,host:port?option=value`, or `kafka+ssl://`.

@@ -1,10 +1,13 @@
 //! A process's membership in a group: what the client calls back on the reader's own thread.
 
+use std::cmp::Reverse;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anybroker_core::{Error, ErrorKind, Result, RetryClass};
+use anybroker_core::{
+    Confirmation, Envelope, Error, ErrorKind, Failure, Hop, Result, RetryClass, now,
+};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -13,7 +16,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
-use crate::arrivals::Arrival;
+use crate::arrivals::{Arrival, What};
 use crate::ask::ANSWER;
 use crate::cluster::Cluster;
 use crate::commands::Commands;
@@ -23,13 +26,13 @@ use crate::handle::{Brokers, WITHOUT_BROKERS};
 use crate::identity::TopicIds;
 use crate::message::read;
 use crate::names::Names;
-use crate::options::GroupProtocol;
+use crate::options::{GroupProtocol, UnreadableBatches};
 use crate::partition::{Kept, Partition};
 use crate::position::Position;
-use crate::publish::Publisher;
+use crate::publish::{Publisher, Record, Waiting};
 use crate::topology::{Topology, offsets};
 use crate::trial::Court;
-use crate::unreadable::{self, Unreadable};
+use crate::unreadable::Unreadable;
 
 /// How long handlers may take to finish what they run when a partition goes to another process.
 const HANDOVER: Duration = Duration::from_secs(10);
@@ -46,6 +49,7 @@ pub(crate) struct GroupSettings {
     pub(crate) ordered: bool,
     pub(crate) limit: Option<u32>,
     pub(crate) protocol: GroupProtocol,
+    pub(crate) unreadable: UnreadableBatches,
     /// To move on what would be waited for.
     pub(crate) publisher: Arc<Publisher>,
     /// To ask which topics these are.
@@ -54,7 +58,7 @@ pub(crate) struct GroupSettings {
 }
 
 /// A partition, and the number of its assignment.
-type Assigned = (Arc<str>, i32, u16);
+pub(crate) type Assigned = (Arc<str>, i32, u16);
 
 /// What the client calls back, on the reader's own thread.
 pub(crate) struct GroupContext {
@@ -67,7 +71,7 @@ pub(crate) struct GroupContext {
     failure: Mutex<Option<Error>>,
     pub(crate) ids: TopicIds,
     brokers: Brokers,
-    unreadable: Unreadable,
+    pub(crate) unreadable: Unreadable,
     cluster: Arc<Cluster>,
 }
 
@@ -114,7 +118,7 @@ impl GroupContext {
         let number = message.partition();
         let is_from = |known: &&Assigned| known.1 == number && *known.0 == *message.topic();
         let assignment = self.assigned().iter().find(is_from)?.2;
-        Some(Arrival { assignment, message })
+        Some(Arrival { assignment, what: What::Message(message) })
     }
 
     /// Reads what has arrived.
@@ -209,26 +213,40 @@ impl GroupContext {
         Ok(())
     }
 
-    /// Says which partition stands before a batch that cannot be unpacked. The client tries it again
-    /// and again, and reads the others meanwhile.
-    fn stands_before(&self, offset: i64, reason: &str) {
-        if !self.unreadable.is_news(offset) {
-            return;
-        }
+    /// Which partitions may stand before a batch that cannot be unpacked, the likeliest first: the
+    /// client does not say which it is.
+    pub(crate) fn standing_before(&self, batch: i64) -> Vec<Assigned> {
         let desk = self.desk();
-        // The client does not say which; mostly one has read so far.
-        let nearest = desk.partitions.iter().filter(|one| one.next_read() <= offset);
-        let nearest = nearest.max_by_key(|one| one.next_read()).map(|one| one.next_read());
-        let stands = desk.partitions.iter().filter(|one| Some(one.next_read()) == nearest);
-        let partitions: Vec<_> =
-            stands.map(|one| format!("{}[{}]", one.topic, one.number)).collect();
-        tracing::error!(
-            group = self.group.names.group,
-            partition = partitions.join(" or "),
-            offset,
-            cause = reason,
-            "a batch cannot be unpacked, and its partition stands before it; the others go on. Read past it by setting the group's offset behind it (kafka-consumer-groups --reset-offsets), or let the client take more (receive.message.max.bytes)"
+        let stands = desk.partitions.iter().filter(|one| one.next_read() <= batch);
+        let assigned = |one: &Partition| (Arc::clone(&one.topic), one.number, one.id);
+        let mut stands: Vec<_> = stands.map(|one| (one.next_read(), assigned(one))).collect();
+        stands.sort_by_key(|(next, _)| Reverse(*next));
+        stands.into_iter().map(|(_, assigned)| assigned).collect()
+    }
+
+    /// Stores a dead letter that says where a batch is that was passed over; blocks.
+    pub(crate) fn point_to(
+        &self,
+        (topic, number): (&str, i32),
+        batch: i64,
+        end: i64,
+    ) -> Result<()> {
+        let names = &self.group.names;
+        let place = format!(
+            r#"{{"topic":{topic:?},"partition":{number},"offset":{batch},"behind":{end}}}"#
         );
+        let id = format!("{topic}[{number}]@{batch}");
+        let envelope = Envelope::new(self.group.default_type.clone(), place).with_id(id);
+        let error = format!("the batch at offset {batch} of {topic}[{number}] cannot be unpacked");
+        let origin = self.group.default_type.clone();
+        let failure = Failure::new("unreadable", error, origin, names.group.clone(), now());
+        let hop = Hop { failure: Some(Box::new(failure)), ..Hop::default() };
+        let (confirmer, confirmation) = Confirmation::channel();
+        let waiting = Waiting::Publisher(confirmer);
+        let dead_letters = names.dead_letters.as_str().into();
+        let publisher = &self.group.publisher;
+        publisher.send(Record::new(dead_letters, Arc::new(envelope), hop, waiting));
+        publisher.runtime.block_on(confirmation)
     }
 
     /// Asks until there is an answer, for as long as the broker would wait for it.
@@ -340,9 +358,7 @@ impl ClientContext for GroupContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if let Some(offset) = unreadable::offset_of(reason) {
-            self.stands_before(offset, reason);
-        }
+        self.unreadable.note(reason);
         self.cluster.error(&error, reason);
     }
 

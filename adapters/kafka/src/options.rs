@@ -31,6 +31,7 @@ pub(crate) struct Settings {
     pub(crate) partitions: u16,
     pub(crate) replication: Option<u16>,
     pub(crate) protocol: GroupProtocol,
+    pub(crate) unreadable: UnreadableBatches,
     pub(crate) session_timeout: Duration,
     pub(crate) sasl: Sasl,
     pub(crate) token: Option<TokenProvider>,
@@ -47,6 +48,18 @@ pub enum GroupProtocol {
     /// default: for so long a killed consumer's messages wait. An older broker gives such a
     /// consumer nothing, without an error; a warning says so after 10 s.
     Consumer,
+}
+
+/// What becomes of a batch that the client cannot unpack: it is broken, or larger than
+/// `receive.message.max.bytes` once it is unpacked. In both cases a line at ERROR names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnreadableBatches {
+    /// Its partition stands before it until somebody sees to it, and nothing is lost.
+    #[default]
+    Stop,
+    /// It is passed over: the group never handles its messages. A dead letter with the reason
+    /// `unreadable` says where it is in the topic, for as long as that keeps it.
+    Skip,
 }
 
 /// How user and password are shown to the broker.
@@ -72,6 +85,7 @@ impl Default for KafkaBuilder {
             partitions: 4,
             replication: None,
             protocol: GroupProtocol::Classic,
+            unreadable: UnreadableBatches::Stop,
             session_timeout: Duration::from_secs(10),
             sasl: Sasl::Plain,
             token: None,
@@ -105,6 +119,10 @@ impl KafkaBuilder {
             [("classic", GroupProtocol::Classic), ("consumer", GroupProtocol::Consumer)];
         if let Some(protocol) = url.choice("group-protocol", &protocols)? {
             settings.protocol = protocol;
+        }
+        let choices = [("stop", UnreadableBatches::Stop), ("skip", UnreadableBatches::Skip)];
+        if let Some(unreadable) = url.choice("unreadable", &choices)? {
+            settings.unreadable = unreadable;
         }
         if let Some(timeout) = url.duration("session-timeout")? {
             settings.session_timeout = timeout;
@@ -150,6 +168,12 @@ impl KafkaBuilder {
     /// Sets how members of a group share partitions; [`GroupProtocol::Classic`] unless set.
     pub fn group_protocol(mut self, protocol: GroupProtocol) -> Self {
         self.0.protocol = protocol;
+        self
+    }
+
+    /// Sets what becomes of batches that cannot be unpacked; [`UnreadableBatches::Stop`] unless set.
+    pub fn unreadable(mut self, batches: UnreadableBatches) -> Self {
+        self.0.unreadable = batches;
         self
     }
 

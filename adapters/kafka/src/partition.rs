@@ -164,6 +164,12 @@ impl Partition {
         }
     }
 
+    /// Goes on from this offset: there is nothing to read before it.
+    pub(crate) fn pass_to(&mut self, offset: i64) {
+        self.next = self.next.max(offset);
+        self.dirty = true;
+    }
+
     /// How often a message may have come back of which the commit says nothing: nobody is given up
     /// for what is only possible.
     fn possible(&self, offset: i64, hop: Option<&Hop>) -> u32 {

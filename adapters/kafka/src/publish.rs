@@ -29,7 +29,7 @@ pub(crate) struct Publisher {
     overflow: Arc<Overflow>,
     isolation: Arc<Isolation>,
     pub(crate) timeout: Duration,
-    runtime: runtime::Handle,
+    pub(crate) runtime: runtime::Handle,
 }
 
 /// A message to be stored.

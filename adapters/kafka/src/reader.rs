@@ -3,10 +3,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anybroker_core::{Error, ErrorKind, Result, RetryClass};
+use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::arrivals::{Arrival, Arrivals, Bell, End};
+use crate::arrivals::{Arrival, Arrivals, Bell, End, What};
 use crate::ask::ANSWER;
 use crate::clerk::Clerk;
 use crate::client::Clients;
@@ -14,7 +15,8 @@ use crate::commands::{Commands, Seat};
 use crate::desk::Desk;
 use crate::error::{code, error_of, failed};
 use crate::membership::{GroupContext, GroupSettings};
-use crate::options::GroupProtocol;
+use crate::options::{GroupProtocol, UnreadableBatches};
+use crate::unreadable;
 
 /// How long the client is not asked while there is no room: it may have a rebalance to tell.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -167,11 +169,77 @@ impl<'a> Reader<'a> {
                 None if !before => break,
                 None => {}
                 Some(Ok(message)) => lot.extend(context.arrival(message)),
+                Some(Err(error)) if code(&error) == Some(RDKafkaErrorCode::BadCompression) => {
+                    lot.extend(self.pass_over());
+                }
                 Some(Err(error)) => self.failed(error)?,
             }
             before = some;
         }
         Ok(())
+    }
+
+    /// Names the batch that could not be unpacked, and passes over it where that is asked for: a dead
+    /// letter that says where it is comes first. The client reads it again and again, so that what
+    /// fails here is tried again too.
+    fn pass_over(&self) -> Option<Arrival<'a>> {
+        let context = self.consumer.context();
+        let (settings, group) = (&context.group, &context.group.names.group);
+        let batch = context.unreadable.take()?;
+        let news = context.unreadable.is_news(batch);
+        let skips = settings.unreadable == UnreadableBatches::Skip;
+        if !skips && !news {
+            return None;
+        }
+        for (topic, number, assignment) in context.standing_before(batch) {
+            let partition = format!("{topic}[{number}]");
+            match self.behind((&topic, number), batch) {
+                Ok(None) => {}
+                Ok(Some(behind)) if skips => {
+                    let passed = context.point_to((&topic, number), batch, behind);
+                    let passed = passed.and_then(|()| self.seek(&topic, number, behind));
+                    if let Err(error) = passed {
+                        tracing::warn!(%error, group, partition, "a batch could not be passed over");
+                        return None;
+                    }
+                    tracing::error!(
+                        group,
+                        partition,
+                        offset = batch,
+                        behind,
+                        "a batch cannot be unpacked: it was passed over, and a dead letter says where it is"
+                    );
+                    return Some(Arrival { assignment, what: What::Gap(behind) });
+                }
+                Ok(Some(behind)) => {
+                    tracing::error!(
+                        group,
+                        partition,
+                        offset = batch,
+                        behind,
+                        "a batch cannot be unpacked, and its partition stands before it; the others go on. Let the client take more (receive.message.max.bytes), or pass over it with unreadable=skip"
+                    );
+                    return None;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, group, partition, offset = batch, "a batch that cannot be unpacked may be here");
+                }
+            }
+        }
+        None
+    }
+
+    /// The first offset behind a batch that cannot be unpacked, if it is in this partition.
+    fn behind(&self, partition: (&str, i32), batch: i64) -> Result<Option<i64>> {
+        let group = &self.consumer.context().group;
+        let asked = self.consumer.fetch_watermarks(partition.0, partition.1, ANSWER);
+        let (_, end) = asked.map_err(|error| failed("consume", "the end of the log", error))?;
+        unreadable::behind(&group.topology.clients, &group.names.group, partition, batch, end)
+    }
+
+    fn seek(&self, topic: &str, number: i32, offset: i64) -> Result<()> {
+        let sought = self.consumer.seek(topic, number, Offset::Offset(offset), ANSWER);
+        sought.map_err(|error| failed("consume", "passing over a batch", error))
     }
 
     fn failed(&self, error: KafkaError) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anybroker_core::cloudevents::write_attributes;
@@ -9,13 +10,13 @@ use anybroker_core::{
     BoxError, Broker, DeadLetterFilter, Destination, Envelope, Hop, Message as Handled, Outcome,
     Queue, Redrive, Subscription, Topic, Worker,
 };
-use anybroker_kafka::KafkaBroker;
 use anybroker_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
 use anybroker_kafka::rdkafka::message::{Header, Headers, OwnedHeaders};
 use anybroker_kafka::rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use anybroker_kafka::rdkafka::{Message, Offset, TopicPartitionList};
+use anybroker_kafka::{KafkaBroker, UnreadableBatches};
 use anybroker_testkit::Log;
-use support::{ack, connect, connect_single, receive, send, unique};
+use support::{ack, builder, connect_single, receive, send, unique};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tower::service_fn;
@@ -327,44 +328,90 @@ async fn a_record_that_looks_like_a_mark_of_a_redrive_hides_no_dead_letter() {
     }
 }
 
-/// 90 MiB of zeros take 3 KB on the wire, and no client unpacks them.
+/// A connection that takes no more than 2 MB at once, unpacked too.
+async fn narrow(unreadable: UnreadableBatches) -> Arc<KafkaBroker> {
+    let builder = builder().unreadable(unreadable).partitions(2);
+    let builder = builder.native_option("fetch.max.bytes", "1000000");
+    let builder = builder.native_option("receive.message.max.bytes", "2000000");
+    builder.connect().await.expect("a connection")
+}
+
+/// Puts messages into a partition, in one batch.
+fn put_together(broker: &KafkaBroker, topic: &str, partition: i32, payloads: &[&[u8]]) {
+    let mut config = broker.client_config();
+    config.set("compression.type", "zstd").set("message.max.bytes", "100000000");
+    config.set("batch.size", "100000000").set("linger.ms", "200");
+    let producer: BaseProducer = config.create().expect("a producer");
+    for payload in payloads {
+        let record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).payload(*payload);
+        producer.send(record.partition(partition)).expect("a queued message");
+    }
+    producer.flush(SECONDS).expect("stored");
+}
+
+/// Zeros take next to nothing on the wire, and more than a client takes once they are unpacked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_cannot_be_unpacked_stops_its_partition_alone_and_is_named() {
     let log = Log::keep();
-    let broker = connect().await;
+    let broker = narrow(UnreadableBatches::Stop).await;
     let name = unique("bomb");
     let subscription = Subscription::queue(name.clone());
     broker.declare(&subscription).await.expect("a queue");
-    let mut config = broker.client_config();
-    config.set("compression.type", "zstd").set("message.max.bytes", "100000000");
-    let producer: BaseProducer = config.create().expect("a producer");
-    let to = |partition, payload: &[u8]| {
-        let record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&name).payload(payload);
-        producer.send(record.partition(partition)).expect("a queued message");
-        producer.flush(SECONDS).expect("stored");
-    };
-    to(0, b"before");
-    to(0, &vec![0; 90 << 20]);
-    to(0, b"behind");
+    let zeros = vec![0; 3 << 20];
+    for payload in [&b"before"[..], &zeros, b"behind"] {
+        put_together(&broker, &name, 0, &[payload]);
+    }
+    put_together(&broker, &name, 1, &[b"beside"]);
     let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
-    to(1, b"beside");
     let mut received = Vec::new();
     for _ in 0..2 {
         let delivery = receive(&mut consumer).await;
-        received.push(delivery.envelope().payload.clone());
+        received.push(String::from_utf8_lossy(&delivery.envelope().payload).into_owned());
         ack(delivery).await;
     }
     received.sort();
-    assert_eq!(received, [&b"before"[..], b"beside"]);
+    assert_eq!(received, ["before", "beside"]);
     let place = format!("{name}[0]");
-    let parts = ["ERROR", "cannot be unpacked", &place, "offset=1"];
+    let parts = ["ERROR", "cannot be unpacked", &place, "offset=1 behind=2"];
     let end = Instant::now() + SECONDS;
     while log.lines(&parts).is_empty() && Instant::now() < end {
         sleep(Duration::from_millis(50)).await;
     }
-    to(1, b"still");
+    put_together(&broker, &name, 1, &[b"still"]);
     assert_eq!(receive(&mut consumer).await.envelope().payload, &b"still"[..]);
     let depth = broker.depth(&subscription).await.expect("a depth");
     assert!(depth.ready.is_some_and(|ready| ready >= 2), "{depth:?}");
     assert_eq!(log.lines(&parts).len(), 1, "once, not at each attempt");
+}
+
+/// Batches of one and of three messages, with one between them that can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_that_cannot_be_unpacked_are_passed_over_where_that_is_asked_for() {
+    let broker = narrow(UnreadableBatches::Skip).await;
+    let name = unique("bombs");
+    let subscription = Subscription::queue(name.clone());
+    broker.declare(&subscription).await.expect("a queue");
+    let zeros = vec![0; 3 << 20];
+    let batches: [&[&[u8]]; 5] =
+        [&[b"before"], &[&zeros], &[b"between"], &[&zeros, &zeros, &zeros], &[b"behind"]];
+    for batch in batches {
+        put_together(&broker, &name, 1, batch);
+    }
+    let mut consumer = broker.consume(&subscription, 10).await.expect("a consumer");
+    for payload in ["before", "between", "behind"] {
+        let delivery = receive(&mut consumer).await;
+        assert_eq!(String::from_utf8_lossy(&delivery.envelope().payload), payload);
+        ack(delivery).await;
+    }
+    let all = DeadLetterFilter::all().reason("unreadable");
+    let peek = broker.dead_letters(&subscription, &all, 10).await.expect("a look");
+    let place = |offset, behind| {
+        format!(r#"{{"topic":"{name}","partition":1,"offset":{offset},"behind":{behind}}}"#)
+    };
+    let text = |payload: &[u8]| String::from_utf8_lossy(payload).into_owned();
+    let found: Vec<_> = peek.entries.iter().map(|one| text(&one.envelope.payload)).collect();
+    assert_eq!(found, [place(1, 2), place(3, 6)]);
+    consumer.close().await.expect("a close");
+    let depth = broker.depth(&subscription).await.expect("a depth");
+    assert_eq!((depth.ready, depth.in_flight), (Some(0), Some(0)), "it is committed past them");
 }
