@@ -12,11 +12,17 @@ use crate::scenario::Part;
 const PATIENCE: Duration = Duration::from_mins(1);
 const MOST: usize = 100_000;
 
-/// Notes what is in the dead-letter queues, once nobody consumes any more.
+/// Notes what is in the dead-letter queues, once nobody consumes any more, and says what is left
+/// elsewhere: a message that was not handled may be lost, or only stuck.
 pub(super) async fn note(stage: &Stage, parts: &[Part]) -> Result<(), BoxError> {
     let broker = stage.connect().await?;
     for subscription in parts.iter().flat_map(|part| part.subscriptions()) {
         let end = Instant::now() + PATIENCE;
+        let depth = broker.depth(&subscription).await?;
+        let left = [depth.ready, depth.in_flight, depth.delayed].into_iter().flatten().sum::<u64>();
+        if left > 0 {
+            eprintln!("{} is not empty: {depth:?}", subscription.group_name());
+        }
         // Those of one message that was given up twice differ by the ids of their copies.
         let mut known = HashSet::new();
         loop {
