@@ -95,8 +95,8 @@ impl Broker {
             (Self::Redis, "8") => Redis::new(RedisVersion::V8).launch(),
             (Self::Redis, "7.0") => Redis::new(RedisVersion::V7_0).launch(),
             (Self::Redis, _) => Redis::new(RedisVersion::Valkey9).launch(),
-            (Self::Rabbitmq, "4.3") => RabbitMq::new(RabbitMqVersion::V4_3).launch(),
-            (Self::Rabbitmq, _) => RabbitMq::new(RabbitMqVersion::V3_10).launch(),
+            (Self::Rabbitmq, "4.3") => rabbitmq(RabbitMqVersion::V4_3).launch(),
+            (Self::Rabbitmq, _) => rabbitmq(RabbitMqVersion::V3_10).launch(),
             (Self::Kafka, "4.3") => Kafka::new().advertise(port).launch(),
             (Self::Kafka, _) => Kafka::new().version(KafkaVersion::V3_9).advertise(port).launch(),
             (_, "ministack") => Sns::new().launch(),
@@ -125,6 +125,12 @@ impl Broker {
             options,
         })
     }
+}
+
+/// A server that tries again after seconds what it could not move out of a delay queue, as when it
+/// has just started: after three minutes, its own time, nobody would wait for the message.
+fn rabbitmq(version: RabbitMqVersion) -> RabbitMq {
+    RabbitMq::new(version).advanced("{dead_letter_worker_publisher_confirm_timeout, 5000}")
 }
 
 impl Site {

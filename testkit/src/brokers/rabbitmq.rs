@@ -25,6 +25,7 @@ pub struct RabbitMq {
     password: String,
     has_tls: bool,
     config: String,
+    advanced: Vec<String>,
 }
 
 impl RabbitMq {
@@ -36,6 +37,7 @@ impl RabbitMq {
             password: "guest".to_owned(),
             has_tls: false,
             config: String::new(),
+            advanced: Vec::new(),
         }
     }
 
@@ -57,6 +59,13 @@ impl RabbitMq {
     pub fn config(mut self, line: &str) -> Self {
         self.config.push_str(line);
         self.config.push('\n');
+        self
+    }
+
+    /// What only `advanced.config` can say of the application `rabbit`, an Erlang term such as
+    /// `{dead_letter_worker_publisher_confirm_timeout, 5000}`.
+    pub fn advanced(mut self, term: &str) -> Self {
+        self.advanced.push(term.to_owned());
         self
     }
 
@@ -159,6 +168,7 @@ impl Recipe for RabbitMq {
         }
         config.push_str(&self.config);
         site.write("rabbitmq.conf", &config)?;
+        site.write("advanced.config", &format!("[{{rabbit, [{}]}}].\n", self.advanced.join(", ")))?;
         site.write("enabled_plugins", "[].\n").map(drop)
     }
 
@@ -215,9 +225,10 @@ impl Recipe for RabbitMq {
 
 /// What a container needs as well: there, the image sets the rest.
 fn environment(site: &Site) -> Vec<(&'static str, String)> {
-    let config = site.folder.join("rabbitmq.conf").display().to_string();
+    let file = |name: &str| site.folder.join(name).display().to_string();
     vec![
-        ("RABBITMQ_CONFIG_FILE", config),
+        ("RABBITMQ_CONFIG_FILE", file("rabbitmq.conf")),
+        ("RABBITMQ_ADVANCED_CONFIG_FILE", file("advanced.config")),
         ("RABBITMQ_NODENAME", format!("anybroker-{}@localhost", site.port())),
     ]
 }
