@@ -65,6 +65,8 @@ async fn a_paid_order_asks_for_a_mail() -> Result<(), BoxError> {
     let report = lab.run(|_, _| Ok(()), async || lab.mails() == 1).await?;
     let mail = SendMail { order: 7, text: "thank you for 995 cents".to_owned() };
     assert_eq!(lab.recorder.published_as::<SendMail>()?, [mail]);
+    let [order, mail] = &lab.recorder.published()[..] else { panic!("an order and a mail") };
+    assert_eq!(mail.envelope.causation_id.as_ref(), Some(&order.envelope.id));
     assert_eq!((report.handled, report.retried, report.dead_lettered), (1, 0, 0));
     Ok(())
 }

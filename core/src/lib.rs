@@ -7,6 +7,7 @@ pub mod adapter;
 mod batch;
 mod broker;
 mod capabilities;
+mod cause;
 mod clock;
 pub mod cloudevents;
 mod codec;

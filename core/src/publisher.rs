@@ -10,6 +10,7 @@ use futures_util::future::{FutureExt, TryFutureExt, join_all};
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt};
 
+use crate::cause;
 use crate::{
     BoxError, Broker, Confirmation, Destination, Envelope, Error, ErrorKind, Outgoing, Producer,
     Result, RetryClass, TypedMessage,
@@ -47,6 +48,10 @@ impl Publisher {
     /// Publishes a typed message to its own destination, unless told otherwise with
     /// [`to`](Publish::to). Resolves when the broker has it durably.
     ///
+    /// In a handler, though not in a task that it spawns, the message says what led to it: its
+    /// causation id is the id of the message that is handled, its correlation id that one's, or its
+    /// id where it has none.
+    ///
     /// # Cancel safety
     /// As [`Producer::send`]: once awaited or [started](Publish::start) it goes on, through all
     /// layers, whether or not anybody waits for the answer.
@@ -54,8 +59,10 @@ impl Publisher {
     /// # Errors
     /// As [`Producer::send`], and `Invalid` when the message cannot be encoded.
     pub fn publish<T: TypedMessage>(&self, message: &T) -> Publish<'_> {
-        let outgoing =
-            message.to_envelope().map(|envelope| Outgoing::new(T::destination(), envelope));
+        let outgoing = message.to_envelope().map(|mut envelope| {
+            cause::attribute(&mut envelope);
+            Outgoing::new(T::destination(), envelope)
+        });
         Publish { publisher: self, outgoing }
     }
 

@@ -219,7 +219,7 @@ impl<'a> Reader<'a> {
                         behind,
                         "a batch cannot be unpacked, and its partition stands before it; the others go on. Let the client take more (receive.message.max.bytes), or pass over it with unreadable=skip"
                     );
-                    return None;
+                    // Another may stand at the same offset.
                 }
                 Err(error) => {
                     tracing::warn!(%error, group, partition, offset = batch, "a batch that cannot be unpacked may be here");

@@ -25,6 +25,7 @@ use super::source::Source;
 use super::standstill::Standstill;
 use super::timer::Timer;
 use super::window::Window;
+use crate::cause::while_handling;
 use crate::handler::{caught, panicked};
 use crate::{BoxError, Delivery, Error, ErrorKind, Message, Outcome, Result, Subscription};
 
@@ -120,7 +121,7 @@ where
             subscription,
             source,
             slots: Slots::new(concurrency, Arc::clone(&pulse), |held| {
-                &held.delivery.envelope().r#type
+                Some(held.delivery.envelope())
             }),
             queue: VecDeque::new(),
             parked: Parked::default(),
@@ -291,9 +292,9 @@ where
             );
             let kind = || held.delivery.envelope().r#type.clone().into_owned();
             // A panic of `call` must cost its own message an attempt, and no other one anything.
-            let called = self
-                .pulse
-                .step(kind, || catch_unwind(AssertUnwindSafe(|| self.service.call(message))));
+            let envelope = Arc::clone(held.delivery.envelope());
+            let call = || while_handling(Some(&envelope), || self.service.call(message));
+            let called = self.pulse.step(kind, || catch_unwind(AssertUnwindSafe(call)));
             match called {
                 Ok(future) => {
                     if let Some((held, answer)) = self.slots.start(future, held) {

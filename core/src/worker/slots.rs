@@ -9,6 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::task::coop::has_budget_remaining;
 
 use super::pulse::Pulse;
+use crate::Envelope;
+use crate::cause::while_handling;
 
 /// A table of running futures, each with a value beside it. Slots keep their allocation and their
 /// waker, so that starting a future allocates nothing once the table is warm.
@@ -19,8 +21,8 @@ pub(super) struct Slots<F, T> {
     scratch: Vec<usize>,
     limit: usize,
     pulse: Arc<Pulse>,
-    /// What a value says of the message that its future handles.
-    kind: fn(&T) -> &str,
+    /// The message that a value's future handles.
+    envelope: fn(&T) -> Option<&Arc<Envelope>>,
 }
 
 struct Slot<F, T> {
@@ -34,7 +36,11 @@ struct Slot<F, T> {
 pub(super) type Answer<O> = Result<O, Box<dyn Any + Send>>;
 
 impl<F: Future, T> Slots<F, T> {
-    pub(super) fn new(limit: usize, pulse: Arc<Pulse>, kind: fn(&T) -> &str) -> Self {
+    pub(super) fn new(
+        limit: usize,
+        pulse: Arc<Pulse>,
+        envelope: fn(&T) -> Option<&Arc<Envelope>>,
+    ) -> Self {
         Self {
             table: Vec::new(),
             free: Vec::new(),
@@ -42,7 +48,7 @@ impl<F: Future, T> Slots<F, T> {
             scratch: Vec::new(),
             limit,
             pulse,
-            kind,
+            envelope,
         }
     }
 
@@ -112,13 +118,14 @@ impl<F: Future, T> Slots<F, T> {
         let slot = &mut self.table[index];
         slot.flag.queued.store(false, Ordering::Release);
         let Slot { future, waker, value, .. } = slot;
-        let kind = || value.as_ref().map(self.kind).unwrap_or_default().to_owned();
+        let envelope = value.as_ref().and_then(self.envelope);
+        let kind = || envelope.map_or("", |envelope| &*envelope.r#type).to_owned();
         // A wake-up that was meant for the slot's former future finds the slot empty or polls the
         // new one for nothing.
         let polled = self.pulse.step(kind, || {
             catch_unwind(AssertUnwindSafe(|| {
                 let future = future.as_mut().as_pin_mut()?;
-                Some(future.poll(&mut Context::from_waker(waker)))
+                Some(while_handling(envelope, || future.poll(&mut Context::from_waker(waker))))
             }))
         });
         let answer = match polled {
@@ -197,7 +204,7 @@ mod tests {
     use super::*;
 
     fn slots<F: Future, T>(limit: usize) -> Slots<F, T> {
-        Slots::new(limit, Pulse::start("test".to_owned()), |_| "test")
+        Slots::new(limit, Pulse::start("test".to_owned()), |_| None)
     }
 
     #[test]
