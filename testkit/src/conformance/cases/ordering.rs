@@ -86,7 +86,7 @@ async fn messages_sent_one_after_the_other_arrive_in_that_order(lab: Lab) -> Che
 /// The first ones wait until the destination is declared, and those that are sent while they are
 /// handed on do not pass them.
 async fn messages_sent_while_their_destination_is_declared_keep_their_order(lab: Lab) -> Checked {
-    const MOST: usize = 4_000;
+    const MOST: usize = 1_000;
     let queue = lab::queue().ordered();
     lab.broker().declare(&Subscription::queue(queue.clone())).await?;
     let other = lab.reconnected().await?;
