@@ -7,7 +7,6 @@ use anybroker_core::Confirmer;
 use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
-use tokio::time::sleep;
 
 use crate::settle::{How, stale};
 
@@ -129,8 +128,8 @@ impl Acks {
         self.writing.push((write, confirmers));
     }
 
+    /// Closes the channel, once what was acknowledged is [settled](SETTLING).
     pub(crate) async fn close(self) {
-        sleep(SETTLING).await;
         // It is closed, or closes with its connection, if this fails.
         let _ = self.channel.close(200, "OK".into()).await;
     }

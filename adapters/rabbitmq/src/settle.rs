@@ -11,7 +11,7 @@ use lapin::Channel;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
-use crate::acks::Acks;
+use crate::acks::{Acks, SETTLING};
 use crate::error::BROKER;
 use crate::group::{Group, LAST_TIER};
 use crate::message::Received;
@@ -446,12 +446,20 @@ impl Writer {
                 confirmer.confirm(Err(stale()));
             }
         }
-        if ended {
-            for runs in &self.runs {
-                runs.end().await;
+        if self.runs.is_empty() {
+            drop(closing);
+            sleep(SETTLING).await;
+        } else {
+            sleep(SETTLING).await;
+            // Last of all: what comes until the channel closes comes back, and of what came before
+            // this it is written that no handler saw it.
+            if ended {
+                for runs in &self.runs {
+                    runs.end().await;
+                }
             }
+            drop(closing);
         }
-        drop(closing);
         self.acks.close().await;
     }
 }
