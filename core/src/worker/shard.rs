@@ -292,8 +292,8 @@ where
             );
             let kind = || held.delivery.envelope().r#type.clone().into_owned();
             // A panic of `call` must cost its own message an attempt, and no other one anything.
-            let envelope = Arc::clone(held.delivery.envelope());
-            let call = || while_handling(Some(&envelope), || self.service.call(message));
+            let envelope = held.delivery.envelope();
+            let call = || while_handling(Some(envelope), || self.service.call(message));
             let called = self.pulse.step(kind, || catch_unwind(AssertUnwindSafe(call)));
             match called {
                 Ok(future) => {
