@@ -25,7 +25,7 @@ pub(crate) enum Fault {
     BlackHole,
     /// Lets requests through, swallows their answers, and cuts
     LostAnswers,
-    /// Holds everything on its way, up to 100 ms in each direction; explains nothing
+    /// Holds everything on its way, up to 300 ms in each direction (Kafka, RabbitMQ: 100 ms); explains nothing
     Latency,
     /// Kills a consumer's process (-9), and starts another
     KillConsumer,

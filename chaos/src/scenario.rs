@@ -13,10 +13,6 @@ use tokio::time::sleep;
 
 /// How long a publish may take.
 pub(crate) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(4);
-/// The longest latency, in each direction, with which nothing may fail: as between continents. A
-/// process that connects and declares what it needs asks up to twenty times in turn, and has the
-/// publish timeout for it.
-pub(crate) const LATENCY: Duration = Duration::from_millis(100);
 /// How long a delivery is hidden, where deliveries are leased.
 pub(crate) const LEASE: Duration = Duration::from_secs(5);
 /// After how long a killed member leaves its group, where there are sessions: the least there is.

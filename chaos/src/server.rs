@@ -37,6 +37,8 @@ pub(crate) struct Site {
     pub(crate) url: String,
     pub(crate) server: Server,
     broker: Broker,
+    /// The longest latency, in each direction, with which nothing may fail.
+    pub(crate) latency: Duration,
     /// The only way there is, where the server tells its clients where to connect.
     shared: Option<Proxy>,
     options: String,
@@ -116,11 +118,17 @@ impl Broker {
             _ => String::new(),
         };
         let options = format!("?connect=wait{own}");
+        // Kafka's client has five requests on their way at once, and needs one for each partition:
+        // with the ten of the scenario a publish takes as long as some of them in turn. A process of
+        // RabbitMQ that connects and declares asks some twenty times in turn, and may publish only
+        // then: with twice 300 ms for each, that is three times the publish timeout.
+        let latency = if matches!(self, Self::Kafka | Self::Rabbitmq) { 100 } else { 300 };
         Ok(Site {
             name: format!("{self:?} {version}").to_lowercase(),
             url,
             server,
             broker: self,
+            latency: Duration::from_millis(latency),
             shared,
             options,
         })

@@ -13,7 +13,6 @@ use super::stage::{CONSUMER, PUBLISHER, Stage};
 use crate::clock;
 use crate::fault::{Fault, Place};
 use crate::plan::Step;
-use crate::scenario::LATENCY;
 
 impl Stage {
     /// Does the steps of a plan at their times, until it is told to end.
@@ -88,7 +87,7 @@ impl Stage {
                 }
             }
             Fault::Latency => {
-                let latency = LATENCY.mul_f64(rng.f64());
+                let latency = self.latency().await.mul_f64(rng.f64());
                 self.with_ways(None, |way| way.slow(latency)).await;
                 wait(hold, end).await;
                 self.with_ways(None, Proxy::pass).await;

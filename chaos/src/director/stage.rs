@@ -252,6 +252,10 @@ impl Stage {
         }
     }
 
+    pub(super) async fn latency(&self) -> Duration {
+        self.site.lock().await.latency
+    }
+
     /// Mends whatever may still be broken.
     pub(super) async fn heal(&self) -> Result<(), BoxError> {
         self.with_ways(None, Proxy::pass).await;

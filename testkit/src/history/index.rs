@@ -197,7 +197,7 @@ impl History {
     ) -> usize {
         let meets = |one: &Disturbance| match process {
             Some(process) => one.meets(process),
-            None => one.on.is_empty() || one.on.iter().any(|one| self.handlers.contains(one)),
+            None => self.meets_handlers(one),
         };
         let interrupts = |one: &&Disturbance| {
             one.harm != Harm::None && meets(one) && one.reaches(from, to, aftermath)
@@ -213,9 +213,15 @@ impl History {
         self.disturbances.values().filter(is_outage).count()
     }
 
-    /// How many leases ran out one after the other, within this time, while something was wrong.
+    fn meets_handlers(&self, one: &Disturbance) -> bool {
+        one.on.is_empty() || one.on.iter().any(|one| self.handlers.contains(one))
+    }
+
+    /// How many leases ran out one after the other, within this time, while something was wrong with
+    /// those that handle messages.
     pub(super) fn leases(&self, (from, to): (Duration, Duration), lease: Duration) -> usize {
-        let interrupting = self.disturbances.values().filter(|one| one.harm != Harm::None);
+        let interrupts = |one: &&Disturbance| one.harm != Harm::None && self.meets_handlers(one);
+        let interrupting = self.disturbances.values().filter(interrupts);
         let fitting = |one: &Disturbance| {
             let end = one.to.map_or(to, |healed| healed.min(to));
             end.saturating_sub(one.from.max(from)).as_nanos() / lease.as_nanos().max(1)

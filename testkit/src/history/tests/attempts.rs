@@ -67,18 +67,19 @@ fn an_end_of_all_consumers_counts_once_for_each_where_the_broker_counts_so() {
 
 #[test]
 fn an_answer_that_is_lost_counts_once_for_each_lease_where_the_broker_counts_hand_outs() {
-    let attempt = |attempt| {
+    let attempt_on = |on: &[&str], attempt| {
         let lines = changed(
             sound(),
             |event| matches!(event, Event::Started { .. }),
             vec![(2_000, "c", started(ONE, attempt, 1))],
         );
         let fault = vec![
-            (1_500, "director", disturbed(1, &[], Harm::Interrupts)),
+            (1_500, "director", disturbed(1, on, Harm::Interrupts)),
             (1_950, "director", Event::Healed { number: 1 }),
         ];
         with(lines, fault)
     };
+    let attempt = |attempt| attempt_on(&[], attempt);
     let judged = |millis, lines| {
         let checker = Checker::new(AFTERMATH).group(GROUP, "q", false);
         judge_by(&checker.counts_each_lease(Duration::from_millis(millis)), lines).0
@@ -86,6 +87,11 @@ fn an_answer_that_is_lost_counts_once_for_each_lease_where_the_broker_counts_han
     assert!(judged(200, attempt(4)).is_empty(), "at once, and after each of two leases");
     assert_eq!(judged(200, attempt(5)), [Wrong::Attempts], "and not a third");
     assert_eq!(judged(500, attempt(3)), [Wrong::Attempts], "it lasted no lease");
+    assert_eq!(
+        judged(200, attempt_on(&["p"], 2)),
+        [Wrong::Attempts],
+        "a publisher receives nothing"
+    );
     assert_eq!(wrong(attempt(3)), [Wrong::Attempts], "other brokers count one");
 }
 
