@@ -75,7 +75,8 @@ pub(crate) fn copy(envelope: &Envelope, hop: &Hop, limit: usize) -> Result<Strin
 }
 
 /// Writes the body of a copy that is given up, or sent back, and has no room for what else is known of
-/// it: without that, or, where it is somebody else's message, as it came.
+/// it: without that, or, where it is somebody else's message, its body as it came, without the
+/// attributes beside it.
 ///
 /// # Errors
 /// `TooLarge`.

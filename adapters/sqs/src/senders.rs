@@ -119,7 +119,7 @@ impl Senders {
                     tracing::warn!(
                         id,
                         size,
-                        "a message has no room for its attempts and for why it was given up: it is stored without"
+                        "a message has no room for its attempts, its attributes and why it was given up: it is stored without"
                     );
                     message::bare(envelope, limit)
                 }
