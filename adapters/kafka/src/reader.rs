@@ -180,15 +180,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Names the batch that could not be unpacked, and passes over it where that is asked for: a dead
-    /// letter that says where it is comes first. The client reads it again and again, so that what
-    /// fails here is tried again too.
+    /// letter that says where it is comes first. The client reads it again and again; it is looked at
+    /// once in 30 s, since that takes a connection of its own.
     fn pass_over(&self) -> Option<Arrival<'a>> {
         let context = self.consumer.context();
         let (settings, group) = (&context.group, &context.group.names.group);
         let batch = context.unreadable.take()?;
-        let news = context.unreadable.is_news(batch);
         let skips = settings.unreadable == UnreadableBatches::Skip;
-        if !skips && !news {
+        if !context.unreadable.is_due(batch) {
             return None;
         }
         for (topic, number, assignment) in context.standing_before(batch) {

@@ -13,7 +13,7 @@ use crate::ask::ANSWER;
 use crate::client::{Clients, Context};
 use crate::error::{code, error_of, failed};
 
-/// How often it is said that a partition still stands.
+/// How often a batch before which a partition stands is looked at, and named.
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// The batches that a handle could not unpack, by their first offsets.
@@ -23,8 +23,8 @@ pub(crate) struct Unreadable(Mutex<Found>);
 #[derive(Default)]
 struct Found {
     last: Option<i64>,
-    /// When each was said last.
-    said: HashMap<i64, Instant>,
+    /// When each was looked at last.
+    looked: HashMap<i64, Instant>,
 }
 
 impl Unreadable {
@@ -44,15 +44,15 @@ impl Unreadable {
         self.lock().last.take()
     }
 
-    /// Whether it is time to say that there is this one: at once, and then each 30 s.
-    pub(crate) fn is_news(&self, batch: i64) -> bool {
+    /// Whether it is time to look at this one, and to name it: at once, and then each 30 s.
+    pub(crate) fn is_due(&self, batch: i64) -> bool {
         let mut found = self.lock();
-        found.said.retain(|_, at| at.elapsed() < AGAIN);
-        let news = !found.said.contains_key(&batch);
-        if news {
-            found.said.insert(batch, Instant::now());
+        found.looked.retain(|_, at| at.elapsed() < AGAIN);
+        let due = !found.looked.contains_key(&batch);
+        if due {
+            found.looked.insert(batch, Instant::now());
         }
-        news
+        due
     }
 }
 
@@ -143,6 +143,6 @@ mod tests {
         let unreadable = Unreadable::default();
         unreadable.note(said);
         assert_eq!((unreadable.take(), unreadable.take()), (Some(17), None));
-        assert!(unreadable.is_news(17) && !unreadable.is_news(17) && unreadable.is_news(18));
+        assert!(unreadable.is_due(17) && !unreadable.is_due(17) && unreadable.is_due(18));
     }
 }
